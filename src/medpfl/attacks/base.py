@@ -1,0 +1,59 @@
+"""What an attack is: a frozen configuration and a pure function from observations to reconstructions."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction
+from medpfl.core.registry import Registry
+from medpfl.core.session import NO_SESSION, Session
+
+
+class Attack(ABC):
+    """Base of all attacks: hyper-parameters only, no state.
+
+    A subclass is decorated with `pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)` and
+    registered with `@ATTACKS.register("name", summary=..., paper=..., limits=...)`.
+    """
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Named settings, at least `published` and `quick`; `{name: dlg, preset: quick}` in a spec."""
+
+    legacy_convention: ClassVar[str] = "range_1"
+    """Which of `medpfl.metrics.legacy`'s conventions the source paper scored this attack with."""
+
+    def requires(self) -> frozenset[str]:
+        """Granted knowledge (keys of `KNOWLEDGE`) without which this configuration cannot run."""
+        return frozenset()
+
+    def uses(self) -> frozenset[str]:
+        """Granted knowledge that this configuration reads if it is there. It sees nothing beyond these two."""
+        return frozenset()
+
+    def why_not(self, model: GlobalModel, recipe: Recipe | None) -> str | None:
+        """The reason why this attack cannot run on such a model and recipe; None if it can."""
+        return None
+
+    def evaluations(self, model: GlobalModel, images: int) -> int:
+        """Upper bound on gradient evaluations for one observation with that many private images."""
+        return 1
+
+    @abstractmethod
+    def reconstruct(
+        self,
+        observations: Sequence[Observation],
+        generators: Sequence[torch.Generator],
+        session: Session = NO_SESSION,
+    ) -> list[Reconstruction | Failure]:
+        """One result per observation, in order. Observations share architecture, shapes and example count.
+
+        One generator per observation: the result for an observation does not depend on its companions except through
+        floating-point rounding. Breaking down on one observation gives a `Failure` in its place.
+        """
+
+
+ATTACKS: Registry[type[Attack]] = Registry("attack")
