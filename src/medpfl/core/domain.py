@@ -97,6 +97,7 @@ class GlobalModel:
     `module` is a template whose own tensors are never used or changed: every forward pass is functional. Its batch
     norm layers must be in the functional form of `medpfl.models` (see `medpfl.models.prepare`), which assigns new
     running statistics instead of writing in place; `torch.func.functional_call` hands assigned buffers back.
+    `constants` are frozen tensors and others that clients neither train nor send.
     """
 
     name: str
@@ -106,6 +107,7 @@ class GlobalModel:
     counters: Tensors
     task: Task
     image_shape: tuple[int, ...]
+    constants: Tensors = field(default_factory=dict)
 
     def forward(
         self,
@@ -123,6 +125,7 @@ class GlobalModel:
         state: dict[str, Tensor] = dict(self.parameters if parameters is None else parameters)
         state.update(self.buffers if buffers is None else buffers)
         state.update(self.counters)
+        state.update(self.constants)
         for layer in self._batch_norm_layers:
             layer.training = batch_norm == "train"
         output = functional_call(self.module, state, (images,))
@@ -138,11 +141,13 @@ class GlobalModel:
         return sum(tensor.numel() for tensor in self.parameters.values())
 
     def to(self, dtype: torch.dtype) -> GlobalModel:
-        """The same model with trainable tensors and floating buffers in another precision."""
+        """The same model with trainable tensors, floating buffers and floating constants in another precision."""
+        floating = {name: tensor.to(dtype) for name, tensor in self.constants.items() if tensor.is_floating_point()}
         return replace(
             self,
             parameters={name: tensor.to(dtype) for name, tensor in self.parameters.items()},
             buffers={name: tensor.to(dtype) for name, tensor in self.buffers.items()},
+            constants={**self.constants, **floating},
         )
 
 

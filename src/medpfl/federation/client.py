@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from medpfl.core.domain import Batch, ClientState, GlobalModel, Recipe, Update
+from medpfl.core.domain import Batch, ClientState, GlobalModel, Recipe, Tensors, Update
+from medpfl.core.errors import ModelError, SpecError
+from medpfl.federation.gradients import StepGradient, clip_gradients, step_gradient
 from medpfl.federation.hooks import NO_HOOKS, Hooks
+from medpfl.federation.local import LossScale, all_finite, local_step, start_local
+from medpfl.federation.recipes import check_recipe
 
 
 def client_step(
@@ -17,5 +23,89 @@ def client_step(
     state: ClientState | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Update, ClientState]:
-    """Trains `model` on `batch` as `recipe` says and returns what is sent. Pure and differentiable in the images."""
-    raise NotImplementedError
+    """Trains `model` on `batch` as `recipe` says and returns what is sent. Pure and differentiable in the images.
+
+    batch: the client's private images (N, *model.image_shape), in order: local step k takes images
+    [k * batch_size, (k + 1) * batch_size), every epoch repeats the same steps. With `update: gradient` all images make
+    one batch and the update holds the gradient of their mean loss after clipping, and buffers and counters only with
+    `batch_norm: train`; `delta` and `weights` hold all buffers and counters as they are after training.
+
+    The optimizer starts anew in every round. Everything is computed in float32, or float64 if the recipe says so;
+    float16 and bfloat16 are autocast. In float16 a `gradient` is computed at the largest loss scale, from 65536
+    downwards, at which it is finite (so it cannot run under vmap), while local steps skip what overflows.
+
+    Double backward, `torch.func.vmap` over clients and outer gradients work. hooks: the client's defense. generator:
+    the defense's randomness, fresh from the operating system if None. Raises `SpecError` if the recipe cannot be
+    carried out, `ModelError` if the images do not fit the model.
+    """
+    problems = check_recipe(recipe, model, hooks)
+    if problems:
+        raise SpecError(f"recipe: {problems[0]}")
+    if tuple(batch.images.shape[1:]) != tuple(model.image_shape):
+        raise ModelError(
+            f"model '{model.name}' takes images of shape {tuple(model.image_shape)}, found {tuple(batch.images.shape[1:])}"
+        )
+    if generator is None:
+        generator = torch.Generator()
+        generator.seed()
+    dtype = torch.float64 if recipe.precision == "float64" else torch.float32
+    start = hooks.model(model).to(dtype)
+    batch = replace(batch, images=batch.images.to(dtype))
+    if recipe.update == "gradient":
+        update = _gradient_update(start, batch, recipe, hooks, generator)
+    else:
+        update = _trained_update(start, batch, recipe, hooks, generator)
+    update, state = hooks.update(update, state or ClientState(), generator)
+    return update, replace(state, rounds=state.rounds + 1)
+
+
+def _gradient_update(
+    model: GlobalModel, batch: Batch, recipe: Recipe, hooks: Hooks, generator: torch.Generator
+) -> Update:
+    step_batch = hooks.batch(batch, generator)
+    result = _finite_gradient(model, step_batch, recipe, hooks, generator)
+    gradients: Tensors = result.gradients
+    if recipe.gradient_clip is not None:
+        gradients = clip_gradients(gradients, recipe.gradient_clip)
+    sends_statistics = recipe.batch_norm == "train"
+    return Update(
+        kind="gradient",
+        trainable=gradients,
+        buffers=result.model.buffers if sends_statistics else {},
+        counters=result.model.counters if sends_statistics else {},
+        examples=len(batch),
+    )
+
+
+def _finite_gradient(
+    model: GlobalModel, batch: Batch, recipe: Recipe, hooks: Hooks, generator: torch.Generator
+) -> StepGradient:
+    if recipe.precision != "float16":
+        return step_gradient(model, batch, recipe, hooks=hooks, generator=generator)
+    scale = LossScale().factor
+    while True:
+        result = step_gradient(model, batch, recipe, hooks=hooks, generator=generator, loss_scale=scale)
+        if scale <= 1 or bool(all_finite(result.gradients)):
+            return result
+        scale = scale / 2
+
+
+def _trained_update(
+    start: GlobalModel, batch: Batch, recipe: Recipe, hooks: Hooks, generator: torch.Generator
+) -> Update:
+    model, local = start, start_local(start, recipe)
+    for _ in range(recipe.epochs):
+        for step in range(recipe.local_steps):
+            chosen = slice(step * recipe.batch_size, (step + 1) * recipe.batch_size)
+            step_batch = Batch(batch.images[chosen], batch.targets[chosen])
+            model, local, _ = local_step(model, step_batch, recipe, local, hooks=hooks, generator=generator)
+    trainable: Tensors = model.parameters
+    if recipe.update == "delta":
+        trainable = {name: tensor - start.parameters[name] for name, tensor in model.parameters.items()}
+    return Update(
+        kind=recipe.update,
+        trainable=trainable,
+        buffers=model.buffers,
+        counters=model.counters,
+        examples=len(batch),
+    )

@@ -1,0 +1,65 @@
+"""Normalization as the model's own first layer, so that nothing outside a model ever normalizes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from medpfl.core.config import STRICT
+from medpfl.core.errors import ModelError
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Normalization:
+    """Mean and standard deviation per channel, of images in [0, 1]."""
+
+    mean: Annotated[tuple[float, ...], Field(min_length=1, description="mean of each channel")]
+    std: Annotated[tuple[float, ...], Field(min_length=1, description="standard deviation of each channel, above 0")]
+
+    def check(self, channels: int) -> None:
+        """Raises `ModelError` unless there is one positive standard deviation and one mean per channel."""
+        if len(self.mean) != channels or len(self.std) != channels:
+            raise ModelError(
+                f"normalize: mean has {len(self.mean)} and std {len(self.std)} values, "
+                f"but the images have {channels} channels: give one value of each per channel"
+            )
+        if min(self.std) <= 0:
+            raise ModelError(f"normalize: std must be above 0 for every channel, found {list(self.std)}")
+
+
+class Normalize(nn.Module):
+    """(images - mean) / std per channel; images (N, C, *spatial) in [0, 1]."""
+
+    def __init__(self, normalization: Normalization) -> None:
+        super().__init__()
+        self.mean = tuple(normalization.mean)
+        self.std = tuple(normalization.std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalized images, same shape and precision."""
+        shape = [1, -1] + [1] * (images.dim() - 2)
+        mean = torch.tensor(self.mean, dtype=images.dtype, device=images.device).view(shape)
+        std = torch.tensor(self.std, dtype=images.dtype, device=images.device).view(shape)
+        return (images - mean) / std
+
+    def extra_repr(self) -> str:
+        """Shown by `print(module)`."""
+        return f"mean={self.mean}, std={self.std}"
+
+
+class Normalized(nn.Module):
+    """A model with its normalization in front. Tensors of the model get the prefix `body.`."""
+
+    def __init__(self, normalization: Normalization, body: nn.Module) -> None:
+        super().__init__()
+        self.normalize = Normalize(normalization)
+        self.body = body
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalizes, then runs the model."""
+        output: Tensor = self.body(self.normalize(images))
+        return output
