@@ -1,0 +1,98 @@
+"""The numbers of one cell, from its rows in `results.csv`."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from medpfl.metrics.nulls import NULLS
+from medpfl.metrics.statistics import Interval, bootstrap_mean, median, success_rate
+
+FIDELITY = ("psnr", "ssim", "mse")
+"""The metrics that have a mean, an interval and a median in `cells.csv`."""
+
+Summary = dict[str, float | int | str | None]
+
+
+def summarize_cell(rows: pd.DataFrame, *, threshold: float, seed: int) -> Summary:
+    """The numbers of `cells.csv` for one cell; None where there is nothing to compute a number from.
+
+    `rows` has one row per private image with the columns of `results.csv`, and `null_N_psnr`, `null_N_ssim` for the
+    null baselines N that exist. `threshold` is the SSIM of a success, `seed` that of the bootstrap.
+
+    - `victims` counts clients, once per seed; `images`, `done`, `failed` and `blocked` count private images.
+      `complete` is true if there are images and all are done, so that the means leave none out.
+    - `asr` is over all images: a failed one counts as not successful, and so does a blocked one, because what a guard
+      stopped never reached the adversary. Null baselines have their rate over all images, too.
+    - Means, medians and the nulls' PSNR and SSIM are over the images that are done, so that a `gain_X`, the mean
+      minus the largest mean of the null baselines, compares the same images.
+    - Intervals resample victims (`medpfl.metrics.statistics`).
+    """
+    victims = rows.groupby(["seed", "victim"], sort=True).ngroup().to_numpy()
+    status = rows["status"].astype(str)
+    done = (status == "done").to_numpy()
+    finished = rows[done]
+    success = (_numbers(rows, "ssim") >= threshold).to_numpy() & done
+
+    summary: Summary = {
+        "victims": len(set(victims.tolist())),
+        "images": len(rows),
+        "done": int(done.sum()),
+        "failed": int((status == "failed").sum()),
+        "blocked": int((status == "blocked").sum()),
+        "complete": len(rows) > 0 and bool(done.all()),
+    }
+    summary |= _interval("asr", success_rate(success, victims, seed=seed), mean="asr")
+    for name in FIDELITY:
+        values = _numbers(finished, name).to_numpy()
+        summary |= _interval(name, bootstrap_mean(values, victims[done], seed=seed), mean=f"{name}_mean")
+        summary[f"{name}_median"] = median(values)
+    for name in NULLS:
+        summary[f"null_{name}_psnr"] = _mean(_numbers(finished, f"null_{name}_psnr"))
+        summary[f"null_{name}_ssim"] = _mean(_numbers(finished, f"null_{name}_ssim"))
+        everywhere = _numbers(rows, f"null_{name}_ssim").dropna()
+        summary[f"null_{name}_asr"] = _mean((everywhere >= threshold).astype(float))
+    for name in ("psnr", "ssim"):
+        summary[f"gain_{name}"] = _gain(summary, name)
+    return summary
+
+
+def supplement_cell(rows: pd.DataFrame, *, threshold: float) -> Summary:
+    """What `cells.csv` has no column for: label accuracy, and the source paper's own conventions.
+
+    `label_accuracy` is over the finished images whose label was inferred; `legacy_asr` is the share of all images with
+    a legacy SSIM at the threshold or above; the legacy means are over the finished images, and empty as soon as one
+    value is undefined under its convention. For reproduction only.
+    """
+    done = (rows["status"].astype(str) == "done").to_numpy()
+    finished = rows[done]
+    correct = finished["label_correct"].dropna().astype(str).str.lower()
+    correct = correct[correct.isin(["true", "false"])]
+    legacy = (_numbers(rows, "legacy_ssim") >= threshold).to_numpy() & done
+    return {
+        "label_accuracy": _mean((correct == "true").astype(float)),
+        "legacy_asr": float(legacy.mean()) if len(rows) else None,
+        "legacy_ssim_mean": _mean(_numbers(finished, "legacy_ssim"), strict=True),
+        "legacy_mse_mean": _mean(_numbers(finished, "legacy_mse"), strict=True),
+    }
+
+
+def _numbers(rows: pd.DataFrame, column: str) -> pd.Series[float]:
+    """A column as floats; NaN where it is empty or not there."""
+    if column not in rows.columns:
+        return pd.Series(float("nan"), index=rows.index, dtype="float64")
+    return pd.to_numeric(rows[column]).astype("float64")
+
+
+def _mean(values: pd.Series[float], *, strict: bool = False) -> float | None:
+    mean = float(values.mean(skipna=not strict)) if len(values) else float("nan")
+    return None if mean != mean else mean
+
+
+def _interval(name: str, interval: Interval, *, mean: str) -> Summary:
+    return {mean: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def _gain(summary: Summary, name: str) -> float | None:
+    mean = summary[f"{name}_mean"]
+    nulls = [value for null in NULLS if isinstance(value := summary[f"null_{null}_{name}"], float)]
+    return mean - max(nulls) if isinstance(mean, float) and nulls else None
