@@ -135,8 +135,21 @@ def test_nothing_finished_leaves_means_empty() -> None:
     assert cell["null_nearest_asr"] == 0.5
 
 
-def test_no_rows_at_all() -> None:
-    cell = summarize_cell(pd.DataFrame([row(0, 0, 0.5)])[:0], threshold=0.9, seed=0)
+def test_columns_that_no_row_has_count_as_empty() -> None:
+    bare = pd.DataFrame([{"seed": 0, "victim": victim, "status": "failed"} for victim in range(3)])
+    cell = summarize_cell(bare, threshold=0.9, seed=0)
+    assert (cell["failed"], cell["asr"], cell["psnr_mean"], cell["null_noise_asr"]) == (3, 0.0, None, None)
+    assert supplement_cell(bare, threshold=0.9) == {
+        "label_accuracy": None,
+        "legacy_asr": 0.0,
+        "legacy_ssim_mean": None,
+        "legacy_mse_mean": None,
+    }
+
+
+@pytest.mark.parametrize("rows", [pd.DataFrame([row(0, 0, 0.5)])[:0], pd.DataFrame([])])
+def test_no_rows_at_all(rows: pd.DataFrame) -> None:
+    cell = summarize_cell(rows, threshold=0.9, seed=0)
     assert (cell["images"], cell["victims"], cell["complete"], cell["asr"], cell["psnr_mean"]) == (
         0,
         0,

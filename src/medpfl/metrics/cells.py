@@ -17,16 +17,18 @@ def summarize_cell(rows: pd.DataFrame, *, threshold: float, seed: int) -> Summar
     """The numbers of `cells.csv` for one cell; None where there is nothing to compute a number from.
 
     `rows` has one row per private image with the columns of `results.csv`, and `null_N_psnr`, `null_N_ssim` for the
-    null baselines N that exist. `threshold` is the SSIM of a success, `seed` that of the bootstrap.
+    null baselines N that exist; a column that is not there counts as empty. `threshold` is the SSIM of a success,
+    `seed` that of the bootstrap.
 
     - `victims` counts clients, once per seed; `images`, `done`, `failed` and `blocked` count private images.
       `complete` is true if there are images and all are done, so that the means leave none out.
     - `asr` is over all images: a failed one counts as not successful, and so does a blocked one, because what a guard
-      stopped never reached the adversary. Null baselines have their rate over all images, too.
+      stopped never reached the adversary. Null baselines have their rate over every image that has their scores.
     - Means, medians and the nulls' PSNR and SSIM are over the images that are done, so that a `gain_X`, the mean
       minus the largest mean of the null baselines, compares the same images.
     - Intervals resample victims (`medpfl.metrics.statistics`).
     """
+    rows = _with_columns(rows, "seed", "victim", "status")
     victims = rows.groupby(["seed", "victim"], sort=True).ngroup().to_numpy()
     status = rows["status"].astype(str)
     done = (status == "done").to_numpy()
@@ -63,6 +65,7 @@ def supplement_cell(rows: pd.DataFrame, *, threshold: float) -> Summary:
     a legacy SSIM at the threshold or above; the legacy means are over the finished images, and empty as soon as one
     value is undefined under its convention. For reproduction only.
     """
+    rows = _with_columns(rows, "status", "label_correct")
     done = (rows["status"].astype(str) == "done").to_numpy()
     finished = rows[done]
     correct = finished["label_correct"].dropna().astype(str).str.lower()
@@ -74,6 +77,11 @@ def supplement_cell(rows: pd.DataFrame, *, threshold: float) -> Summary:
         "legacy_ssim_mean": _mean(_numbers(finished, "legacy_ssim"), strict=True),
         "legacy_mse_mean": _mean(_numbers(finished, "legacy_mse"), strict=True),
     }
+
+
+def _with_columns(rows: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """The rows with empty columns where these are not there."""
+    return rows.reindex(columns=[*rows.columns, *(column for column in columns if column not in rows.columns)])
 
 
 def _numbers(rows: pd.DataFrame, column: str) -> pd.Series[float]:
