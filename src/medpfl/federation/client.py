@@ -42,9 +42,8 @@ def client_step(
     if problems:
         raise SpecError(f"recipe: {problems[0]}")
     if tuple(batch.images.shape[1:]) != tuple(model.image_shape):
-        raise ModelError(
-            f"model '{model.name}' takes images of shape {tuple(model.image_shape)}, found {tuple(batch.images.shape[1:])}"
-        )
+        found = tuple(batch.images.shape[1:])
+        raise ModelError(f"model '{model.name}' takes images of shape {tuple(model.image_shape)}, found {found}")
     if generator is None:
         generator = torch.Generator()
         generator.seed()

@@ -76,8 +76,8 @@ def _adam(
     updated: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         gradient = gradients[name]
-        first[name] = decay1 * state.first[name] + (1.0 - decay1) * gradient
-        second[name] = decay2 * state.second[name] + (1.0 - decay2) * gradient.square()
+        first[name] = torch.lerp(state.first[name], gradient, 1.0 - decay1)
+        second[name] = torch.addcmul(decay2 * state.second[name], gradient, gradient, value=1.0 - decay2)
         denominator = root(second[name]) / correction2.sqrt().to(gradient.dtype) + recipe.epsilon
         step_size = (recipe.learning_rate / correction1).to(gradient.dtype)
         updated[name] = parameter - step_size * first[name] / denominator

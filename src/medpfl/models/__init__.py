@@ -2,8 +2,29 @@
 
 from medpfl.models import lenet, resnet
 from medpfl.models.building import build_model
-from medpfl.models.normalization import Normalization
+from medpfl.models.imagenet import imagenet_weights
+from medpfl.models.inspection import VALIDATORS, Finding
+from medpfl.models.normalization import Normalization, Normalize
 from medpfl.models.preparation import prepare
 from medpfl.models.registry import MODELS, ModelFactory
+from medpfl.models.state import fingerprint, load_checkpoint, load_model, save_model
+from medpfl.models.validators import validate
 
-__all__ = ["MODELS", "ModelFactory", "Normalization", "build_model", "lenet", "prepare", "resnet"]
+__all__ = [
+    "MODELS",
+    "VALIDATORS",
+    "Finding",
+    "ModelFactory",
+    "Normalization",
+    "Normalize",
+    "build_model",
+    "fingerprint",
+    "imagenet_weights",
+    "lenet",
+    "load_checkpoint",
+    "load_model",
+    "prepare",
+    "resnet",
+    "save_model",
+    "validate",
+]

@@ -12,15 +12,18 @@ from medpfl.core.errors import ModelError
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 
+TREATED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+"""Batch norm layers that are replaced. Subclasses are not: they may compute something else."""
+
 
 class FunctionalBatchNorm(nn.Module):
     """What `nn.BatchNorm1d/2d/3d` and `nn.SyncBatchNorm` compute, for inputs (N, C, *spatial) with N * spatial > 1.
 
     In train mode the new running statistics are assigned to `running_mean` and `running_var` (never written in place),
     so `torch.func.functional_call` hands them back; the counter `num_batches_tracked` is read but not advanced: the
-    client step does that. Names and values of the state dict are those of the layer it was made from. Statistics of
-    float16 and bfloat16 inputs are computed in float32, as PyTorch does. Raises `ModelError` in train mode if there is
-    one value per channel only.
+    client step adds one per forward pass. The state dict is that of the layer it was made from. Statistics of float16
+    and bfloat16 inputs are computed in float32, as PyTorch does. Raises `ModelError` in train mode if there is only
+    one value per channel.
     """
 
     functional_batch_norm = True
@@ -92,7 +95,7 @@ def replace_batch_norm(module: nn.Module) -> nn.Module:
     replacements: dict[int, FunctionalBatchNorm] = {}
 
     def replaced(layer: nn.Module) -> nn.Module:
-        if not isinstance(layer, _BatchNorm):
+        if not isinstance(layer, _BatchNorm) or type(layer) not in TREATED:
             return layer
         return replacements.setdefault(id(layer), FunctionalBatchNorm(layer))
 

@@ -1,13 +1,25 @@
-"""Models by name."""
+"""Models by name: from the zoo, or from anybody's factory."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
 import torch
+from torch import nn
 
 from medpfl.core.domain import GlobalModel
+from medpfl.core.errors import ModelError
 from medpfl.core.tasks import Task
 from medpfl.models.normalization import Normalization
 from medpfl.models.preparation import prepare
+from medpfl.models.probe import summary_of
+from medpfl.models.randomness import isolated_randomness
 from medpfl.models.registry import MODELS
 
 
@@ -18,7 +30,101 @@ def build_model(
     task: Task,
     normalize: Normalization | None = None,
     generator: torch.Generator,
+    search_path: Sequence[Path] = (),
 ) -> GlobalModel:
-    """An initialized model of the zoo."""
-    module = MODELS[name].item(image_shape, task.classes, generator)
+    """An initialized model of the zoo (`resnet18`) or of a factory (`package.module:callable`).
+
+    A factory is called with those of these keyword arguments that its signature names: `image_shape` (C, *spatial),
+    `channels` or `in_channels`, `size` (one number if all sides are equal, else a tuple), `classes` or `num_classes`,
+    `generator`. Without `generator` it draws from PyTorch's global generator, which is seeded for it and restored
+    afterwards. `search_path`: folders that are searched first for its package.
+
+    Raises `SpecError` for an unknown name and `ModelError` if the factory cannot be imported or called, or if what it
+    returns cannot be audited.
+    """
+    if ":" in name:
+        module = _made_by_factory(name, image_shape, task.classes, generator, search_path)
+    else:
+        module = MODELS[name].item(image_shape, task.classes, generator)
     return prepare(module, name=name, image_shape=image_shape, task=task, normalize=normalize)
+
+
+def _made_by_factory(
+    name: str, image_shape: tuple[int, ...], classes: int, generator: torch.Generator, search_path: Sequence[Path]
+) -> nn.Module:
+    with _searched_first(search_path):
+        factory = _imported(name, search_path)
+        arguments = _accepted_arguments(name, factory, image_shape, classes, generator)
+        with isolated_randomness(generator):
+            try:
+                module = factory(**arguments)
+            except Exception as error:  # a user's factory may raise anything
+                raise ModelError(f"factory '{name}' raised {summary_of(error)}") from error
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"factory '{name}' returned {type(module).__name__}, expected a torch.nn.Module")
+    return module
+
+
+@contextmanager
+def _searched_first(folders: Sequence[Path]) -> Iterator[None]:
+    before = list(sys.path)
+    sys.path[:0] = [str(Path(folder).resolve()) for folder in folders]
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def _imported(name: str, search_path: Sequence[Path]) -> Callable[..., Any]:
+    package, _, attribute = name.partition(":")
+    if not package or not attribute:
+        raise ModelError(f"factory '{name}' is not of the form package.module:callable")
+    try:
+        found: Any = importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        places = ", ".join([*(f"'{folder}'" for folder in search_path), "the installed packages"])
+        raise ModelError(f"factory '{name}': found no module '{error.name}' in {places}") from error
+    except Exception as error:  # importing a user's module may raise anything
+        raise ModelError(f"factory '{name}' cannot be imported: {summary_of(error)}") from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise ModelError(f"factory '{name}': module '{package}' has no '{attribute}'")
+        found = getattr(found, part)
+    if not callable(found):
+        raise ModelError(
+            f"factory '{name}' is {type(found).__name__}, which cannot be called: name a function or class"
+        )
+    result: Callable[..., Any] = found
+    return result
+
+
+def _accepted_arguments(
+    name: str, factory: Callable[..., Any], image_shape: tuple[int, ...], classes: int, generator: torch.Generator
+) -> dict[str, Any]:
+    sides = set(image_shape[1:])
+    offered: dict[str, Any] = {
+        "image_shape": image_shape,
+        "channels": image_shape[0],
+        "in_channels": image_shape[0],
+        "size": image_shape[1] if len(sides) == 1 else tuple(image_shape[1:]),
+        "classes": classes,
+        "num_classes": classes,
+        "generator": generator,
+    }
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):
+        return {}
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    taken: dict[str, Any] = {}
+    for parameter in signature.parameters.values():
+        keyword = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if keyword and parameter.name in offered:
+            taken[parameter.name] = offered[parameter.name]
+        elif parameter.default is parameter.empty and parameter.kind not in variadic:
+            raise ModelError(
+                f"factory '{name}' needs an argument '{parameter.name}' that is not known here: "
+                f"give it a default; known are {', '.join(offered)}"
+            )
+    return taken

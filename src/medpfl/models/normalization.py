@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from medpfl.core.config import STRICT
 from medpfl.core.errors import ModelError
@@ -51,15 +52,19 @@ class Normalize(nn.Module):
         return f"mean={self.mean}, std={self.std}"
 
 
-class Normalized(nn.Module):
-    """A model with its normalization in front. Tensors of the model get the prefix `body.`."""
+class Wrapped(nn.Module):
+    """A model with its normalization in front, if any. Tensors of the model get the prefix `body.`.
 
-    def __init__(self, normalization: Normalization, body: nn.Module) -> None:
+    Attention inside runs in its plain mathematical form, because PyTorch's fused kernels have no second derivative.
+    """
+
+    def __init__(self, body: nn.Module, normalization: Normalization | None = None) -> None:
         super().__init__()
-        self.normalize = Normalize(normalization)
+        self.normalize = nn.Identity() if normalization is None else Normalize(normalization)
         self.body = body
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalizes, then runs the model."""
-        output: Tensor = self.body(self.normalize(images))
+        with sdpa_kernel(SDPBackend.MATH):
+            output: Tensor = self.body(self.normalize(images))
         return output

@@ -6,13 +6,16 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
 from medpfl.core.domain import GlobalModel
 from medpfl.core.errors import ModelError
 from medpfl.core.tasks import Task
-from medpfl.models.batch_norm import replace_batch_norm
-from medpfl.models.normalization import Normalization, Normalized
+from medpfl.models.batch_norm import TREATED, replace_batch_norm
+from medpfl.models.normalization import Normalization, Wrapped
+from medpfl.models.probe import probe, summary_of
 
 
 def prepare(
@@ -26,23 +29,75 @@ def prepare(
     """Makes a `GlobalModel` of a copy of `module`; the module itself stays as it is.
 
     Batch norm layers take their functional form, in-place activations write to new memory, all other layers are in
-    eval mode, and everything floating becomes float32. Parameters that require a gradient are the model's
-    `parameters`; frozen ones and buffers outside the state dict are `constants`, which no update contains; other
-    floating buffers are `buffers`, integer and boolean ones `counters`. With `normalize` the names of all tensors get
-    the prefix `body.`. Raises `ModelError` if a layer cannot be treated, or if the module does not map images
-    (N, *image_shape) to outputs (N, task.classes).
+    eval mode (dropout is off), and everything floating becomes float32. Parameters that require a gradient are the
+    model's `parameters`; frozen ones and buffers outside the state dict are `constants`, which no update contains;
+    other floating buffers are `buffers`, integer and boolean ones `counters`. A tensor with several names (tied
+    weights) appears once, under its first name. With `normalize`, or if the model contains attention, the names of
+    all tensors get the prefix `body.`.
+
+    Raises `ModelError` if a layer cannot be treated, or if the module does not map images (N, *image_shape) to finite
+    outputs (N, task.classes), always the same for the same images.
     """
-    _refuse_untreatable(module, name)
+    reason = why_untreatable(module)
+    if reason is not None:
+        raise ModelError(f"model '{name}' cannot be audited: {reason}")
     if normalize is not None:
         normalize.check(image_shape[0])
-    copied = replace_batch_norm(copy.deepcopy(module)).eval()
+    whole = _functional_copy(module, name)
+    attention = any(isinstance(layer, nn.MultiheadAttention) for layer in whole.modules())
+    model = _split(_wrapped(whole, normalize, attention), name, image_shape, task)
+    seen = probe(model)
+    if not attention and "scaled_dot_product_attention" in seen.functions:
+        model = _split(_wrapped(whole, normalize, True), name, image_shape, task)
+    return model
+
+
+def why_untreatable(module: nn.Module) -> str | None:
+    """The reason why `module` cannot be trained functionally; None if it can.
+
+    >>> why_untreatable(nn.Sequential(nn.LSTM(4, 2)))
+    "layer '0' is recurrent (LSTM), and PyTorch cannot batch recurrent layers over clients"
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is TorchScript, whose tensors cannot be exchanged; give the Python module that it was made from"
+    for path, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if is_lazy(tensor):
+            return f"'{path}' has no shape yet; run the module once on an image before"
+        if tensor.is_complex():
+            return f"'{path}' is complex; only real tensors can be audited"
+        if tensor.is_quantized or tensor.layout != torch.strided:
+            return f"'{path}' is quantized or sparse; only dense floating-point tensors can be audited"
+    for path, layer in module.named_modules():
+        where = f"layer '{path}'" if path else "the model itself"
+        if isinstance(layer, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            return f"{where} is {type(layer).__name__}; give the module inside it"
+        if isinstance(layer, nn.RNNBase | nn.RNNCellBase):
+            return (
+                f"{where} is recurrent ({type(layer).__name__}), and PyTorch cannot batch recurrent layers over clients"
+            )
+        if isinstance(layer, _InstanceNorm) and layer.track_running_stats:
+            return f"{where} is instance norm with running statistics; use track_running_stats=False"
+        if isinstance(layer, _BatchNorm) and type(layer) not in TREATED:
+            return f"{where} is {type(layer).__name__}, a batch norm layer of its own kind; use nn.BatchNorm2d or alike"
+        if isinstance(layer, nn.EmbeddingBag | nn.Embedding) and layer.sparse:
+            return f"{where} has sparse gradients; use sparse=False"
+    return None
+
+
+def _functional_copy(module: nn.Module, name: str) -> nn.Module:
+    try:
+        copied = copy.deepcopy(module)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ModelError(f"model '{name}' cannot be copied: {summary_of(error)}") from error
+    copied = replace_batch_norm(copied).eval()
     for layer in copied.modules():
         if getattr(layer, "inplace", False) is True:
-            layer.inplace = False
-    whole = copied if normalize is None else Normalized(normalize, copied)
-    model = _split(whole, name, image_shape, task)
-    _check_output(model)
-    return model
+            vars(layer)["inplace"] = False
+    return copied
+
+
+def _wrapped(body: nn.Module, normalize: Normalization | None, attention: bool) -> nn.Module:
+    return body if normalize is None and not attention else Wrapped(body, normalize)
 
 
 def _split(module: nn.Module, name: str, image_shape: tuple[int, ...], task: Task) -> GlobalModel:
@@ -52,15 +107,12 @@ def _split(module: nn.Module, name: str, image_shape: tuple[int, ...], task: Tas
     counters: dict[str, Tensor] = {}
     constants: dict[str, Tensor] = {}
     for key, parameter in module.named_parameters():
-        (parameters if parameter.requires_grad else constants)[key] = _float32(parameter)
+        (parameters if parameter.requires_grad else constants)[key] = _copied(parameter)
     for key, buffer in module.named_buffers():
-        if not buffer.is_floating_point():
-            (counters if key in kept else constants)[key] = buffer.detach().clone()
-        else:
-            (buffers if key in kept else constants)[key] = _float32(buffer)
+        sent = buffers if buffer.is_floating_point() else counters
+        (sent if key in kept else constants)[key] = _copied(buffer)
     if not parameters:
         raise ModelError(f"model '{name}' has no trainable parameter, so its clients send nothing: unfreeze a layer")
-    module.requires_grad_(False)
     return GlobalModel(
         name=name,
         module=module,
@@ -73,22 +125,6 @@ def _split(module: nn.Module, name: str, image_shape: tuple[int, ...], task: Tas
     )
 
 
-def _float32(tensor: Tensor) -> Tensor:
-    return tensor.detach().to(torch.float32, copy=True) if tensor.is_floating_point() else tensor.detach().clone()
-
-
-def _refuse_untreatable(module: nn.Module, name: str) -> None:
-    for key, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if is_lazy(tensor):
-            raise ModelError(f"model '{name}': '{key}' has no shape yet: run the module once on an image before")
-
-
-def _check_output(model: GlobalModel) -> None:
-    images = torch.full((2, *model.image_shape), 0.5)
-    with torch.no_grad():
-        output, _ = model.forward(images)
-    if tuple(output.shape) != (2, model.task.classes):
-        raise ModelError(
-            f"model '{model.name}' maps 2 images to an output of shape {tuple(output.shape)}, "
-            f"expected (2, {model.task.classes}): its last layer must have one output per class"
-        )
+def _copied(tensor: Tensor) -> Tensor:
+    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to("cpu", dtype, copy=True)
