@@ -1,0 +1,45 @@
+"""Normal noise on the update."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from medpfl.core.config import STRICT
+from medpfl.core.domain import ClientState, Update
+from medpfl.core.mechanisms import GaussianNoise, Mechanism
+from medpfl.defenses.base import DEFENSES, Defense
+from medpfl.defenses.noise import NO_GUARANTEE, with_noise
+
+
+@DEFENSES.register(
+    "gaussian",
+    summary="independent normal noise on every trainable entry of the update",
+    paper="Wei et al.: A Framework for Evaluating Gradient Leakage Attacks in Federated Learning, ESORICS 2020",
+    limits="no clipping, hence no privacy guarantee; buffers and counters are sent without noise",
+)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Gaussian(Defense):
+    """Adds Normal(0, std^2) to gradients, deltas and weights alike."""
+
+    std: Annotated[float, Field(gt=0, description="standard deviation of the noise")] = 0.01
+
+    def update(self, update: Update, state: ClientState, generator: torch.Generator) -> tuple[Update, ClientState]:
+        """The noisy update; noise is drawn in double precision, so its values do not depend on the update's."""
+
+        def draw(shape: torch.Size) -> Tensor:
+            return self.std * torch.randn(shape, dtype=torch.float64, generator=generator)
+
+        return with_noise(update, draw), state
+
+    def mechanism(self) -> Mechanism:
+        """Normal noise of this standard deviation."""
+        return GaussianNoise(self.std)
+
+    def warnings(self) -> tuple[str, ...]:
+        """No clipping, no guarantee."""
+        return (NO_GUARANTEE.format(noise="Gaussian"),)

@@ -1,0 +1,44 @@
+"""How updates reach the server, and what of them can be seen on the way."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from pydantic.dataclasses import dataclass
+
+from medpfl.core.config import STRICT
+from medpfl.core.domain import Update
+from medpfl.core.registry import Registry
+
+
+class Channel(ABC):
+    """Base of all channels: a frozen keyword-only configuration."""
+
+    reveals_individual_updates: ClassVar[bool]
+    """Whether somebody who listens sees the update of a single client."""
+
+    @abstractmethod
+    def send(self, updates: Sequence[Update], generator: torch.Generator) -> Update:
+        """What the adversary receives when these clients send their updates; the victim's comes first."""
+
+
+CHANNELS: Registry[type[Channel]] = Registry("channel")
+
+
+@CHANNELS.register("plain", summary="every update is sent as it is and can be seen by server and eavesdropper")
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Plain(Channel):
+    """One client's update, as it is."""
+
+    reveals_individual_updates = True
+
+    def send(self, updates: Sequence[Update], generator: torch.Generator) -> Update:
+        """The update itself; raises `ValueError` unless there is exactly one."""
+        (update,) = updates
+        return update
+
+
+PLAIN = Plain()
