@@ -1,0 +1,117 @@
+"""A whole data set in memory, at one size and one number of channels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from medpfl.core.domain import Sample
+from medpfl.core.errors import DataError
+from medpfl.core.tasks import MultiLabel, SingleLabel, Task
+from medpfl.data.base import Reader
+from medpfl.data.resizing import Aspect, resize, to_channels
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images (N, C, *spatial) in [0, 1] with their targets: int64 (N,), or float (N, classes) for several labels.
+
+    `items` are unique names without patient text. `patients` and `sites` are opaque keys for splitting. `notes` say in
+    plain sentences what is unusual about the data.
+    """
+
+    name: str
+    images: Tensor
+    targets: Tensor
+    items: tuple[str, ...]
+    patients: tuple[str | None, ...]
+    sites: tuple[str | None, ...]
+    class_names: tuple[str, ...]
+    task: Task
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return int(self.images.shape[0])
+
+
+def load_dataset(
+    reader: Reader,
+    *,
+    name: str,
+    size: int | tuple[int, ...],
+    channels: Literal[1, 3],
+    aspect: Aspect = "squash",
+    maximum: int | None = None,
+) -> Dataset:
+    """Reads, checks and resizes all images, or `maximum` of them, spread evenly over classes and reading order.
+
+    `size` is the number of pixels per axis (one number: the same for each). Gray becomes color by repetition and
+    color becomes gray by the luma weights 0.299, 0.587, 0.114. Raises DataError that names the data entry or item:
+    no images, size 0, NaN, values outside [0, 1], a label out of range, an item that comes twice.
+    """
+    class_names = reader.class_names()
+    images: list[Tensor] = []
+    samples: list[Sample] = []
+    for sample in reader.read(maximum):
+        where = f"data '{name}', item '{sample.item}'"
+        _check(sample, len(class_names), reader.multi_label, where)
+        images.append(resize(to_channels(sample.image, channels, where), _shape(size, sample, where), aspect))
+        samples.append(Sample(images[-1], sample.label, sample.item, sample.patient, sample.site))
+    if not samples:
+        raise DataError(f"data '{name}' has no images; check its path and options")
+    items = tuple(sample.item for sample in samples)
+    twice = [item for item, times in Counter(items).items() if times > 1]
+    if twice:
+        raise DataError(f"data '{name}': item '{twice[0]}' comes more than once; each image needs its own name")
+    return Dataset(
+        name=name,
+        images=torch.stack(images),
+        targets=_targets(samples, reader.multi_label),
+        items=items,
+        patients=tuple(sample.patient for sample in samples),
+        sites=tuple(sample.site for sample in samples),
+        class_names=class_names,
+        task=MultiLabel(len(class_names)) if reader.multi_label else SingleLabel(max(2, len(class_names))),
+        notes=(*reader.notes(), *_constant_notes(samples)),
+    )
+
+
+def _shape(size: int | tuple[int, ...], sample: Sample, where: str) -> tuple[int, ...]:
+    dimensions = sample.image.ndim - 1
+    shape = (size,) * dimensions if isinstance(size, int) else tuple(size)
+    if len(shape) != dimensions or min(shape) < 1:
+        raise DataError(f"{where}: size {size} does not fit an image with {dimensions} axes; give one number per axis")
+    return shape
+
+
+def _check(sample: Sample, classes: int, multi_label: bool, where: str) -> None:
+    image = sample.image
+    if image.ndim < 2 or image.numel() == 0:
+        raise DataError(f"{where}: the image has size 0 {tuple(image.shape)}; expected (C, *spatial)")
+    if not bool(torch.isfinite(image).all()):
+        raise DataError(f"{where}: the image has NaN or infinite pixels; replace them or remove the image")
+    if float(image.min()) < 0.0 or float(image.max()) > 1.0:
+        raise DataError(f"{where}: pixels lie in [{image.min():.3g}, {image.max():.3g}]; the reader must give [0, 1]")
+    if isinstance(sample.label, int):
+        fits = not multi_label and 0 <= sample.label < classes
+    else:
+        fits = multi_label and len(sample.label) == classes and set(sample.label) <= {0, 1}
+    if not fits:
+        raise DataError(f"{where}: label {sample.label} does not fit {classes} classes")
+
+
+def _targets(samples: Sequence[Sample], multi_label: bool) -> Tensor:
+    return torch.tensor([sample.label for sample in samples], dtype=torch.float32 if multi_label else torch.int64)
+
+
+def _constant_notes(samples: Sequence[Sample]) -> tuple[str, ...]:
+    constant = [sample.item for sample in samples if bool((sample.image == sample.image.flatten()[0]).all())]
+    if not constant:
+        return ()
+    shown = ", ".join(constant[:3]) + (" ..." if len(constant) > 3 else "")
+    return (f"{len(constant)} of {len(samples)} images have one value in all pixels ({shown}).",)

@@ -1,0 +1,238 @@
+"""Victims, bystanders and the pool: who is attacked, who only takes part, and what the adversary may own.
+
+Victims are drawn by seed and stratified by class. Where patients are known, nobody's images are on two sides: no
+patient of a victim is a bystander or in the pool, and no patient is in two parts of the pool.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from medpfl.core.errors import DataError
+from medpfl.core.seeding import generator
+from medpfl.data.dataset import Dataset
+from medpfl.data.near_duplicates import near_duplicates_of
+
+PARTS = (0.5, 0.25, 0.25)
+"""Shares of the pool: training, auxiliary knowledge, null baselines."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Indices into a data set: one tuple per victim, the bystanders' images, and the three disjoint parts of the pool.
+
+    `near_duplicates` and `dropped_by_patient` count images that belong to nobody because they resemble a victim's or
+    bystander's image, or show one of their patients. `notes` say in plain sentences what is unusual.
+    """
+
+    victims: tuple[tuple[int, ...], ...]
+    bystanders: tuple[int, ...]
+    training: tuple[int, ...]
+    auxiliary: tuple[int, ...]
+    null: tuple[int, ...]
+    near_duplicates: int
+    dropped_by_patient: int
+    notes: tuple[str, ...] = ()
+
+
+def split(
+    dataset: Dataset,
+    *,
+    victims: int,
+    images_per_victim: int,
+    bystander_images: int = 0,
+    seed: int,
+    near_duplicate_threshold: float = 0.95,
+    parts: tuple[float, float, float] = PARTS,
+    other_victims: Tensor | Sequence[Tensor] | None = None,
+) -> Split:
+    """Draws victims and bystanders by seed and deals the rest out to the parts of the pool.
+
+    Classes take turns over the victims and over the images of a victim. Image j of victim i does not depend on
+    `images_per_victim`. Half of the patients of each class are used up before the other half is touched, so that a
+    pool of other patients remains. `other_victims` are images of victims of other data entries: pool images that
+    nearly repeat them are left out, too. Raises DataError if there are too few images, with both numbers.
+    """
+    draw = generator("victims", seed, dataset.name)
+    groups = _patient_groups(dataset)
+    strata = _strata(dataset)
+    chosen = _draw_victims(dataset, groups, strata, victims, images_per_victim, draw)
+    used = [index for victim in chosen for index in victim]
+    bystanders = _draw_bystanders(dataset, groups, strata, used, bystander_images, draw)
+    used += bystanders
+
+    taken = {groups[index] for index in used}
+    others = [index for index in range(len(dataset)) if groups[index] not in taken]
+    dropped_by_patient = len(dataset) - len(used) - len(others)
+    repeated = _resembling(dataset, others, used, other_victims, near_duplicate_threshold)
+    pool = [index for index, repeats in zip(others, repeated, strict=True) if not repeats]
+    training, auxiliary, null = _deal(pool, groups, strata, parts, draw)
+    result = Split(
+        victims=chosen,
+        bystanders=tuple(bystanders),
+        training=training,
+        auxiliary=auxiliary,
+        null=null,
+        near_duplicates=len(others) - len(pool),
+        dropped_by_patient=dropped_by_patient,
+    )
+    return _with_notes(result, dataset)
+
+
+def _patient_groups(dataset: Dataset) -> list[str]:
+    """The patient of each image; an image without one is a group of its own."""
+    return [
+        f"image {index}" if patient is None else f"patient {patient}" for index, patient in enumerate(dataset.patients)
+    ]
+
+
+def _strata(dataset: Dataset) -> list[int]:
+    """The class of each image; for several labels its rarest positive class, or one past the last where it has none."""
+    if not dataset.targets.is_floating_point():
+        return [int(label) for label in dataset.targets]
+    counts = dataset.targets.sum(dim=0)
+    rows = ([label for label, present in enumerate(row) if present] for row in dataset.targets.tolist())
+    return [min(row, key=lambda label: (float(counts[label]), label), default=len(counts)) for row in rows]
+
+
+def _shuffled(values: Sequence[int], draw: torch.Generator) -> list[int]:
+    return [values[position] for position in torch.randperm(len(values), generator=draw).tolist()]
+
+
+@dataclass
+class _Queues:
+    """Per class the images in the order in which they are drawn, and the order of the classes."""
+
+    classes: list[int]
+    images: dict[int, list[int]] = field(default_factory=dict)
+
+    def take(self, turn: int) -> int:
+        """The next image of the class whose turn it is, or of the class with the most images left."""
+        name = self.classes[turn % len(self.classes)]
+        if not self.images[name]:
+            name = max(self.classes, key=lambda other: len(self.images[other]))
+        return self.images[name].pop(0)
+
+
+def _queues(indices: Sequence[int], groups: Sequence[str], strata: Sequence[int], draw: torch.Generator) -> _Queues:
+    """Half of the patients of each class first, patients taking turns inside a half; all by seed."""
+    by_patient: dict[str, list[int]] = defaultdict(list)
+    for index in _shuffled(indices, draw):
+        by_patient[groups[index]].append(index)
+    by_class: dict[int, list[str]] = defaultdict(list)
+    for patient, images in by_patient.items():
+        by_class[Counter(strata[index] for index in images).most_common(1)[0][0]].append(patient)
+    rank = {
+        patient: (position >= (len(patients) + 1) // 2, position)
+        for patients in by_class.values()
+        for position, patient in enumerate(patients)
+    }
+    order: dict[int, list[tuple[bool, int, int, int]]] = defaultdict(list)
+    for patient, images in by_patient.items():
+        late, position = rank[patient]
+        turns: Counter[int] = Counter()
+        for index in images:
+            order[strata[index]].append((late, turns[strata[index]], position, index))
+            turns[strata[index]] += 1
+    classes = _shuffled(sorted(order), draw)
+    return _Queues(classes, {name: [entry[-1] for entry in sorted(order[name])] for name in classes})
+
+
+def _draw_victims(
+    dataset: Dataset, groups: Sequence[str], strata: Sequence[int], victims: int, size: int, draw: torch.Generator
+) -> tuple[tuple[int, ...], ...]:
+    needed = victims * size
+    if needed > len(dataset):
+        raise DataError(
+            f"data '{dataset.name}' has {len(dataset)} images and {needed} are needed for {victims} victims with "
+            f"{size} images each; ask for fewer victims or a smaller batch, or give more images"
+        )
+    queues = _queues(range(len(dataset)), groups, strata, draw)
+    rows = [[queues.take(victim + turn) for victim in range(victims)] for turn in range(size)]
+    return tuple(tuple(row[victim] for row in rows) for victim in range(victims))
+
+
+def _draw_bystanders(
+    dataset: Dataset,
+    groups: Sequence[str],
+    strata: Sequence[int],
+    used: Sequence[int],
+    needed: int,
+    draw: torch.Generator,
+) -> list[int]:
+    taken = {groups[index] for index in used}
+    free = [index for index in range(len(dataset)) if groups[index] not in taken]
+    if needed > len(free):
+        raise DataError(
+            f"data '{dataset.name}' has {len(dataset)} images; {len(free)} of other patients than the victims' are "
+            f"left and {needed} are needed for bystanders; ask for fewer clients or victims, or give more images"
+        )
+    if not needed:
+        return []
+    queues = _queues(free, groups, strata, draw)
+    return [queues.take(turn) for turn in range(needed)]
+
+
+def _resembling(
+    dataset: Dataset,
+    candidates: Sequence[int],
+    used: Sequence[int],
+    other_victims: Tensor | Sequence[Tensor] | None,
+    threshold: float,
+) -> list[bool]:
+    """Which candidates nearly repeat an image of a victim or bystander, of this data set or of others."""
+    others = [other_victims] if isinstance(other_victims, Tensor) else list(other_victims or ())
+    images = dataset.images[list(candidates)]
+    repeated = near_duplicates_of(images, dataset.images[list(used)], threshold)
+    for reference in others:
+        repeated |= near_duplicates_of(images, reference, threshold)
+    return [bool(flag) for flag in repeated]
+
+
+def _deal(
+    pool: Sequence[int],
+    groups: Sequence[str],
+    strata: Sequence[int],
+    parts: tuple[float, float, float],
+    draw: torch.Generator,
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Patient by patient to the part that lacks most of its share, in the patient's classes and in all."""
+    shares = [part / sum(parts) for part in parts]
+    by_patient: dict[str, list[int]] = defaultdict(list)
+    for index in _shuffled(pool, draw):
+        by_patient[groups[index]].append(index)
+    dealt: list[list[int]] = [[], [], []]
+    in_class: list[Counter[int]] = [Counter(), Counter(), Counter()]
+    for images in by_patient.values():
+        classes = Counter(strata[index] for index in images)
+        total = sum(len(part) for part in dealt) + len(images)
+
+        def lack(part: int, total: int = total, classes: Counter[int] = classes) -> float:
+            score = shares[part] * total - len(dealt[part])
+            for name, count in classes.items():
+                score += shares[part] * (sum(have[name] for have in in_class) + count) - in_class[part][name]
+            return score
+
+        part = max((part for part in range(3) if shares[part] > 0), key=lambda part: (lack(part), -part))
+        dealt[part] += images
+        in_class[part] += classes
+    training, auxiliary, null = (tuple(sorted(part)) for part in dealt)
+    return training, auxiliary, null
+
+
+def _with_notes(result: Split, dataset: Dataset) -> Split:
+    notes: list[str] = []
+    known = sum(patient is not None for patient in dataset.patients)
+    if known == 0:
+        notes.append("Patients are not known: images of one patient can be on both sides of the split.")
+    elif known < len(dataset):
+        notes.append(f"The patient of {len(dataset) - known} of {len(dataset)} images is not known.")
+    for name, part in (("training", result.training), ("auxiliary", result.auxiliary), ("null", result.null)):
+        if not part:
+            notes.append(f"The pool has no {name} images: too few images of other patients are left.")
+    return replace(result, notes=tuple(notes))
