@@ -1,0 +1,1 @@
+"""MedPFL: what can be reconstructed from model updates, under which assumptions, and which defense stops it."""
