@@ -49,9 +49,11 @@ def npz_array(path: Path, key: str) -> NDArray[Any]:
         raise DataError(f"'{path}' has no array '{key}'; it has {', '.join(sorted(keys)) or 'none'}")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            array: NDArray[Any] = archive[key]
+            array: object = archive[key]
     except _BROKEN as error:
         raise _unreadable(path, error) from None
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"'{path}': '{key}' is not an array; the file is corrupt")
     return array
 
 

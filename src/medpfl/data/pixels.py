@@ -80,7 +80,7 @@ def read_image_file(path: Path) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=("PNG", "JPEG", "MPO")) as image:
+            with Image.open(path, formats=("PNG", "JPEG")) as image:
                 image.load()
                 values = _image_values(ImageOps.exif_transpose(image))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):

@@ -11,6 +11,8 @@ from typing import Any
 import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.imageglobals import logger as nibabel_logger
+from nibabel.orientations import OrientationError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
@@ -33,6 +35,7 @@ _BROKEN = (
     np.linalg.LinAlgError,
     ImageFileError,
     HeaderDataError,
+    OrientationError,
     WrapStructError,
 )
 
@@ -43,7 +46,9 @@ def load_volume(path: Path, number: int) -> FloatArray:
     Raises DataError that names the file if it is corrupt, truncated, no gray NIfTI volume, or has NaN or infinite
     voxels.
     """
+    logging_before = nibabel_logger.disabled
     try:
+        nibabel_logger.disabled = True  # it prints what it repairs in a header
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = _nibabel.load(path, mmap=False)
@@ -56,6 +61,8 @@ def load_volume(path: Path, number: int) -> FloatArray:
         raise DataError(
             f"'{path}' is not a readable NIfTI file ({type(error).__name__}); it is corrupt, truncated or no volume"
         ) from None
+    finally:
+        nibabel_logger.disabled = logging_before
     check_values(values, f"'{path}'")
     return values
 

@@ -182,7 +182,8 @@ class DicomReader(Reader):
 
     def _image(self, dataset: FileDataset, frame: int, path: Path) -> Tensor:
         where = f"'{path}'"
-        reason = undecodable(dataset)
+        with _reading(path):
+            reason = undecodable(dataset)
         if reason is not None:
             raise DataError(f"{where}: {reason}")
         try:
