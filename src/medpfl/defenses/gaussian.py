@@ -26,7 +26,7 @@ from medpfl.defenses.noise import NO_GUARANTEE, with_noise
 class Gaussian(Defense):
     """Adds Normal(0, std^2) to gradients, deltas and weights alike."""
 
-    std: Annotated[float, Field(gt=0, description="standard deviation of the noise")] = 0.01
+    std: Annotated[float, Field(gt=0, allow_inf_nan=False, description="standard deviation of the noise")] = 0.01
 
     def update(self, update: Update, state: ClientState, generator: torch.Generator) -> tuple[Update, ClientState]:
         """The noisy update; noise is drawn in double precision, so its values do not depend on the update's."""

@@ -26,7 +26,9 @@ from medpfl.defenses.noise import NO_GUARANTEE, with_noise
 class Laplace(Defense):
     """Adds Laplace(0, scale) to gradients, deltas and weights alike. MedPFL: scale 1/100, 1/200, 1/300, 1/400."""
 
-    scale: Annotated[float, Field(gt=0, description="scale b of the noise; standard deviation b * sqrt(2)")] = 0.01
+    scale: Annotated[
+        float, Field(gt=0, allow_inf_nan=False, description="scale b of the noise; standard deviation b * sqrt(2)")
+    ] = 0.01
 
     def update(self, update: Update, state: ClientState, generator: torch.Generator) -> tuple[Update, ClientState]:
         """The noisy update; noise is drawn in double precision, so its values do not depend on the update's."""

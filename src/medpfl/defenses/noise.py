@@ -11,8 +11,8 @@ from torch import Tensor
 from medpfl.core.domain import Update
 
 NO_GUARANTEE = (
-    "{noise} noise without clipping of each image's gradient: nothing bounds what one image changes, so the noise gives "
-    "no differential-privacy guarantee, and what is measured holds for the audited attacks only"
+    "{noise} noise without clipping of each image's gradient: nothing bounds what one image changes, so the noise "
+    "gives no differential-privacy guarantee, and what is measured holds for the audited attacks only"
 )
 
 

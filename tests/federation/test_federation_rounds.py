@@ -1,0 +1,45 @@
+"""One round over the plain channel."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from medpfl.core.domain import Batch, ClientState, Recipe, Update
+from medpfl.core.errors import SpecError
+from medpfl.core.tasks import SingleLabel
+from medpfl.federation import CHANNELS, Hooks, client_step, run_round
+from medpfl.models import build_model
+
+
+class Doubling(Hooks):
+    """Doubles the update."""
+
+    def update(self, update: Update, state: ClientState, generator: torch.Generator) -> tuple[Update, ClientState]:
+        doubled = {name: 2 * tensor for name, tensor in update.trainable.items()}
+        return Update(update.kind, doubled, update.buffers, update.counters, update.examples), state
+
+
+def test_what_arrives_is_what_the_defended_client_sends() -> None:
+    model = build_model(
+        "lenet_idlg", image_shape=(1, 16, 16), task=SingleLabel(3), generator=torch.Generator().manual_seed(0)
+    )
+    batch = Batch(torch.rand((1, 1, 16, 16), generator=torch.Generator().manual_seed(1)), torch.tensor([2]))
+    arrived = run_round(model, batch, Recipe(), hooks=Doubling(), generator=torch.Generator())
+    sent, _ = client_step(model, batch, Recipe())
+    for name, tensor in sent.trainable.items():
+        torch.testing.assert_close(arrived.trainable[name], 2 * tensor)
+
+
+def test_the_plain_channel_shows_one_update() -> None:
+    plain = CHANNELS["plain"].item()
+    update = Update("gradient", {"w": torch.ones(2)}, {}, {}, 1)
+    assert plain.send([update], torch.Generator()) is update
+    assert plain.reveals_individual_updates
+    with pytest.raises(ValueError, match="too many"):
+        plain.send([update, update], torch.Generator())
+
+
+def test_unknown_channels_are_refused_with_the_known_ones() -> None:
+    with pytest.raises(SpecError, match="plain"):
+        CHANNELS["plane"]
