@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,20 +65,12 @@ def probe(model: GlobalModel) -> Probe:
     copies = {name: tensor.clone() for name, tensor in before.items()}
     recorder = _Recorder()
     layers: dict[str, Layer] = {}
-    handles = [
-        layer.register_forward_pre_hook(_noting(path, layers))
-        for path, layer in model.module.named_modules()
-        if next(layer.parameters(recurse=False), None) is not None
-    ]
-    try:
-        with recorder:
+    with torch.random.fork_rng(devices=[]):
+        with recorder, _noted(model.module, layers):
             output, buffers = _forward(model, images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    _check_output(model, output)
-    again, _ = _forward(model, images)
-    if not torch.allclose(output, again, rtol=1e-3, atol=1e-5, equal_nan=True):
+        _check_output(model, output)
+        again, _ = _forward(model, images)
+    if not torch.allclose(output, again, rtol=1e-3, atol=1e-5):
         raise ModelError(
             f"model '{model.name}' gives different outputs for the same images in eval mode: "
             "take the randomness out of its forward pass, because no attack or client step could be repeated"
@@ -91,6 +84,21 @@ def probe(model: GlobalModel) -> Probe:
     return Probe(frozenset(recorder.names), tuple(layers.values()), output)
 
 
+@contextmanager
+def _noted(module: nn.Module, layers: dict[str, Layer]) -> Iterator[None]:
+    """Inside, layers with tensors of their own are noted in the order of their first use."""
+    handles = [
+        layer.register_forward_pre_hook(_noting(path, layers))
+        for path, layer in module.named_modules()
+        if next(layer.parameters(recurse=False), None) is not None
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _noting(path: str, layers: dict[str, Layer]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     def note(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         shape = tuple(inputs[0].shape) if inputs and isinstance(inputs[0], Tensor) else ()
@@ -101,7 +109,7 @@ def _noting(path: str, layers: dict[str, Layer]) -> Callable[[nn.Module, tuple[A
 
 def _forward(model: GlobalModel, images: Tensor) -> tuple[Any, dict[str, Tensor]]:
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad():
             return model.forward(images)
     except ModelError:
         raise

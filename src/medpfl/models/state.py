@@ -105,15 +105,14 @@ def apply_state(model: GlobalModel, tensors: Tensors, source: str) -> GlobalMode
     """The model with these tensors in place of its own, in its own precision; `source` names them in errors."""
     expected = _state_names(model)
     found = _canonical(tensors, model, expected, source)
-    missing = [name for name in expected if name not in found and name not in model.counters]
-    unexpected = [name for name in found if name not in expected]
+    missing = [f"'{name}' is missing" for name in expected if name not in found and name not in model.counters]
+    unknown = [f"'{name}' is unknown here" for name in found if name not in expected]
     shapes = [
         f"'{name}' is {tuple(found[name].shape)} there and {tuple(expected[name].shape)} here"
         for name in expected
         if name in found and found[name].shape != expected[name].shape
     ]
-    problems = [f"'{name}' is missing" for name in missing] + [f"'{name}' is unknown here" for name in unexpected]
-    problems = shapes + problems
+    problems = [*shapes, *missing[:1], *unknown[:1], *missing[1:], *unknown[1:]]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ModelError(

@@ -246,13 +246,21 @@ def derivatives(inspection: Inspection) -> Iterator[Finding]:
             "being protection",
         )
     try:
-        model.to(torch.float64).forward(image.double())
+        agrees = _agrees_with_differences(model.to(torch.float64), image.double())
     except CANNOT as error:
         yield Finding(
             "no_float64",
             "warning",
             f"the model does not run in float64 ({summary_of(error)}): L-BFGS attacks stall early in float32",
         )
+    else:
+        if not agrees:
+            yield Finding(
+                "second_derivative_wrong",
+                "warning",
+                "second derivatives disagree with finite differences, as with custom or once-differentiable gradients: "
+                "matching attacks walk in wrong directions and break down without this being protection",
+            )
     try:
         torch.func.vmap(lambda batch: _second_derivative(model, batch))(probe_images(model, 2)[:, None])
     except CANNOT as error:
@@ -264,17 +272,37 @@ def derivatives(inspection: Inspection) -> Iterator[Finding]:
         )
 
 
+def _gradient_norm(model: GlobalModel, images: Tensor) -> Tensor:
+    """The squared norm of the parameter gradient, as a matching objective depends on it."""
+    task = model.task
+    undecided = 1 / task.classes if isinstance(task, SingleLabel) else 0.5
+    targets = torch.full((images.shape[0], task.classes), undecided)  # no output saturates this loss
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        return task.loss(model.forward(images, parameters=parameters)[0], targets)
+
+    gradients = torch.func.grad(loss)(dict(model.parameters))
+    return torch.stack([gradient.square().sum() for gradient in gradients.values()]).sum()
+
+
 def _second_derivative(model: GlobalModel, images: Tensor) -> Tensor:
     """Gradient in the images of the squared norm of the parameter gradient."""
-    labels = torch.zeros(images.shape[0], dtype=torch.int64)
-    targets = labels if isinstance(model.task, SingleLabel) else torch.ones(images.shape[0], model.task.classes)
-
-    def squared_norm(images: Tensor) -> Tensor:
-        def loss(parameters: dict[str, Tensor]) -> Tensor:
-            return model.task.loss(model.forward(images, parameters=parameters)[0], targets)
-
-        gradients = torch.func.grad(loss)(dict(model.parameters))
-        return torch.stack([gradient.square().sum() for gradient in gradients.values()]).sum()
-
-    second: Tensor = torch.func.grad(squared_norm)(images)
+    second: Tensor = torch.func.grad(lambda changed: _gradient_norm(model, changed))(images)
     return second
+
+
+def _agrees_with_differences(model: GlobalModel, images: Tensor) -> bool:
+    """Whether the second derivative along one random direction is that of central differences, to 5 percent.
+
+    One step size that agrees is enough: larger ones may cross the kinks of piecewise linear activations.
+    """
+    direction = torch.randn(images.shape, generator=torch.Generator().manual_seed(1), dtype=images.dtype)
+    slope = float((_second_derivative(model, images) * direction).sum())
+    for step in (1e-6, 1e-7, 1e-8):
+        with torch.no_grad():
+            ahead, behind = (float(_gradient_norm(model, images + sign * step * direction)) for sign in (1, -1))
+        difference = (ahead - behind) / (2 * step)
+        rounding = 1e-13 * abs(ahead) / step
+        if abs(slope - difference) <= 0.05 * max(abs(slope), abs(difference)) + rounding:
+            return True
+    return False
