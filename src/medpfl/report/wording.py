@@ -1,0 +1,187 @@
+"""Numbers as sentences. No number of an attack stands without its null baseline, and nothing is called safe."""
+
+from __future__ import annotations
+
+from medpfl.report import settings
+from medpfl.report.comparison import Change, DefenseOutcome, level
+from medpfl.report.formatting import (
+    count,
+    decimals,
+    interval,
+    listed,
+    percent,
+    percent_interval,
+)
+from medpfl.report.views import Cell, Measured
+
+NULL_NAMES = {
+    "nearest": "the most similar other image",
+    "class_mean": "the mean image of the class",
+    "noise": "noise",
+}
+"""The null baselines in words."""
+
+
+def strongest_attack(cell: Cell, threshold: float) -> str:
+    """What one attack reconstructed, beside its null baselines."""
+    named = f"{cell.attack} against {settings.model(cell)}, with {settings.defense(cell)}"
+    return f"{named}: {rate(cell)} with SSIM of at least {threshold:g}; {null_rate(cell)}. {fidelity(cell)}"
+
+
+def rate(cell: Cell) -> str:
+    """The success rate with its interval.
+
+    >>> rate(Cell("c", {}, images=16, asr=Measured(0.875, 0.6875, 1.0)))
+    '88% of 16 images (95% interval 69% to 100%)'
+    """
+    images = len(cell.results) or cell.images
+    if cell.asr.value is None:
+        return "no success rate"
+    share = percent(cell.asr.value)
+    found = percent_interval(cell.asr)
+    about = f"95% interval {found}" if found else "one victim, so no interval"
+    if cell.successes is None:
+        return f"{share} of {count(images, 'image')} ({about})"
+    return f"{cell.successes} of {count(images, 'image')} ({share}; {about})"
+
+
+def spread(cell: Cell) -> str:
+    """Count and interval of the success rate, for a table that shows the rate itself.
+
+    >>> spread(Cell("c", {}, images=16, asr=Measured(0.875, 0.6875, 1.0)))
+    'of 16 images, 95% interval 69% to 100%'
+    """
+    images = count(len(cell.results) or cell.images, "image")
+    number = "" if cell.successes is None else f"{cell.successes} "
+    found = percent_interval(cell.asr)
+    return f"{number}of {images}, {f'95% interval {found}' if found else 'no interval'}"
+
+
+def null_rate(cell: Cell) -> str:
+    """The success rates of the null baselines.
+
+    >>> null_rate(Cell("c", {}))
+    'no null baseline was stored to compare with'
+    """
+    rates = [(null.asr, NULL_NAMES[name]) for name, null in cell.nulls.items() if null.asr is not None]
+    if not rates:
+        return "no null baseline was stored to compare with"
+    if all(found == 0 for found, _ in rates):
+        return (
+            "no null baseline reached that for any image" if len(rates) > 1 else f"{rates[0][1]} reached that for none"
+        )
+    return f"handing over {listed([f'{name} reached that for {percent(found)}' for found, name in rates])}"
+
+
+def fidelity(cell: Cell) -> str:
+    """Mean PSNR and SSIM beside the best null baseline."""
+    if cell.psnr.value is None:
+        return "No case finished, so there is no mean quality."
+    return f"Mean PSNR is {_against(cell)}."
+
+
+def _against(cell: Cell) -> str:
+    spread = interval(cell.psnr)
+    value = f"{decimals(cell.psnr.value, 1, 'dB')}{f' ({spread})' if spread else ''}"
+    null = cell.best_null
+    if null is None or null.psnr is None:
+        return f"{value}, with no null baseline to compare with"
+    gain = cell.gain_psnr if cell.gain_psnr is not None else (cell.psnr.value or 0.0) - null.psnr
+    return f"{value} against {decimals(null.psnr, 1, 'dB')} for {NULL_NAMES[null.name]}, {_more_or_less(gain)}"
+
+
+def _more_or_less(gain: float) -> str:
+    if abs(gain) < 0.05:
+        return "which is the same"
+    return f"{decimals(abs(gain), 1, 'dB')} {'more' if gain > 0 else 'less'}"
+
+
+def assumptions(cell: Cell) -> str:
+    """Under which assumptions a cell's numbers hold.
+
+    >>> print(assumptions(Cell("c", {"threat_model": "eavesdropper", "recipe": "r", "model": "m"})))  # doctest: +ELLIPSIS
+    The adversary is an eavesdropper who reads the messages of one client. The client sends what the recipe r sends. ...
+    """
+    model = cell.axes.get("model", "")
+    state = settings.model_state(cell.params.get("model", {}))
+    return " ".join(
+        (
+            f"The adversary is {settings.adversary(cell)}.",
+            f"The client sends {settings.sent(cell)}.",
+            f"The model is {model}{f', {state}' if state else ''}.",
+            f"{_channel(cell)}.",
+        )
+    )
+
+
+def _channel(cell: Cell) -> str:
+    found = settings.channel(cell)
+    return f"There is {found}" if found.startswith("no ") else f"Updates go through {found}"
+
+
+def defense_change(found: Change) -> str:
+    """What a defense changed on the same victims."""
+    before = found.undefended
+    images = (
+        f"On the same {count(found.victims, 'victim')}, against {before.attack} without defense, "
+        f"images reconstructed went from {found.successes_before} to {found.successes_after} of {found.images}"
+    )
+    return f"{images}; {psnr_change(found.psnr)}."
+
+
+def psnr_change(found: Measured) -> str:
+    """A paired difference of mean PSNR as a clause.
+
+    >>> psnr_change(Measured(-12.9, -14.9, -11.0))
+    'mean PSNR fell by 12.9 dB (95% interval 11.0 to 14.9)'
+    >>> psnr_change(Measured(0.4, -1.0, 1.8))
+    'mean PSNR did not clearly change (95% interval −1.0 to 1.8 dB)'
+    """
+    if found.value is None:
+        return "no image was finished in both, so PSNR cannot be compared"
+    amount = decimals(abs(found.value), 1, "dB")
+    moved = "fell" if found.value < 0 else "rose"
+    if found.low is None or found.high is None:
+        return f"mean PSNR {moved} by {amount} (too few victims for an interval)"
+    if found.low <= 0 <= found.high:
+        return f"mean PSNR did not clearly change (95% interval {interval(found)} dB)"
+    low, high = sorted((abs(found.low), abs(found.high)))
+    return f"mean PSNR {moved} by {amount} (95% interval {decimals(low, 1)} to {decimals(high, 1)})"
+
+
+def defense_left(outcome: DefenseOutcome) -> str:
+    """What is left to the strongest attack against a defense, in words."""
+    cell = outcome.strongest
+    if cell is None:
+        if any(other.blocked for other in outcome.cells):
+            return "A guard stopped every case that did not fail."
+        if any(other.done for other in outcome.cells):
+            return "Only attacks with oracle knowledge finished."
+        return "No case has finished."
+    return {
+        "reconstructed": "Images are still reconstructed." if cell.defended else "Images are reconstructed.",
+        "closer": "No image passes the threshold more surely than a null baseline does, but what comes back is closer "
+        "to the truth than these."
+        if cell.asr.value
+        else "No image passes the threshold, but what comes back is closer to the truth than the null baselines.",
+        "null_level": "Not clearly beyond the null baselines.",
+        "unjudged": "No null baseline to judge by.",
+        "blocked": "A guard stopped every case that did not fail.",
+        "nothing": "No case has finished.",
+    }[level(cell)]
+
+
+def informed(outcome: DefenseOutcome) -> str:
+    """Whether anybody who knows the defense attacked it."""
+    if outcome.informed:
+        return f"Attacked with knowledge of the defense by {listed(list(outcome.informed))}."
+    return "No attack that knows this defense was run; an informed one can do better."
+
+
+def oracle(cell: Cell, threshold: float) -> str:
+    """What the strongest attack with oracle knowledge reached, and that it does not count."""
+    known = listed([part.replace("_", " ") for part in cell.oracle])
+    return (
+        f"Knowing the {known}, which a real adversary would not: {strongest_attack(cell, threshold)} "
+        "This is an upper bound and is not counted above."
+    )
