@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -147,6 +148,36 @@ def test_last_batch_may_be_smaller() -> None:
     module, batch = seeded_module(), data(10)
     update, _ = client_step(global_model(module), batch, recipe)
     assert_same_state(update, plain_training(module, batch, recipe))
+
+
+class Running(nn.Module):
+    """Batch norm that averages all batches, behind a frozen convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.Conv2d(2, 3, 3, bias=False).requires_grad_(False)
+        self.norm = nn.BatchNorm2d(3, momentum=None)
+        self.fc = nn.Linear(48, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class scores."""
+        scores: Tensor = self.fc(torch.tanh(self.norm(self.frozen(images))).flatten(1))
+        return scores
+
+
+def test_cumulative_statistics_and_frozen_layers() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = Running()
+    recipe = Recipe(update="weights", batch_size=2, local_steps=3, epochs=2, batch_norm="train", learning_rate=0.1)
+    batch = Batch(data(6).images.float(), data(6).targets)
+    model = prepare(module, name="running", image_shape=SHAPE, task=SingleLabel(CLASSES))
+    update, _ = client_step(model, batch, recipe)
+    trained = plain_training(module, batch, recipe).state_dict()
+    assert "frozen.weight" not in update.trainable
+    assert int(update.counters["norm.num_batches_tracked"]) == 6
+    for name, tensor in {**update.trainable, **update.buffers}.items():
+        torch.testing.assert_close(tensor, trained[name], rtol=1e-4, atol=1e-6)
 
 
 def test_delta_is_weights_minus_received_weights() -> None:
@@ -335,6 +366,23 @@ def test_clients_can_be_batched() -> None:
             torch.testing.assert_close(batched[name][client], tensor, rtol=1e-9, atol=1e-11)
 
 
+def test_clients_with_their_own_models_can_be_batched() -> None:
+    models = [global_model(seeded_module()), global_model(seeded_module())]
+    for tensor in models[1].parameters.values():
+        tensor.mul_(1.5)
+    stacked = {name: torch.stack([m.parameters[name] for m in models]) for name in models[0].parameters}
+    batch, recipe = data(2), Recipe(batch_size=2, precision="float64")
+
+    def sent(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+        update, _ = client_step(replace(models[0], parameters=parameters), batch, recipe)
+        return dict(update.trainable)
+
+    batched = torch.func.vmap(sent)(stacked)
+    for index, model in enumerate(models):
+        for name, tensor in client_step(model, batch, recipe)[0].trainable.items():
+            torch.testing.assert_close(batched[name][index], tensor, rtol=1e-10, atol=1e-12)
+
+
 def test_nothing_of_the_caller_changes() -> None:
     module, batch = seeded_module(), data(4)
     model = global_model(module)
@@ -441,6 +489,12 @@ def test_an_empty_batch_trains_nothing(hooks: Hooks) -> None:
 def test_impossible_recipes_are_refused_with_the_field(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(SpecError, match=words):
         client_step(global_model(seeded_module()), data(2), Recipe(**settings))
+
+
+@pytest.mark.parametrize("held", [2, 5])
+def test_a_client_must_hold_as_many_images_as_its_local_steps_take(held: int) -> None:
+    with pytest.raises(SpecError, match=f"3 to 4 images, but the client holds {held}"):
+        client_step(global_model(seeded_module()), data(held), Recipe(update="delta", batch_size=2, local_steps=2))
 
 
 def test_per_example_gradients_with_batch_statistics_are_refused() -> None:

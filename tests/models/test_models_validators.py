@@ -201,6 +201,12 @@ def test_what_attacks_need_is_tried() -> None:
     assert findings(Functional(lambda x: torch.tanh(branching(x))))["no_batching"].severity == "warning"
 
 
+def test_derivatives_are_tried_on_request_only() -> None:
+    model = prepare(Functional(fused), name="mine", image_shape=SHAPE, task=SingleLabel(3))
+    codes = [finding.code for finding in validate(model, try_derivatives=False)]
+    assert codes == ["parameters_per_pixel"]
+
+
 def test_refusals_come_first_and_every_validator_has_a_summary() -> None:
     module = nn.Sequential(nn.Conv2d(1, 2, 8), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(2, 3))
     order = [finding.severity for finding in findings(module, Recipe(batch_norm="train")).values()]

@@ -44,6 +44,12 @@ def client_step(
     if tuple(batch.images.shape[1:]) != tuple(model.image_shape):
         found = tuple(batch.images.shape[1:])
         raise ModelError(f"model '{model.name}' takes images of shape {tuple(model.image_shape)}, found {found}")
+    held, wanted = len(batch), recipe.batch_size * recipe.local_steps
+    if recipe.update != "gradient" and not wanted - recipe.batch_size < held <= wanted:
+        raise SpecError(
+            f"recipe: local_steps: {recipe.local_steps} of batch_size: {recipe.batch_size} take "
+            f"{wanted - recipe.batch_size + 1} to {wanted} images, but the client holds {held}"
+        )
     if generator is None:
         generator = torch.Generator()
         generator.seed()

@@ -1,6 +1,6 @@
 """The model zoo, anybody's `nn.Module`, checkpoints, and what an audit of a model means."""
 
-from medpfl.models import lenet, resnet
+from medpfl.models import derivatives, lenet, resnet
 from medpfl.models.building import build_model
 from medpfl.models.imagenet import imagenet_weights
 from medpfl.models.inspection import VALIDATORS, Finding
@@ -18,6 +18,7 @@ __all__ = [
     "Normalization",
     "Normalize",
     "build_model",
+    "derivatives",
     "fingerprint",
     "imagenet_weights",
     "lenet",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -18,8 +18,10 @@ from medpfl.core.errors import ModelError
 class Normalization:
     """Mean and standard deviation per channel, of images in [0, 1]."""
 
-    mean: Annotated[tuple[float, ...], Field(min_length=1, description="mean of each channel")]
-    std: Annotated[tuple[float, ...], Field(min_length=1, description="standard deviation of each channel, above 0")]
+    mean: Annotated[tuple[FiniteFloat, ...], Field(min_length=1, description="mean of each channel")]
+    std: Annotated[
+        tuple[FiniteFloat, ...], Field(min_length=1, description="standard deviation of each channel, above 0")
+    ]
 
     def check(self, channels: int) -> None:
         """Raises `ModelError` unless there is one positive standard deviation and one mean per channel."""

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from itertools import chain
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from medpfl.core.domain import GlobalModel, Recipe
 from medpfl.core.errors import ModelError
 from medpfl.core.tasks import SingleLabel
 from medpfl.models.inspection import VALIDATORS, Finding, Inspection
-from medpfl.models.probe import probe, probe_images, summary_of
+from medpfl.models.probe import probe, probe_images
 
 PIECEWISE_LINEAR = frozenset(
     {"relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "prelu", "rrelu", "rrelu_", "hardtanh", "hardtanh_"}
@@ -21,22 +21,21 @@ PIECEWISE_LINEAR = frozenset(
 )
 """PyTorch functions whose second derivative is zero wherever it exists."""
 
-CANNOT = (RuntimeError, NotImplementedError, TypeError, ValueError)
-"""What PyTorch raises where a derivative, a precision or batching is missing."""
-
 MAX_POOLING = frozenset(
     f"{kind}max_pool{axes}d{suffix}" for kind in ("", "adaptive_") for axes in "123" for suffix in ("", "_with_indices")
 )
 
 
-def validate(model: GlobalModel, recipe: Recipe | None = None) -> list[Finding]:
+def validate(model: GlobalModel, recipe: Recipe | None = None, *, try_derivatives: bool = True) -> list[Finding]:
     """All findings about `model`, trained as `recipe` says: refusals first, then warnings, then the rest.
 
-    Runs the model a few times on two random images, with first and second derivatives.
+    Runs the model a few times on one or two random images; without `try_derivatives` forwards only, which takes
+    about a tenth of the time.
     """
     inspection = Inspection(model, recipe, probe(model))
-    findings = chain.from_iterable(entry.item(inspection) for entry in VALIDATORS)
+    chosen = [entry for entry in VALIDATORS if try_derivatives or entry.name != "derivatives"]
     order = {"refusal": 0, "warning": 1, "info": 2}
+    findings = chain.from_iterable(entry.item(inspection) for entry in chosen)
     return sorted(findings, key=lambda finding: order[finding.severity])
 
 
@@ -221,88 +220,3 @@ def float16(inspection: Inspection) -> Iterator[Finding]:
             "float16 starts each round with a loss scale of 65536, and steps that overflow are skipped: an update of "
             "few steps may be zero and hide what longer training would show",
         )
-
-
-@VALIDATORS.register("derivatives", summary="second derivatives, batching and double precision must work")
-def derivatives(inspection: Inspection) -> Iterator[Finding]:
-    """Tries what matching attacks do: gradients of gradients, float64, and batching over clients."""
-    model = inspection.model
-    image = probe_images(model, 1)
-    try:
-        finite = bool(torch.isfinite(_second_derivative(model, image)).all())
-    except CANNOT as error:
-        yield Finding(
-            "not_twice_differentiable",
-            "refusal",
-            f"the model cannot be differentiated twice ({summary_of(error)}): no matching attack can run, so an audit "
-            "would only show weak ones",
-        )
-        return
-    if not finite:
-        yield Finding(
-            "second_derivative_not_finite",
-            "warning",
-            "second derivatives of the model are not finite on random images: matching attacks break down without this "
-            "being protection",
-        )
-    try:
-        agrees = _agrees_with_differences(model.to(torch.float64), image.double())
-    except CANNOT as error:
-        yield Finding(
-            "no_float64",
-            "warning",
-            f"the model does not run in float64 ({summary_of(error)}): L-BFGS attacks stall early in float32",
-        )
-    else:
-        if not agrees:
-            yield Finding(
-                "second_derivative_wrong",
-                "warning",
-                "second derivatives disagree with finite differences, as with custom or once-differentiable gradients: "
-                "matching attacks walk in wrong directions and break down without this being protection",
-            )
-    try:
-        torch.func.vmap(lambda batch: _second_derivative(model, batch))(probe_images(model, 2)[:, None])
-    except CANNOT as error:
-        yield Finding(
-            "no_batching",
-            "warning",
-            f"PyTorch cannot batch the model over clients ({summary_of(error)}): defenses that need per-example "
-            "gradients cannot run on it, and attacks take one victim at a time",
-        )
-
-
-def _gradient_norm(model: GlobalModel, images: Tensor) -> Tensor:
-    """The squared norm of the parameter gradient, as a matching objective depends on it."""
-    task = model.task
-    undecided = 1 / task.classes if isinstance(task, SingleLabel) else 0.5
-    targets = torch.full((images.shape[0], task.classes), undecided)  # no output saturates this loss
-
-    def loss(parameters: dict[str, Tensor]) -> Tensor:
-        return task.loss(model.forward(images, parameters=parameters)[0], targets)
-
-    gradients = torch.func.grad(loss)(dict(model.parameters))
-    return torch.stack([gradient.square().sum() for gradient in gradients.values()]).sum()
-
-
-def _second_derivative(model: GlobalModel, images: Tensor) -> Tensor:
-    """Gradient in the images of the squared norm of the parameter gradient."""
-    second: Tensor = torch.func.grad(lambda changed: _gradient_norm(model, changed))(images)
-    return second
-
-
-def _agrees_with_differences(model: GlobalModel, images: Tensor) -> bool:
-    """Whether the second derivative along one random direction is that of central differences, to 5 percent.
-
-    One step size that agrees is enough: larger ones may cross the kinks of piecewise linear activations.
-    """
-    direction = torch.randn(images.shape, generator=torch.Generator().manual_seed(1), dtype=images.dtype)
-    slope = float((_second_derivative(model, images) * direction).sum())
-    for step in (1e-6, 1e-7, 1e-8):
-        with torch.no_grad():
-            ahead, behind = (float(_gradient_norm(model, images + sign * step * direction)) for sign in (1, -1))
-        difference = (ahead - behind) / (2 * step)
-        rounding = 1e-13 * abs(ahead) / step
-        if abs(slope - difference) <= 0.05 * max(abs(slope), abs(difference)) + rounding:
-            return True
-    return False
