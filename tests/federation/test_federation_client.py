@@ -265,7 +265,7 @@ def test_autocast_equals_plain_autocast(precision: Any, optimizer: Any) -> None:
             scaler.update()
             skipped += scaler.get_scale() < before
     assert (skipped > 0) == (precision == "float16")
-    assert_same_state(update, plain, tolerance=2e-3)
+    assert_same_state(update, plain, tolerance=1e-4 if optimizer == "sgd" else 2e-3)  # Adam enlarges rounding
     exact, _ = client_step(model, batch, Recipe(**{**vars(recipe), "precision": "float32"}))
     assert max((exact.trainable[n] - update.trainable[n]).abs().max().item() for n in exact.trainable) > 1e-5
 
