@@ -18,8 +18,8 @@ def near_duplicates_of(images: Tensor, reference: Tensor, threshold: float = 0.9
     """Bool (N,): which of `images` (N, C, *spatial) correlate above `threshold` with any `reference` (M, C, *spatial).
 
     Both become gray thumbnails of one size: 64 pixels per axis, or the smaller of the two sizes where one is smaller.
-    Images with one value in all pixels correlate with nothing but the same constant image. Sizes and channels may
-    differ between the two sets, not the number of spatial axes.
+    Images with one value in all pixels are compared with each other by brightness and correlate with nothing else.
+    Sizes and channels may differ between the two sets, not the number of spatial axes.
     """
     duplicates = torch.zeros(images.shape[0], dtype=torch.bool)
     if images.shape[0] == 0 or reference.shape[0] == 0:
@@ -34,10 +34,12 @@ def near_duplicates_of(images: Tensor, reference: Tensor, threshold: float = 0.9
 
 
 def _thumbnails(images: Tensor, size: tuple[int, ...]) -> Tensor:
-    """(N, pixels + 1) unit vectors whose products are correlations; the last entry marks constant images."""
+    """(N, pixels + 2) unit vectors whose products are correlations; the last two entries turn with the brightness."""
     gray = resize(to_channels(images.movedim(1, 0), 1, "thumbnail")[0], size).flatten(1).double()
-    centered = gray - gray.mean(dim=1, keepdim=True)
+    mean = gray.mean(dim=1, keepdim=True)
+    centered = gray - mean
     norm = centered.norm(dim=1, keepdim=True)
     constant = norm <= _CONSTANT * gray.shape[1] ** 0.5
     unit = torch.where(constant, torch.zeros_like(centered), centered / norm.clamp_min(1e-30))
-    return torch.cat([unit, constant.double()], dim=1)
+    brightness = torch.cat([torch.cos(torch.pi * mean), torch.sin(torch.pi * mean)], dim=1)
+    return torch.cat([unit, brightness * constant], dim=1)

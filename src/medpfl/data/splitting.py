@@ -201,14 +201,17 @@ def _deal(
     parts: tuple[float, float, float],
     draw: torch.Generator,
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Patient by patient to the part that lacks most of its share, in the patient's classes and in all."""
+    """Patient by patient to the part that lacks most of its share, in the patient's classes and in all.
+
+    Where patients run out, parts that are still empty are served first: null, then auxiliary, then training.
+    """
     shares = [part / sum(parts) for part in parts]
     by_patient: dict[str, list[int]] = defaultdict(list)
     for index in _shuffled(pool, draw):
         by_patient[groups[index]].append(index)
     dealt: list[list[int]] = [[], [], []]
     in_class: list[Counter[int]] = [Counter(), Counter(), Counter()]
-    for images in by_patient.values():
+    for position, images in enumerate(by_patient.values()):
         classes = Counter(strata[index] for index in images)
         total = sum(len(part) for part in dealt) + len(images)
 
@@ -218,7 +221,11 @@ def _deal(
                 score += shares[part] * (sum(have[name] for have in in_class) + count) - in_class[part][name]
             return score
 
-        part = max((part for part in range(3) if shares[part] > 0), key=lambda part: (lack(part), -part))
+        empty = [part for part in (2, 1, 0) if shares[part] > 0 and not dealt[part]]
+        if len(by_patient) - position <= len(empty):
+            part = empty[0]
+        else:
+            part = max((part for part in range(3) if shares[part] > 0), key=lambda part: (lack(part), -part))
         dealt[part] += images
         in_class[part] += classes
     training, auxiliary, null = (tuple(sorted(part)) for part in dealt)

@@ -55,6 +55,7 @@ def load_volume(path: Path, number: int) -> FloatArray:
             _require_gray_volume(image, path)
             image = _nibabel.squeeze_image(image)
             if len(image.shape) == 4:
+                _ = image.dataobj[-1, -1, -1, -1]  # a truncated file fails here, whichever volume is wanted
                 image = image.slicer[..., _require_volume(number, image.shape[3], path)]
             values: FloatArray = _nibabel.as_closest_canonical(image).get_fdata(caching="unchanged")
     except _BROKEN as error:

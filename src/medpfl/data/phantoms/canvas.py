@@ -1,7 +1,7 @@
 """Soft shapes and smooth noise on a grid whose coordinates run from -1 to 1, y downwards.
 
 Everything random is drawn independently of the resolution, so one seed gives one anatomy at any size. Fine grain is
-the exception: it is drawn at the resolution of the image, as a scanner's noise would be.
+the exception: it is drawn at the resolution of the image, as a scanner's noise would be, and after everything else.
 """
 
 from __future__ import annotations

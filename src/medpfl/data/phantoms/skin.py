@@ -29,8 +29,9 @@ def draw_skin(label: int, resolution: int, patient: Generator, image: Generator)
     for _ in range(patient.integers(0, 7)):
         picture = _hair(canvas, picture, patient)
     light = 1.0 + 0.1 * canvas.noise(image, 1.0) - 0.1 * np.hypot(*canvas.xy) ** 2 * image.uniform(0, 1)
+    light *= image.uniform(0.85, 1.08)
     grain = np.stack([canvas.grain(image, 0.01) for _ in range(3)], axis=-1)
-    return np.clip(picture * light[..., np.newaxis] * image.uniform(0.85, 1.08) + grain, 0.0, 1.0)
+    return np.clip(picture * light[..., np.newaxis] + grain, 0.0, 1.0)
 
 
 def _lesion(canvas: Canvas, picture: Field, malignant: bool, random: Generator) -> Field:
