@@ -125,6 +125,11 @@ def test_hostile_texts_appear_as_text_everywhere(html: str, page: Page, hostile:
     assert any(option.get("value") == hostile for option in page.all("option"))
 
 
+def test_warnings_stand_beside_the_results_of_their_defense(page: Page, hostile: str) -> None:
+    before_the_cells = page.text[: page.text.index("All cells")]
+    assert before_the_cells.count(f"Warning: noise without clipping has no privacy guarantee {hostile}") == 2
+
+
 def test_every_image_has_an_alternative_text(page: Page) -> None:
     images = page.all("img")
     assert len(images) == 13 * 3 * 2

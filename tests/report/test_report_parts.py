@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medpfl.report import settings
 from medpfl.report.curves import THRESHOLDS, columns, panels
 from medpfl.report.figures import success_svg
 from medpfl.report.formatting import DASH
@@ -45,7 +46,7 @@ def axes(**changes: str) -> dict[str, str]:
 
 
 def test_a_curve_counts_failed_images_and_meets_the_stored_rate() -> None:
-    results = (row(0, 0.95), row(1, 0.5), row(2, None, status="failed"), row(3, 0.9))
+    results = (row(0, 0.95), row(1, 0.5), row(2, 0.99, status="failed", success=False), row(3, 0.9))
     panel = panels([Cell("c", axes(), results=results)], 0.9)[0]
     by_hand = dict(zip(columns(0.9), panel.lines[0].at, strict=True))
     assert by_hand == {0.5: 0.75, 0.7: 0.5, 0.8: 0.5, 0.9: 0.5, 0.95: 0.25}
@@ -258,3 +259,18 @@ def test_redaction_removes_names_from_texts_and_leaves_everything_else() -> None
 def test_redaction_takes_names_literally(item: str) -> None:
     audit = Audit("a", cells=(Cell("c", axes(), results=(row(0, 0.5, item=item, reason=f"bad: {item}."),)),))
     assert without_items(audit).cells[0].results[0].reason == f"bad: {REMOVED}."
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        ("untrained_per_victim", "untrained, with new weights for every victim"),
+        ("imagenet", "with weights from ImageNet, never trained on medical images"),
+        ("/home/someone/secret/site_a.safetensors", "from the checkpoint site_a.safetensors"),
+        ("C:\\models\\site_a.pt", "from the checkpoint site_a.pt"),
+        ({"trained": {"epochs": 1, "victims": "included"}}, "trained for 1 epoch, victims included"),
+        (None, ""),
+    ],
+)
+def test_model_state_tells_no_folder(state: Any, expected: str) -> None:
+    assert settings.model_state({"state": state}) == expected

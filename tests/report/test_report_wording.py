@@ -202,21 +202,6 @@ def test_assumptions_of_federated_averaging_behind_secure_aggregation() -> None:
     assert "Updates go through sum-8 over 8 clients." in text
 
 
-@pytest.mark.parametrize(
-    ("state", "expected"),
-    [
-        ("untrained_per_victim", "untrained, with new weights for every victim"),
-        ("imagenet", "with weights from ImageNet, never trained on medical images"),
-        ("/home/someone/secret/site_a.safetensors", "from the checkpoint site_a.safetensors"),
-        ("C:\\models\\site_a.pt", "from the checkpoint site_a.pt"),
-        ({"trained": {"epochs": 1, "victims": "included"}}, "trained for 1 epoch, victims included"),
-        (None, ""),
-    ],
-)
-def test_model_state_tells_no_folder(state: Any, expected: str) -> None:
-    assert settings.model_state({"state": state}) == expected
-
-
 def test_strongest_ranks_by_success_then_quality_and_ignores_unfinished_cells() -> None:
     weak = cell(attack="weak", asr=Measured(0.0, 0.0, 0.2), psnr=Measured(30.0))
     sharp = cell(attack="sharp", asr=Measured(0.0, 0.0, 0.2), psnr=Measured(31.0))
@@ -245,10 +230,12 @@ def test_a_defense_is_compared_on_the_same_victims() -> None:
     assert found is not None
     assert (found.victims, found.successes_before, found.successes_after) == (4, 3, 1)
     assert found.psnr == Measured(-10.0, -10.0, -10.0)
-    assert wording.defense_change(found) == (
-        "On the same 4 victims, against dlg without defense, images reconstructed went from 3 to 1 of 4; "
+    change_in_words = (
+        " on the same 4 victims without defense, images reconstructed went from 3 to 1 of 4; "
         "mean PSNR fell by 10.0 dB (95% interval 10.0 to 10.0)."
     )
+    assert wording.defense_change(found, "dlg") == f"Compared with the same attack{change_in_words}"
+    assert wording.defense_change(found, "cpl-informed") == f"Compared with dlg{change_in_words}"
 
 
 def test_victims_that_only_one_of_two_cells_has_are_left_out() -> None:
@@ -272,10 +259,10 @@ def test_a_failed_image_counts_as_not_reconstructed_in_a_comparison_and_not_in_t
 
 def test_psnr_changes_whose_interval_spans_zero_are_not_called_changes() -> None:
     base = Change(cell(), 4, 4, Measured(0.3, -0.5, 1.1), 0, 0)
-    assert "did not clearly change" in wording.defense_change(base)
-    assert "rose by 2.0 dB" in wording.defense_change(replace(base, psnr=Measured(2.0, 1.0, 3.0)))
-    assert "too few victims" in wording.defense_change(replace(base, psnr=Measured(-2.0)))
-    assert "cannot be compared" in wording.defense_change(replace(base, psnr=Measured()))
+    assert "did not clearly change" in wording.defense_change(base, "dlg")
+    assert "rose by 2.0 dB" in wording.defense_change(replace(base, psnr=Measured(2.0, 1.0, 3.0)), "dlg")
+    assert "too few victims" in wording.defense_change(replace(base, psnr=Measured(-2.0)), "dlg")
+    assert "cannot be compared" in wording.defense_change(replace(base, psnr=Measured()), "dlg")
 
 
 def test_a_defense_is_compared_within_its_own_setting() -> None:
@@ -287,6 +274,20 @@ def test_a_defense_is_compared_within_its_own_setting() -> None:
     laplace = next(entry for entry in found.defenses if entry.cells[0].defense == "laplace-100")
     assert laplace.change is not None
     assert laplace.change.undefended is same_model
+
+
+def test_each_setting_has_its_own_strongest_attack_without_defense() -> None:
+    small = cell(asr=Measured(0.9))
+    large = cell(model="resnet18_cifar", asr=Measured(0.1))
+    defended = cell(model="resnet18_cifar", defense="laplace-100", asr=Measured(0.2))
+    only_defended = cell(recipe="delta-s4-b8", defense="laplace-100", asr=Measured(0.3))
+    oracle = cell(model="resnet18_cifar", attack="gradinv", oracle=("labels",), asr=Measured(1.0))
+    found = outcome(small, large, defended, only_defended, oracle).settings
+    assert [(entry.name, entry.strongest) for entry in found] == [
+        ("lenet_dlg, gradient-b1", small),
+        ("resnet18_cifar, gradient-b1", large),
+        ("lenet_dlg, delta-s4-b8", only_defended),
+    ]
 
 
 def test_no_defense_stands_first_and_a_labeled_none_is_no_defense() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from medpfl.metrics.statistics import paired_difference
-from medpfl.report.settings import setting_key
+from medpfl.report.settings import setting_key, varying_axes
 from medpfl.report.views import Audit, Cell, Measured
 
 Level = Literal["reconstructed", "closer", "null_level", "unjudged", "blocked", "nothing"]
@@ -43,6 +43,18 @@ class DefenseOutcome:
 
 
 @dataclass(frozen=True)
+class SettingOutcome:
+    """The strongest attack without oracle knowledge in one setting: without defense, where that was audited.
+
+    name: the ids of the axes in which the data set's settings differ.
+    """
+
+    name: str
+    cells: tuple[Cell, ...]
+    strongest: Cell | None
+
+
+@dataclass(frozen=True)
 class DatasetOutcome:
     """The cells of one data set, and the strongest attacks without and with oracle knowledge."""
 
@@ -51,6 +63,7 @@ class DatasetOutcome:
     strongest: Cell | None
     strongest_oracle: Cell | None
     defenses: tuple[DefenseOutcome, ...]
+    settings: tuple[SettingOutcome, ...]
 
     @property
     def level(self) -> Level:
@@ -129,7 +142,23 @@ def _outcome(dataset: str, cells: Sequence[Cell]) -> DatasetOutcome:
         strongest=strongest(honest),
         strongest_oracle=strongest(cell for cell in cells if cell.oracle),
         defenses=tuple(_defense_outcome(group, honest) for group in ordered),
+        settings=_setting_outcomes(cells),
     )
+
+
+def _setting_outcomes(cells: Sequence[Cell]) -> tuple[SettingOutcome, ...]:
+    groups: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in cells:
+        if not cell.refused:
+            groups.setdefault(setting_key(cell), []).append(cell)
+    axes = varying_axes([cell for group in groups.values() for cell in group])
+    found = []
+    for group in groups.values():
+        honest = [cell for cell in group if not cell.oracle]
+        bare = [cell for cell in honest if not cell.defended]
+        name = ", ".join(group[0].axes.get(axis, "") for axis in axes)
+        found.append(SettingOutcome(name, tuple(group), strongest(bare or honest)))
+    return tuple(found)
 
 
 def _defense_outcome(group: Sequence[Cell], honest: Sequence[Cell]) -> DefenseOutcome:

@@ -64,7 +64,7 @@ def panels(cells: Sequence[Cell], threshold: float) -> tuple[Panel, ...]:
     drawn = [cell for cell in cells if cell.results and not cell.refused]
     found: list[Panel] = []
     for group in _grouped(drawn, settings.setting_key):
-        varying = _varying(drawn)
+        varying = settings.varying_axes(drawn)
         title = ", ".join(group[0].axes[axis] for axis in varying)
         parts = [group] if len(group) <= MOST_LINES else _grouped(group, lambda cell: (cell.attack,))
         for part in parts:
@@ -125,12 +125,6 @@ def _title(setting: str, part: Sequence[Cell], chunk: Sequence[Cell]) -> str:
     if len(chunk) < len(part):
         words.append(f"part {list(part).index(chunk[0]) // MOST_LINES + 1}")
     return ", ".join(words) or "all attacks and defenses"
-
-
-def _varying(cells: Sequence[Cell]) -> list[str]:
-    """Axes of the setting that have more than one value."""
-    axes = ("model", "recipe", "threat_model", "channel")
-    return [axis for axis in axes if len({cell.axes.get(axis, "") for cell in cells}) > 1]
 
 
 def _grouped(cells: Sequence[Cell], key: Callable[[Cell], tuple[str, ...]]) -> list[list[Cell]]:

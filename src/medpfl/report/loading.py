@@ -212,10 +212,14 @@ def _counts(value: object) -> Mapping[str, int]:
 
 
 def _sentences(value: object) -> tuple[str, ...]:
-    """Texts of a list of strings or of mappings with a text or message."""
+    """Texts of a list of strings, or of mappings with a text and perhaps the defense that it is about."""
     if not isinstance(value, list):
         return ()
-    texts = (
-        _text(entry.get("text") or entry.get("message")) if isinstance(entry, dict) else _text(entry) for entry in value
-    )
+    texts = []
+    for entry in value:
+        if isinstance(entry, dict):
+            text, about = _text(entry.get("text") or entry.get("message")), _text(entry.get("defense"))
+            texts.append(f"{about}: {text}" if about and text else text)
+        else:
+            texts.append(_text(entry))
     return tuple(dict.fromkeys(text for text in texts if text))

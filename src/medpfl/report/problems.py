@@ -54,3 +54,17 @@ def refusal_groups(cells: Sequence[Cell]) -> tuple[RefusalGroup, ...]:
     return tuple(
         RefusalGroup(reason, tuple(found)) for reason, found in sorted(groups.items(), key=lambda item: -len(item[1]))
     )
+
+
+def defense_warnings(warnings: Sequence[str], cells: Sequence[Cell]) -> dict[str, list[str]]:
+    """Warnings that start with the id of a defense and a colon, by that id: they belong beside its results.
+
+    >>> defense_warnings(["laplace: no clipping", "slow"], [Cell("c", {"defense": "laplace"})])
+    {'laplace': ['no clipping']}
+    """
+    found: dict[str, list[str]] = {}
+    for defense in dict.fromkeys(cell.defense for cell in cells):
+        texts = [text.removeprefix(f"{defense}:").strip() for text in warnings if text.startswith(f"{defense}:")]
+        if defense and texts:
+            found[defense] = texts
+    return found

@@ -22,7 +22,7 @@ from medpfl.report.figures import NULL_STYLES, Style, line_style, success_svg
 from medpfl.report.gallery import gallery
 from medpfl.report.glossary import LIMITS, glossary
 from medpfl.report.loading import load_audit
-from medpfl.report.problems import SHOWN_CASES, failure_groups, refusal_groups
+from medpfl.report.problems import SHOWN_CASES, defense_warnings, failure_groups, refusal_groups
 from medpfl.report.redaction import without_items
 from medpfl.report.table import cell_table, namer
 from medpfl.report.views import Audit, Measured
@@ -77,6 +77,7 @@ def render(audit: Audit, folder: Path, *, images: bool) -> str:
     """The report as HTML. `folder` is where the paths of images start."""
     found = outcomes(audit)
     script = _source("report.js")
+    warnings = tuple(dict.fromkeys([*audit.warnings, *(text for cell in audit.cells for text in cell.warnings)]))
     return (
         _environment()
         .get_template("report.html")
@@ -94,7 +95,8 @@ def render(audit: Audit, folder: Path, *, images: bool) -> str:
             failures=failure_groups(audit.cells),
             shown_cases=SHOWN_CASES,
             refusals=refusal_groups(audit.cells),
-            warnings=tuple(dict.fromkeys([*audit.warnings, *(text for cell in audit.cells for text in cell.warnings)])),
+            warnings=warnings,
+            defense_warnings=defense_warnings(warnings, audit.cells),
             terms=glossary(audit.threshold),
             limits=LIMITS,
             data=_data_table(audit),

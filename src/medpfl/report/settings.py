@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -11,6 +11,9 @@ from medpfl.report.formatting import count, listed
 from medpfl.report.views import NOTHING_THERE, Cell
 
 Params = Mapping[str, Any]
+
+SETTING_AXES = ("dataset", "model", "recipe", "threat_model", "channel")
+"""What stays the same where only attack and defense differ."""
 
 _ADVERSARIES = {
     "eavesdropper": "an eavesdropper who reads the messages of one client",
@@ -137,7 +140,12 @@ def defense(cell: Cell) -> str:
 
 def setting_key(cell: Cell) -> tuple[str, ...]:
     """What must be equal for two cells to differ in attack and defense only."""
-    return tuple(cell.axes.get(axis, "") for axis in ("dataset", "model", "recipe", "threat_model", "channel"))
+    return tuple(cell.axes.get(axis, "") for axis in SETTING_AXES)
+
+
+def varying_axes(cells: Sequence[Cell]) -> list[str]:
+    """Axes of the setting in which these cells differ."""
+    return [axis for axis in SETTING_AXES if len({cell.axes.get(axis, "") for cell in cells}) > 1]
 
 
 def _entry(cell: Cell, axis: str) -> tuple[str, Params]:

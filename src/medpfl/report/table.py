@@ -283,11 +283,7 @@ def _mean(measured: Measured, places: int) -> Value:
 
 def namer(cells: Sequence[Cell]) -> Callable[[Cell], str]:
     """Names cells for headings: attack and defense, with those parts of the setting in which cells differ."""
-    axes = [
-        axis
-        for axis in ("dataset", "model", "recipe", "threat_model", "channel")
-        if len({cell.axes.get(axis, "") for cell in cells}) > 1
-    ]
+    axes = settings.varying_axes(cells)
 
     def name(cell: Cell) -> str:
         setting = ", ".join(cell.axes[axis] for axis in axes if cell.axes.get(axis))

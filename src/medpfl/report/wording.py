@@ -99,8 +99,9 @@ def _more_or_less(gain: float) -> str:
 def assumptions(cell: Cell) -> str:
     """Under which assumptions a cell's numbers hold.
 
-    >>> print(assumptions(Cell("c", {"threat_model": "eavesdropper", "recipe": "r", "model": "m"})))  # doctest: +ELLIPSIS
-    The adversary is an eavesdropper who reads the messages of one client. The client sends what the recipe r sends. ...
+    >>> cell = Cell("c", {"threat_model": "insider", "recipe": "fedavg", "model": "resnet", "channel": "plain"})
+    >>> assumptions(cell).split(". ")[0]
+    'The adversary is the threat model insider'
     """
     model = cell.axes.get("model", "")
     state = settings.model_state(cell.params.get("model", {}))
@@ -119,14 +120,14 @@ def _channel(cell: Cell) -> str:
     return f"There is {found}" if found.startswith("no ") else f"Updates go through {found}"
 
 
-def defense_change(found: Change) -> str:
-    """What a defense changed on the same victims."""
-    before = found.undefended
-    images = (
-        f"On the same {count(found.victims, 'victim')}, against {before.attack} without defense, "
-        f"images reconstructed went from {found.successes_before} to {found.successes_after} of {found.images}"
+def defense_change(found: Change, attack: str) -> str:
+    """What a defense changed on the same victims, where `attack` was the strongest against it."""
+    before = found.undefended.attack
+    compared = "the same attack" if before == attack else before
+    return (
+        f"Compared with {compared} on the same {count(found.victims, 'victim')} without defense, images reconstructed "
+        f"went from {found.successes_before} to {found.successes_after} of {found.images}; {psnr_change(found.psnr)}."
     )
-    return f"{images}; {psnr_change(found.psnr)}."
 
 
 def psnr_change(found: Measured) -> str:
