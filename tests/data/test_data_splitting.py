@@ -185,6 +185,16 @@ def test_unknown_patients_are_noted() -> None:
     assert fully.notes == ()
 
 
+def test_victims_that_depend_on_each_other_are_noted() -> None:
+    one_patient = split(dataset([0] * 6, ["a", "a", "a", "b", "b", "b"]), victims=2, images_per_victim=1, seed=0)
+    assert any("The 2 victims come from 1 patient:" in note for note in one_patient.notes)
+    images = torch.rand((1, 1, 8, 8)).repeat(4, 1, 1, 1)
+    same = split(dataset([0] * 4, images=images), victims=2, images_per_victim=2, seed=0)
+    assert any("2 of 2 victims have an image that nearly repeats" in note for note in same.notes)
+    different = split(dataset([0] * 9, [*"abcdefghi"]), victims=2, images_per_victim=1, seed=0)
+    assert not different.notes
+
+
 def test_no_victims_is_an_auxiliary_entry() -> None:
     result = split(dataset([0, 1] * 10), victims=0, images_per_victim=4, seed=0)
     assert result.victims == ()

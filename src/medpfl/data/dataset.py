@@ -54,12 +54,12 @@ def load_dataset(
     color becomes gray by the luma weights 0.299, 0.587, 0.114. Raises DataError that names the data entry or item:
     no images, size 0, NaN, values outside [0, 1], a label out of range, an item that comes twice.
     """
-    class_names = reader.class_names()
+    class_names, multi_label = reader.class_names(), reader.multi_label
     images: list[Tensor] = []
     samples: list[Sample] = []
     for sample in reader.read(maximum):
         where = f"data '{name}', item '{sample.item}'"
-        _check(sample, len(class_names), reader.multi_label, where)
+        _check(sample, len(class_names), multi_label, where)
         images.append(resize(to_channels(sample.image, channels, where), _shape(size, sample, where), aspect))
         samples.append(Sample(images[-1], sample.label, sample.item, sample.patient, sample.site))
     if not samples:
@@ -71,12 +71,12 @@ def load_dataset(
     return Dataset(
         name=name,
         images=torch.stack(images),
-        targets=_targets(samples, reader.multi_label),
+        targets=_targets(samples, multi_label),
         items=items,
         patients=tuple(sample.patient for sample in samples),
         sites=tuple(sample.site for sample in samples),
         class_names=class_names,
-        task=MultiLabel(len(class_names)) if reader.multi_label else SingleLabel(max(2, len(class_names))),
+        task=MultiLabel(len(class_names)) if multi_label else SingleLabel(max(2, len(class_names))),
         notes=(*reader.notes(), *_constant_notes(samples)),
     )
 

@@ -81,7 +81,7 @@ def split(
         near_duplicates=len(others) - len(pool),
         dropped_by_patient=dropped_by_patient,
     )
-    return _with_notes(result, dataset)
+    return _with_notes(result, dataset, near_duplicate_threshold)
 
 
 def _patient_groups(dataset: Dataset) -> list[str]:
@@ -210,36 +210,57 @@ def _deal(
     for index in _shuffled(pool, draw):
         by_patient[groups[index]].append(index)
     dealt: list[list[int]] = [[], [], []]
+    totals: Counter[int] = Counter()
     in_class: list[Counter[int]] = [Counter(), Counter(), Counter()]
+    done = 0
     for position, images in enumerate(by_patient.values()):
         classes = Counter(strata[index] for index in images)
-        total = sum(len(part) for part in dealt) + len(images)
-
-        def lack(part: int, total: int = total, classes: Counter[int] = classes) -> float:
-            score = shares[part] * total - len(dealt[part])
-            for name, count in classes.items():
-                score += shares[part] * (sum(have[name] for have in in_class) + count) - in_class[part][name]
-            return score
-
+        totals.update(classes)
+        done += len(images)
         empty = [part for part in (2, 1, 0) if shares[part] > 0 and not dealt[part]]
         if len(by_patient) - position <= len(empty):
             part = empty[0]
         else:
-            part = max((part for part in range(3) if shares[part] > 0), key=lambda part: (lack(part), -part))
+            lacks = [
+                shares[part] * (done + sum(totals[name] for name in classes))
+                - (len(dealt[part]) + sum(in_class[part][name] for name in classes))
+                for part in range(3)
+            ]
+            part = max((part for part in range(3) if shares[part] > 0), key=lacks.__getitem__)
         dealt[part] += images
-        in_class[part] += classes
+        in_class[part].update(classes)
     training, auxiliary, null = (tuple(sorted(part)) for part in dealt)
     return training, auxiliary, null
 
 
-def _with_notes(result: Split, dataset: Dataset) -> Split:
+def _with_notes(result: Split, dataset: Dataset, threshold: float) -> Split:
     notes: list[str] = []
     known = sum(patient is not None for patient in dataset.patients)
     if known == 0:
         notes.append("Patients are not known: images of one patient can be on both sides of the split.")
     elif known < len(dataset):
         notes.append(f"The patient of {len(dataset) - known} of {len(dataset)} images is not known.")
+    notes += _dependence_notes(result.victims, dataset, threshold)
     for name, part in (("training", result.training), ("auxiliary", result.auxiliary), ("null", result.null)):
         if not part:
             notes.append(f"The pool has no {name} images: too few images of other patients are left.")
     return replace(result, notes=tuple(notes))
+
+
+def _dependence_notes(victims: Sequence[Sequence[int]], dataset: Dataset, threshold: float) -> list[str]:
+    """Why intervals over these victims are too narrow, if they are."""
+    notes: list[str] = []
+    patients = {dataset.patients[index] for victim in victims for index in victim}
+    if None not in patients and 0 < len(patients) < len(victims):
+        notes.append(
+            f"The {len(victims)} victims come from {len(patients)} patient{'s' * (len(patients) > 1)}: they are not "
+            "independent, and intervals over them are too narrow."
+        )
+    similar = 0
+    for number, victim in enumerate(victims):
+        others = [index for other, images in enumerate(victims) if other != number for index in images]
+        repeats = near_duplicates_of(dataset.images[list(victim)], dataset.images[others], threshold)
+        similar += bool(repeats.any())
+    if similar:
+        notes.append(f"{similar} of {len(victims)} victims have an image that nearly repeats one of another victim.")
+    return notes
