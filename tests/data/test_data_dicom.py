@@ -323,6 +323,17 @@ def test_patients_without_id_are_grouped_by_study(tmp_path: Path) -> None:
     assert first == second != third
 
 
+def test_patients_can_be_studies_or_files(tmp_path: Path) -> None:
+    study = generate_uid()
+    for number, uid in enumerate((study, study, generate_uid())):
+        write(tmp_path / f"{number}.dcm", np.stack([RAMP, RAMP]), StudyInstanceUID=uid, PatientID="ANONYMOUS")
+
+    def count(patients: str) -> int:
+        return len({sample.patient for sample in DicomReader(path=tmp_path, patients=patients).read()})  # type: ignore[arg-type]
+
+    assert [count(patients) for patients in ("id", "study", "file")] == [1, 2, 3]
+
+
 def test_warnings_of_pydicom_do_not_leak_values(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write(tmp_path / "a.dcm", RAMP, PatientID="SECRET-ID", PatientName="Doe^Jane", WindowCenter=5, WindowWidth=9)
     data = path.read_bytes().replace(b"SECRET-ID", b"SECR\\T\x80ID")

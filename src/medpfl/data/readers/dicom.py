@@ -65,8 +65,9 @@ class _Header:
 
     found: Found
     frames: int
-    patient: str | None
-    site: str | None
+    patient: str
+    study: str
+    site: str
     names: frozenset[str]
 
 
@@ -81,15 +82,20 @@ class DicomReader(Reader):
 
     Folders may hold other files: those that are not DICOM, or have no pixels, are left out and counted. Gray pixels
     go through modality LUT or rescale, then the window. The item is a keyed pseudonym of the file and the frame; the
-    patient one of the PatientID, else of the study. Names, ids and dates never leave the reader.
+    patient one of the PatientID, else of the study, else of the file. Names, ids and dates never leave the reader.
     """
 
     path: Annotated[Path, Field(description="a DICOM file, or a folder that is searched with its sub-folders")]
     pattern: Annotated[str, Field(description="which files, for instance '*.dcm'")] = "*"
     files: Annotated[tuple[str, ...], Field(description="these files of the folder only; default: all")] = ()
-    labels: Annotated[Literal["folder", "none"], Field(description="class from the first sub-folder, or none")] = (
-        "folder"
-    )
+    labels: Annotated[
+        Literal["folder", "none"],
+        Field(description="class from the first sub-folder; none for trees of patients and studies"),
+    ] = "folder"
+    patients: Annotated[
+        Literal["id", "study", "file"],
+        Field(description="who belongs together: id (PatientID, else study), study (where all have one id), file"),
+    ] = "id"
     frames: Annotated[Literal["all", "first", "middle"], Field(description="which frames of a multi-frame file")] = (
         "all"
     )
@@ -132,12 +138,13 @@ class DicomReader(Reader):
             if opened is None or opened[0] != path:
                 opened = (path, _open(path))
             name = pseudonym(key, "item", header.found.name)
+            patient = {"id": header.patient or header.study, "study": header.study, "file": ""}[self.patients]
             yield Sample(
                 image=self._image(opened[1], frame, path),
                 label=label,
                 item=f"{name}#{frame}",
-                patient=name if header.patient is None else pseudonym(key, "patient", header.patient),
-                site=None if header.site is None else pseudonym(key, "site", header.site),
+                patient=pseudonym(key, "patient", patient) if patient else name,
+                site=pseudonym(key, "site", header.site) if header.site else None,
             )
 
     def _frames(self, count: int) -> range:
@@ -256,8 +263,9 @@ def _read_header(file: Found) -> _Header | None:
     return _Header(
         found=file,
         frames=frames,
-        patient=patient or study or None,
-        site=site or None,
+        patient=patient,
+        study=study,
+        site=site,
         names=frozenset({_plain(patient), _plain(name), _plain("".join(reversed(name.split("^"))))} - {""}),
     )
 
