@@ -1,0 +1,134 @@
+"""The example specs are valid and hold the papers' settings."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from medpfl.audit.grid import Cell, cells, refusal
+from medpfl.audit.spec import Spec, parse_spec
+
+FOLDER = Path(__file__).parents[1] / "examples"
+PAPER = ("medpfl_cpl", "medpfl_dlg", "medpfl_idlg", "medpfl_gradinv", "medpfl_noise")
+
+
+def plain_spec(name: str) -> dict[str, Any]:
+    """An example as plain values, with phantoms in place of the images that a user brings."""
+    plain: dict[str, Any] = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+    for entry in plain["data"]:
+        assert entry.pop("path").endswith(entry["name"])
+        entry["reader"] = "phantom"
+    return plain
+
+
+def example(name: str) -> Spec:
+    return parse_spec(plain_spec(name), base=FOLDER)
+
+
+def grid(name: str) -> list[Cell]:
+    return cells(example(name))
+
+
+@pytest.mark.parametrize("name", [variant for paper in PAPER for variant in (paper, f"{paper}_reduced")])
+def test_every_example_is_valid_and_no_cell_is_refused(name: str) -> None:
+    found = grid(name)
+    assert [refusal(cell) for cell in found] == [None] * len(found)
+    assert {cell.dataset.id for cell in found} == {"brain_mri", "covid_cxr", "melanoma"}
+    assert all(cell.dataset.settings.channels == 3 for cell in found)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_reduced_example_differs_in_budget_only(name: str) -> None:
+    full, reduced = grid(name), grid(f"{name}_reduced")
+    assert {cell.model.params["source"] for cell in full} == {cell.model.params["source"] for cell in reduced}
+    assert {cell.model.state for cell in full} == {cell.model.state for cell in reduced}
+    assert {cell.attack.name for cell in full} == {cell.attack.name for cell in reduced}
+    assert {cell.defense.name for cell in full} == {cell.defense.name for cell in reduced}
+    assert max(cell.attack.params["iterations"] for cell in reduced) <= 100
+
+
+def test_cpl_starts_after_one_adam_step() -> None:
+    for cell in grid("medpfl_cpl"):
+        training = cell.model.training
+        assert cell.model.name == "lenet_cpl"
+        assert training is not None
+        assert (training.steps, training.batch_size, training.optimizer, training.learning_rate) == (
+            1,
+            32,
+            "adam",
+            0.01,
+        )
+        assert (cell.dataset.settings.size, cell.dataset.settings.aspect) == (32, "squash")
+        assert (cell.attack.params["iterations"], cell.attack.params["restarts"]) == (300, 1)
+
+
+def test_dlg_keeps_one_net_and_idlg_draws_one_for_each_image() -> None:
+    for name, state in (("dlg", "untrained"), ("idlg", "untrained_per_victim")):
+        for cell in grid(f"medpfl_{name}"):
+            assert (cell.model.name, cell.model.state) == (f"lenet_{name}", state)
+            assert (cell.dataset.settings.size, cell.dataset.settings.aspect) == (32, "crop")
+            assert cell.attack.params["iterations"] == 300
+    assert {cell.attack.params["stop_below"] for cell in grid("medpfl_idlg")} == {1e-6}
+
+
+def test_gradinv_is_given_the_labels_and_says_so() -> None:
+    for cell in grid("medpfl_gradinv"):
+        assert (cell.model.name, cell.model.classes, cell.dataset.settings.size) == ("resnet18", 1000, 224)
+        assert cell.model.normalize is not None
+        assert cell.oracle == "labels"
+        chosen = {key: cell.attack.params[key] for key in ("iterations", "restarts", "layers", "total_variation")}
+        assert chosen == {"iterations": 24_000, "restarts": 8, "layers": "top10", "total_variation": 1e-6}
+
+
+def test_the_commented_entries_of_gradinv_are_valid_where_the_weights_are() -> None:
+    text = (FOLDER / "medpfl_gradinv.yaml").read_text(encoding="utf-8")
+    head, entries = text.split("\nmodels:\n")
+    switched = re.sub(r"^# (- |  )", r"  \1", entries, flags=re.MULTILINE)
+    plain = yaml.safe_load(f"{head}\nmodels:\n{switched}")
+    for entry in plain["data"]:
+        del entry["path"]
+        entry["reader"] = "phantom"
+    trained = [cell for cell in cells(parse_spec(plain, base=FOLDER)) if cell.model.state == "imagenet"]
+    assert len(trained) == 3
+    for cell in trained:
+        assert (cell.attack.params["layers"], cell.attack.params["total_variation"]) == ("all", 0.1)
+        assert cell.attack.params["median_filter_every"] == 0
+
+
+def test_noise_has_the_published_scales_budgets_and_images() -> None:
+    found = grid("medpfl_noise")
+    rates = {
+        (cell.dataset.id, round(1 / cell.defense.params["scale"], 2))
+        for cell in found
+        if cell.defense.name == "laplace"
+    }
+    assert rates == {
+        ("brain_mri", 100),
+        *(("covid_cxr", rate) for rate in (100, 200, 300, 400)),
+        *(("melanoma", rate) for rate in (200, 300, 400)),
+    }
+    for cell in found:
+        assert cell.dataset.settings.victims == 1
+        assert cell.model.name == "lenet_dlg"
+        assert cell.attack.name == "cpl"
+        assert cell.attack.params["iterations"] == (300 if cell.defense.name == "none" else 100)
+
+
+def test_reduced_noise_compares_equal_budgets() -> None:
+    found = grid("medpfl_noise_reduced")
+    assert len(found) == 15
+    assert len({str(cell.attack.params) for cell in found}) == 1
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize("name", [variant for paper in PAPER for variant in (paper, f"{paper}_reduced")])
+def test_the_examples_read_real_images(name: str, shared_data: Path) -> None:
+    plain = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+    for entry in plain["data"]:
+        entry["path"] = str(shared_data / entry["name"])
+    for data in parse_spec(plain, base=FOLDER).data:
+        assert len(data.reader.class_names()) in (2, 3, 4)
