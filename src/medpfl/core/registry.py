@@ -8,7 +8,6 @@ from typing import Generic, TypeVar
 
 from medpfl.core.errors import SpecError, suggestion
 
-
 T = TypeVar("T")
 U = TypeVar("U")
 

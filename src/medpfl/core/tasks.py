@@ -50,7 +50,7 @@ class SingleLabel:
 
 @dataclass(frozen=True)
 class MultiLabel:
-    """Any number of classes per image; binary cross entropy, mean over images and classes. Targets: 0/1 (N, classes)."""
+    """Any number of classes per image; binary cross entropy, mean over images and classes. Targets 0/1 (N, classes)."""
 
     classes: int
     name: str = "multi_label"
