@@ -1,0 +1,164 @@
+"""First-layer read-out: a dense first layer gives its input away in closed form, without any search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from medpfl.attacks.base import ATTACKS, Attack
+from medpfl.attacks.labels import infer_labels
+from medpfl.attacks.layers import DenseLayer, first_dense, layer_input
+from medpfl.attacks.updates import gradient_view, is_finite, why_no_readout
+from medpfl.core.config import STRICT
+from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction
+from medpfl.core.session import NO_SESSION, Session
+
+UNITS_COMPARED = 4096
+"""Units with the largest bias gradients that are compared with each other; more would need too much memory."""
+
+
+@ATTACKS.register(
+    "first_layer_readout",
+    summary="closed form dW/db of a dense first layer: exact for one image, single images of a batch per unit",
+    paper="Phong et al.: Privacy-Preserving Deep Learning via Additively Homomorphic Encryption, IEEE TIFS 2018, "
+    "section III; Geiping et al. 2020, proposition 3.1",
+    limits="the first trainable layer must be dense, biased, and see the image itself; SGD or plain gradients",
+)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class FirstLayerReadout(Attack):
+    """Unit u of a dense layer with input x has dL/dW_u = (dL/db_u) x for one image, so x = dW_u / db_u.
+
+    One image: all units are combined by least squares, sum(db_u dW_u) / sum(db_u^2), which is exact without noise
+    and averages noise away. Several images: a unit that only one of them activates still gives that image; such units
+    agree with each other, while mixtures differ from unit to unit and leave [0, 1]. Candidates are ranked by how many
+    units agree, then by how little they leave [0, 1], then by the size of the bias gradient.
+    """
+
+    agreement: Annotated[
+        float, Field(gt=0, description="root mean square pixel difference within which two units show the same image")
+    ] = 1e-3
+    smallest_bias_gradient: Annotated[
+        float, Field(ge=0, description="units below this share of the largest bias gradient are not read")
+    ] = 1e-6
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"published": {}, "quick": {}}
+
+    def why_not(self, model: GlobalModel, recipe: Recipe | None) -> str | None:
+        """The first trainable layer must be dense with a bias and see an affine map of the image, pixel by pixel."""
+        layer = first_dense(model)
+        if isinstance(layer, str):
+            return layer
+        if (reason := why_no_readout(recipe)) is not None:
+            return reason
+        affine = _pixel_map(model, layer)
+        return affine if isinstance(affine, str) else None
+
+    def reconstruct(
+        self,
+        observations: Sequence[Observation],
+        generators: Sequence[torch.Generator],
+        session: Session = NO_SESSION,
+    ) -> list[Reconstruction | Failure]:
+        """Reads every observation on its own; draws nothing."""
+        results: list[Reconstruction | Failure] = []
+        for done, observation in enumerate(observations):
+            results.append(self._read(observation))
+            session.checkpoint(done + 1, len(observations), dict)
+        return results
+
+    def _read(self, observation: Observation) -> Reconstruction | Failure:
+        if not is_finite(observation):
+            return Failure("the update contains values that are not finite")
+        if (reason := self.why_not(observation.model, observation.recipe)) is not None:
+            return Failure(reason)
+        model = observation.model
+        layer = first_dense(model)
+        assert isinstance(layer, DenseLayer)
+        assert layer.bias is not None
+        affine = _pixel_map(model, layer)
+        assert not isinstance(affine, str)
+        shift, factor = affine
+        view = gradient_view(observation)
+        weight, bias = view.tensors[layer.weight], view.tensors[layer.bias]
+        if not bool(bias.abs().max() > 0):
+            return Failure(f"no unit of '{layer.module}' was active: its bias gradient is zero")
+        if observation.examples == 1:
+            inputs = (bias @ weight / bias.square().sum())[None]
+            notes: tuple[str, ...] = ()
+        else:
+            inputs, notes = self._singles(weight, bias, shift, factor, observation.examples)
+        images = ((inputs - shift) / factor).reshape(-1, *model.image_shape)
+        if not bool(torch.isfinite(images).all()):
+            return Failure("the ratios of weight and bias gradients are not finite")
+        residual = _residual(weight, inputs)
+        labels = infer_labels(observation).labels if len(images) == observation.examples == 1 else None
+        return Reconstruction(
+            images=images.clamp(0.0, 1.0),
+            labels=labels,
+            objective=residual,
+            trace=((0, residual),),
+            gradient_evaluations=0,
+            stop_reason="read out in closed form",
+            unclamped=images,
+            notes=(*view.notes, *notes),
+        )
+
+    def _singles(
+        self, weight: Tensor, bias: Tensor, shift: Tensor, factor: Tensor, examples: int
+    ) -> tuple[Tensor, tuple[str, ...]]:
+        """At most `examples` inputs (K, inputs) that look like single images, best first."""
+        order = bias.abs().argsort(descending=True)[:UNITS_COMPARED]
+        order = order[bias[order].abs() >= self.smallest_bias_gradient * bias.abs().max()]
+        candidates = weight[order] / bias[order, None]
+        pixels = (candidates - shift) / factor
+        outside = (pixels - pixels.clamp(0.0, 1.0)).square().mean(dim=1).sqrt()
+        near = torch.cdist(pixels, pixels) <= self.agreement * pixels.shape[1] ** 0.5
+        taken = torch.zeros(len(order), dtype=torch.bool)
+        groups: list[tuple[int, float, float, int]] = []
+        for row in range(len(order)):
+            if taken[row]:
+                continue
+            group = near[row] & ~taken
+            taken |= group
+            groups.append((-int(group.sum()), float(outside[row]), -float(bias[order[row]].abs()), row))
+        plausible = [group for group in groups if group[1] <= self.agreement] or groups
+        best = [row for *_, row in sorted(plausible)[:examples]]
+        alone = sum(-count > 1 for count, *_ in plausible)
+        notes = (f"{alone} of {len(groups)} distinct candidates were shown by several units",)
+        return candidates[best], notes
+
+
+def _pixel_map(model: GlobalModel, layer: DenseLayer) -> tuple[Tensor, Tensor] | str:
+    """The layer's input as shift + factor * pixel, entry by entry (inputs,) each, or why it is no such map.
+
+    Found by running the model on a black, a white and a random image, so any normalization in front is undone.
+    """
+    double = model.to(torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    black = torch.zeros((1, *model.image_shape), dtype=torch.float64)
+    random = torch.rand(black.shape, generator=generator, dtype=torch.float64)
+    try:
+        with torch.no_grad():
+            seen = layer_input(double, layer, torch.cat([black, black + 1.0, random]))
+    except ValueError as error:
+        return str(error)
+    if seen.shape[1] != black.numel():
+        return f"the first dense layer '{layer.module}' has {seen.shape[1]} inputs for {black.numel()} pixels"
+    shift, factor = seen[0], seen[1] - seen[0]
+    predicted = shift + factor * random.reshape(-1)
+    if not bool((factor.abs() > 1e-12).all()) or not torch.allclose(predicted, seen[2], rtol=1e-9, atol=1e-12):
+        return f"the first dense layer '{layer.module}' does not see the pixels themselves"
+    return shift, factor
+
+
+def _residual(weight: Tensor, inputs: Tensor) -> float:
+    """Share of the weight gradient's squared norm that no combination of the read inputs explains."""
+    basis = torch.linalg.qr(inputs.T).Q
+    explained = (weight @ basis).square().sum()
+    total = weight.square().sum()
+    return float(((total - explained) / total.clamp_min(1e-300)).clamp_min(0.0))

@@ -1,0 +1,146 @@
+"""GradInv (Inverting Gradients): cosine matching with total variation, signed Adam and restarts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from medpfl.attacks.base import ATTACKS, Attack
+from medpfl.attacks.labels import why_no_labels
+from medpfl.attacks.matching.adam import Adam
+from medpfl.attacks.matching.gradients import Layout
+from medpfl.attacks.matching.initialization import INITIALIZATIONS, Initialization
+from medpfl.attacks.matching.inversion import Inversion, invert
+from medpfl.core.config import STRICT
+from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction
+from medpfl.core.session import NO_SESSION, Session
+from medpfl.models import Normalize
+
+TOP_TENSORS = 10
+"""Tensors that `layers: top10` matches."""
+
+UNTRAINED: dict[str, Any] = {"layers": "top10", "total_variation": 1e-6, "median_filter_every": 500}
+TRAINED: dict[str, Any] = {"layers": "all", "total_variation": 1e-1, "median_filter_every": 0}
+PAPER: dict[str, Any] = {"iterations": 24_000, "restarts": 8, "patience": 0, "labels": "given"}
+
+
+@ATTACKS.register(
+    "gradinv",
+    summary="cosine distance plus total variation, signed Adam with boxing and step decay, best of several restarts",
+    paper="Geiping, Bauermeister, Droege, Moeller: Inverting Gradients - How easy is it to break privacy in federated "
+    "learning?, NeurIPS 2020 (arXiv 2003.14053), equation 4",
+    limits="needs many iterations; results on trained models and large batches are weak",
+)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class GradInv(Attack):
+    """1. Labels are inferred (or given, an oracle). 2. Images start as normal noise. 3. Signed Adam on
+
+        1 - cosine(gradient(images, labels), observed gradient) + total_variation * TV(images),
+
+    images kept in [0, 1], learning rate divided by ten after 3/8, 5/8 and 7/8 of the iterations. 4. The restart with
+    the lowest objective is kept. Starts and steps are in units of the model's normalized input where it normalizes.
+
+    The presets `published` (MedPFL's runs on an untrained model) and `published_trained` differ in the tensors that
+    are matched, the weight of total variation and the median filter.
+    """
+
+    iterations: Annotated[int, Field(ge=1, description="Adam steps per restart")] = 1_000
+    restarts: Annotated[int, Field(ge=1, description="starts, the one with the lowest objective is kept")] = 1
+    learning_rate: Annotated[float, Field(gt=0, description="step of Adam, in units of the normalized input")] = 0.1
+    total_variation: Annotated[float, Field(ge=0, description="weight of total variation")] = 1e-4
+    layers: Annotated[
+        Literal["all", "top10"], Field(description="match all tensors, or the ten with the largest observed norm")
+    ] = "all"
+    median_filter_every: Annotated[
+        int, Field(ge=0, description="iterations between two 3x3 median filters of the images, 0 for none")
+    ] = 0
+    labels: Annotated[
+        Literal["inferred", "given"], Field(description="inferred from the update, or the true ones (oracle)")
+    ] = "inferred"
+    signed: Annotated[bool, Field(description="use only the signs of the objective's derivative")] = True
+    patience: Annotated[
+        int, Field(ge=0, description="iterations without a fall of the objective that end a restart, 0 for never")
+    ] = 500
+    precision: Annotated[Literal["float32", "float64"], Field(description="arithmetic of the search")] = "float32"
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "published": {**PAPER, **UNTRAINED},
+        "published_trained": {**PAPER, **TRAINED},
+        "quick": {"iterations": 100, "restarts": 1},
+    }
+    legacy_convention: ClassVar[str] = "range_255_normalized"
+
+    def requires(self) -> frozenset[str]:
+        """The labels, if they are to be given."""
+        return frozenset({"labels"}) if self.labels == "given" else frozenset()
+
+    def why_not(self, model: GlobalModel, recipe: Recipe | None) -> str | None:
+        """Labels that cannot be inferred are the only obstacle."""
+        return why_no_labels(model, recipe) if self.labels == "inferred" else None
+
+    def evaluations(self, model: GlobalModel, images: int) -> int:
+        """All restarts to the end."""
+        return self.restarts * (self.iterations + 1)
+
+    def reconstruct(
+        self,
+        observations: Sequence[Observation],
+        generators: Sequence[torch.Generator],
+        session: Session = NO_SESSION,
+    ) -> list[Reconstruction | Failure]:
+        """Minimizes the cosine distance between the candidate's and the observed gradient plus the prior."""
+        model = observations[0].model
+        mean, std = input_units(model)
+        return invert(
+            observations,
+            generators,
+            session,
+            Inversion(
+                labels=self.labels,
+                start=_normalized_start(mean, std),
+                solver=lambda layout: self._solver(layout, std),
+                distance="cosine",
+                precision=self.precision,
+                restarts=self.restarts,
+                largest_tensors=TOP_TENSORS if self.layers == "top10" else None,
+                total_variation=self.total_variation,
+            ),
+        )
+
+    def _solver(self, layout: Layout, std: tuple[float, ...]) -> Adam:
+        return Adam(
+            layout=layout,
+            iterations=self.iterations,
+            learning_rate=self.learning_rate,
+            scale=std,
+            signed=self.signed,
+            median_filter_every=self.median_filter_every,
+            patience=self.patience,
+        )
+
+
+def input_units(model: GlobalModel) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The model's own mean and standard deviation per channel; zeros and ones if it does not normalize."""
+    for layer in model.module.modules():
+        if isinstance(layer, Normalize):
+            return tuple(layer.mean), tuple(layer.std)
+    channels = model.image_shape[0]
+    return (0.0,) * channels, (1.0,) * channels
+
+
+def _normalized_start(mean: tuple[float, ...], std: tuple[float, ...]) -> Initialization:
+    """Normal noise in the normalized input, as images."""
+
+    def start(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        broadcast = (1, -1, *(1 for _ in shape[2:]))
+        units = torch.tensor(std, dtype=torch.float64).reshape(broadcast)
+        return torch.tensor(mean, dtype=torch.float64).reshape(broadcast) + units * INITIALIZATIONS["normal"](
+            shape, generator
+        )
+
+    return start

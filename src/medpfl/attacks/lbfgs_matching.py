@@ -1,0 +1,113 @@
+"""What DLG, iDLG and CPL have in common: gradients matched in L2 by L-BFGS."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from medpfl.attacks.base import Attack
+from medpfl.attacks.labels import why_no_labels
+from medpfl.attacks.matching.initialization import INITIALIZATIONS
+from medpfl.attacks.matching.inversion import Inversion, Labels, invert
+from medpfl.attacks.matching.lbfgs import LBFGS
+from medpfl.core.config import STRICT
+from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction
+from medpfl.core.session import NO_SESSION, Session
+
+PUBLISHED: dict[str, Any] = {
+    "iterations": 300,
+    "inner_iterations": 20,
+    "restarts": 1,
+    "history": 100,
+    "line_search": "none",
+    "tolerance": 0.0,
+    "patience": 6000,
+    "precision": "float32",
+}
+"""What DLG, iDLG and CPL have in common as published: `torch.optim.LBFGS` as it comes, 300 times, in float32.
+
+Its early ends (20 inner steps end early when nothing changes by more than 1e-9) are left out, so this searches at
+least as long as the papers' code.
+"""
+
+QUICK: dict[str, Any] = {"iterations": 30, "restarts": 1}
+"""A third of the default budget, one start."""
+
+RETRY_ABOVE = 1e-6
+"""A start after which more than this share of the update's squared norm is unexplained counts as failed."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class LBFGSMatching(Attack):
+    """Settings and search shared by the L-BFGS attacks; a subclass names its labels and its starting points.
+
+    An iteration is one outer step of `inner_iterations` quasi-Newton steps, as in `torch.optim.LBFGS`, which the
+    papers' code calls 300 times. Every quasi-Newton step costs one gradient evaluation, plus what its line search
+    tries in vain (at most a quarter more in all).
+    """
+
+    iterations: Annotated[int, Field(ge=1, description="outer steps at most")] = 100
+    inner_iterations: Annotated[int, Field(ge=1, description="quasi-Newton steps per outer step")] = 20
+    restarts: Annotated[
+        int, Field(ge=1, description="starts at most; a further one only while the update is not matched")
+    ] = 2
+    history: Annotated[int, Field(ge=1, description="gradient differences that L-BFGS remembers")] = 50
+    line_search: Annotated[
+        Literal["wolfe", "armijo", "none"],
+        Field(description="wolfe, backtracking (armijo), or always the unit step (none)"),
+    ] = "wolfe"
+    stop_below: Annotated[float, Field(ge=0, description="objective at which the search ends")] = 0.0
+    tolerance: Annotated[
+        float, Field(ge=0, description="share of the update's squared norm at which the search ends")
+    ] = 1e-11
+    patience: Annotated[
+        int, Field(ge=1, description="steps within which the objective must fall by a thousandth, or the start is over")
+    ] = 100
+    precision: Annotated[Literal["float64", "float32"], Field(description="arithmetic of the search")] = "float64"
+
+    initialization: ClassVar[str] = "normal"
+    label_source: ClassVar[Labels] = "inferred"
+
+    def why_not(self, model: GlobalModel, recipe: Recipe | None) -> str | None:
+        """Labels that cannot be inferred are the only obstacle."""
+        return why_no_labels(model, recipe) if self.label_source == "inferred" else None
+
+    def evaluations(self, model: GlobalModel, images: int) -> int:
+        """All restarts with the longest line searches."""
+        return self.restarts * self._solver().evaluations
+
+    def reconstruct(
+        self,
+        observations: Sequence[Observation],
+        generators: Sequence[torch.Generator],
+        session: Session = NO_SESSION,
+    ) -> list[Reconstruction | Failure]:
+        """Minimizes the squared distance between the candidate's and the observed gradient."""
+        return invert(
+            observations,
+            generators,
+            session,
+            Inversion(
+                labels=self.label_source,
+                start=INITIALIZATIONS[self.initialization],
+                solver=lambda _: self._solver(),
+                distance="l2",
+                precision=self.precision,
+                restarts=self.restarts,
+                retry_above=RETRY_ABOVE,
+                goal=self.stop_below,
+                relative_goal=self.tolerance,
+            ),
+        )
+
+    def _solver(self) -> LBFGS:
+        return LBFGS(
+            iterations=self.iterations * self.inner_iterations,
+            history=self.history,
+            line_search=self.line_search,
+            patience=self.patience,
+        )

@@ -1,0 +1,131 @@
+"""Batched Adam and signed Adam with step decay and boxing, as in Geiping et al. 2020."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from medpfl.attacks.matching.gradients import BatchedObjective, Layout
+from medpfl.attacks.matching.priors import median_filter
+from medpfl.attacks.matching.states import DIVERGED, RUNNING, SOLVED, SPENT, STALLED, SolverState
+
+MILESTONES = (3 / 8, 5 / 8, 7 / 8)
+"""Shares of the iterations after which the learning rate is divided by ten."""
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Settings of the batched Adam (Kingma and Ba 2015, betas 0.9 and 0.999).
+
+    layout: where the images lie in the variables. scale: per channel, the unit of the learning rate in image units
+    (the model's own normalization; ones without). signed: only the gradient's signs go in. decay: learning rate
+    divided by ten at `MILESTONES`. boxed: images are kept in [0, 1]. median_filter_every: iterations between two
+    median filters, 0 for none. patience: stop when the best objective has not fallen by a share of 1e-4 for so many
+    iterations, 0 for never. block: evaluations between two looks at who has finished.
+    """
+
+    layout: Layout
+    iterations: int
+    learning_rate: float
+    scale: tuple[float, ...]
+    signed: bool = True
+    decay: bool = True
+    boxed: bool = True
+    median_filter_every: int = 0
+    patience: int = 0
+    block: int = 10
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of one candidate: one per iteration and one of the last iterate."""
+        return self.iterations + 1
+
+    def start(self, objective: BatchedObjective, variables: Tensor, victims: Tensor, goals: Tensor) -> SolverState:
+        """The state before the first evaluation at the starting points (A, n)."""
+        infinite = torch.full((len(variables),), torch.inf, dtype=variables.dtype)
+        whole = torch.zeros_like(victims)
+        return {
+            "victims": victims,
+            "goals": goals,
+            "point": variables,
+            "first": torch.zeros_like(variables),
+            "second": torch.zeros_like(variables),
+            "best_point": variables,
+            "best_value": infinite,
+            "plateau_value": infinite,
+            "plateau_iteration": whole,
+            "evaluations": whole,
+            "status": whole + RUNNING,
+        }
+
+    def advance(self, objective: BatchedObjective, state: SolverState) -> SolverState:
+        """Up to `block` iterations for every candidate of the state."""
+        for _ in range(self.block):
+            state = self._iterate(objective, state)
+        return state
+
+    def _iterate(self, objective: BatchedObjective, old: SolverState) -> SolverState:
+        running = old["status"] == RUNNING
+        value, gradient = objective(old["point"], old["victims"])
+        finite = torch.isfinite(value) & torch.isfinite(gradient).all(dim=1)
+        new = dict(old)
+        better = running & finite & (value < old["best_value"])
+        new["best_value"] = torch.where(better, value, old["best_value"])
+        new["best_point"] = torch.where(better[:, None], old["point"], old["best_point"])
+        new["evaluations"] = old["evaluations"] + running
+        self._judge(new, running, finite)
+        moving = (new["status"] == RUNNING)[:, None]
+        iteration = new["evaluations"]
+        if self.signed:
+            gradient = gradient.sign()
+        first = 0.9 * old["first"] + 0.1 * gradient
+        second = 0.999 * old["second"] + 0.001 * gradient.square()
+        count = iteration.to(value.dtype)[:, None]
+        change = (first / (1 - 0.9**count)) / ((second / (1 - 0.999**count)).sqrt() + 1e-8)
+        step = self._rates(iteration, change.dtype)[:, None] * self._units(change) * change
+        point = self._constrain(old["point"] - step, iteration)
+        for name, tensor in (("first", first), ("second", second), ("point", point)):
+            new[name] = torch.where(moving, tensor, old[name])
+        return new
+
+    def _rates(self, iteration: Tensor, dtype: torch.dtype) -> Tensor:
+        """The learning rate of each candidate's iteration (counted from 1)."""
+        passed = torch.zeros_like(iteration)
+        if self.decay:
+            for share in MILESTONES:
+                passed = passed + (iteration > int(share * self.iterations))
+        return self.learning_rate * 0.1 ** passed.to(dtype)
+
+    def _units(self, variables: Tensor) -> Tensor:
+        """The unit of every entry of a candidate's variables (n,)."""
+        shape = self.layout.images
+        scale = variables.new_tensor(self.scale).reshape(1, -1, *(1 for _ in shape[2:])).expand(shape)
+        return torch.cat([scale.reshape(-1), variables.new_ones(self.layout.size - self.layout.pixels)])
+
+    def _constrain(self, variables: Tensor, iteration: Tensor) -> Tensor:
+        """Boxes the images and median-filters those whose iteration is due."""
+        images, _ = self.layout.split(variables)
+        rest = variables[:, self.layout.pixels :]
+        if self.boxed:
+            images = images.clamp(0.0, 1.0)
+        if self.median_filter_every:
+            due = iteration % self.median_filter_every == 0
+            if bool(due.any()):
+                filtered = median_filter(images, len(self.layout.images) - 2)
+                images = torch.where(due.reshape(-1, *(1 for _ in self.layout.images)), filtered, images)
+        return torch.cat([images.reshape(len(variables), -1), rest], dim=1)
+
+    def _judge(self, new: SolverState, running: Tensor, finite: Tensor) -> None:
+        """Ends candidates that are solved, stalled, out of iterations or no longer finite."""
+        status = new["status"]
+        status = torch.where(running & (new["evaluations"] >= self.evaluations), SPENT, status)
+        if self.patience:
+            fell = new["best_value"] < new["plateau_value"] - 1e-4 * new["plateau_value"].abs().nan_to_num(posinf=0.0)
+            new["plateau_value"] = torch.where(fell, new["best_value"], new["plateau_value"])
+            new["plateau_iteration"] = torch.where(fell, new["evaluations"], new["plateau_iteration"])
+            waited = new["evaluations"] - new["plateau_iteration"] >= self.patience
+            status = torch.where(running & waited, STALLED, status)
+        status = torch.where(running & (new["best_value"] <= new["goals"]), SOLVED, status)
+        new["status"] = torch.where(running & ~finite, DIVERGED, status)

@@ -1,0 +1,53 @@
+"""The batched objective of feature inversion: squared distance between a candidate's features and the read ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from medpfl.attacks.layers import DenseLayer, last_dense, layer_input
+from medpfl.attacks.matching.gradients import CANDIDATES_AT_ONCE, BatchedObjective
+from medpfl.core.domain import Observation
+from medpfl.core.functional import total_variation
+
+
+def feature_objective(
+    observations: Sequence[Observation], features: Tensor, total_variation_weight: float
+) -> BatchedObjective:
+    """|features(image) - f|^2 / |f|^2 + weight * TV(image) for one image per victim, in float64.
+
+    observations: one per victim (a victim that shows several features appears several times). features: (V, inputs).
+    Candidates that share a model run as one ordinary batch; batch norm runs on running statistics.
+    """
+    models = {id(one.model): one.model.to(torch.float64) for one in observations}
+    keys = [id(one.model) for one in observations]
+    layer = last_dense(observations[0].model)
+    assert isinstance(layer, DenseLayer)
+    shape = observations[0].model.image_shape
+    scale = features.square().sum(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
+
+    def batch(variables: Tensor, victims: Tensor) -> tuple[Tensor, Tensor]:
+        images = variables.detach().requires_grad_()
+        pictures = images.reshape(-1, *shape)
+        values = total_variation_weight * total_variation(pictures)
+        owners = [keys[victim] for victim in victims.tolist()]
+        for key in dict.fromkeys(owners):
+            rows = torch.tensor([row for row, owner in enumerate(owners) if owner == key])
+            seen = layer_input(models[key], layer, pictures[rows])
+            distance = (seen - features[victims[rows]]).square().sum(dim=1) / scale[victims[rows]]
+            values = values.index_add(0, rows, distance)
+        (derivative,) = torch.autograd.grad(values.sum(), images)
+        return values.detach(), derivative
+
+    def objective(variables: Tensor, victims: Tensor) -> tuple[Tensor, Tensor]:
+        parts = [
+            batch(chunk, members)
+            for chunk, members in zip(
+                torch.split(variables, CANDIDATES_AT_ONCE), torch.split(victims, CANDIDATES_AT_ONCE), strict=True
+            )
+        ]
+        return torch.cat([value for value, _ in parts]), torch.cat([derivative for _, derivative in parts])
+
+    return objective

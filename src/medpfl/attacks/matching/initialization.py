@@ -1,0 +1,58 @@
+"""Where a search starts: one function per rule, images (K, C, *spatial) from the observation's own generator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import ceil
+
+import torch
+from torch import Tensor
+
+Initialization = Callable[[tuple[int, ...], torch.Generator], Tensor]
+"""Shape (K, C, *spatial) and generator -> float64 images; they may lie outside [0, 1]."""
+
+TILE = 16
+"""Side of the random patch that CPL repeats over the image."""
+
+
+def normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Standard normal noise (DLG, iDLG, Geiping et al.)."""
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Uniform noise in [0, 1)."""
+    return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+
+def tiled(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """One uniform patch of side 16 per image, repeated along every spatial axis and cropped (Wei et al. 2020, CPL).
+
+    >>> image = tiled((1, 3, 32, 20), torch.Generator().manual_seed(0))
+    >>> image.shape, bool((image[..., :16, :16] == image[..., 16:, :16]).all())
+    (torch.Size([1, 3, 32, 20]), True)
+    """
+    spatial = shape[2:]
+    patch = torch.rand((*shape[:2], *(TILE for _ in spatial)), generator=generator, dtype=torch.float64)
+    image = patch.repeat(1, 1, *(ceil(size / TILE) for size in spatial))
+    return image[(slice(None), slice(None), *(slice(size) for size in spatial))].contiguous()
+
+
+def constant(value: float) -> Initialization:
+    """The same grey everywhere; draws nothing."""
+
+    def start(shape: tuple[int, ...], _generator: torch.Generator) -> Tensor:
+        return torch.full(shape, value, dtype=torch.float64)
+
+    return start
+
+
+INITIALIZATIONS: dict[str, Initialization] = {
+    "normal": normal,
+    "uniform": uniform,
+    "tiled": tiled,
+    "grey": constant(0.5),
+    "black": constant(0.0),
+    "white": constant(1.0),
+}
+"""Starts by the names used in specs."""

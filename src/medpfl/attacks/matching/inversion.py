@@ -1,0 +1,168 @@
+"""From observations to reconstructions by matching: checks, labels, starts, search, and what is worth saying."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from medpfl.attacks.labels import LabelInference, infer_labels
+from medpfl.attacks.matching.engine import Found, search
+from medpfl.attacks.matching.gradients import Layout, matching_objective, soft_labels
+from medpfl.attacks.matching.initialization import Initialization
+from medpfl.attacks.matching.notes import matching_notes
+from medpfl.attacks.matching.objectives import DISTANCES, top_tensors
+from medpfl.attacks.matching.priors import smooth
+from medpfl.attacks.matching.problem import Precision, Problem, build_problem
+from medpfl.attacks.matching.states import Solver
+from medpfl.attacks.updates import is_finite
+from medpfl.core.domain import Failure, Observation, Reconstruction
+from medpfl.core.session import Session
+
+Labels = Literal["soft", "inferred", "given"]
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """How a matching attack inverts.
+
+    labels: optimized jointly (`soft`), `inferred` from the update before, or `given` (an oracle). start: the images'
+    starting points. solver: built for the layout of the variables. goal: absolute objective, or share of the target's
+    squared norm (`relative_goal`), at which a victim is solved. restarts: starts per victim; with `retry_above` a
+    further one is made only while more than this share of the target's squared norm remains unexplained.
+    """
+
+    labels: Labels
+    start: Initialization
+    solver: Callable[[Layout], Solver]
+    distance: Literal["l2", "l1", "cosine"]
+    precision: Precision
+    restarts: int
+    retry_above: float | None = None
+    goal: float = 0.0
+    relative_goal: float = 0.0
+    largest_tensors: int | None = None
+    total_variation: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Case:
+    place: int
+    observation: Observation
+    generator: torch.Generator
+    inference: LabelInference
+
+
+def invert(
+    observations: Sequence[Observation],
+    generators: Sequence[torch.Generator],
+    session: Session,
+    settings: Inversion,
+) -> list[Reconstruction | Failure]:
+    """Searches the images of every observation; an observation that cannot be attacked gives a `Failure` only."""
+    results: list[Reconstruction | Failure] = [Failure("not attacked")] * len(observations)
+    cases: list[_Case] = []
+    for place, (observation, generator) in enumerate(zip(observations, generators, strict=True)):
+        inference = _labels(observation, settings.labels)
+        if not is_finite(observation):
+            results[place] = Failure("the update contains values that are not finite")
+        elif inference.reason is not None:
+            results[place] = Failure(inference.reason)
+        elif observation.recipe is None and observation.update.kind != "gradient" and settings.distance != "cosine":
+            results[place] = Failure("the recipe is withheld, so the gradient's scale is unknown: match its direction")
+        else:
+            cases.append(_Case(place, observation, generator, inference))
+    if cases:
+        for case, result in zip(cases, _invert(cases, session, settings), strict=True):
+            results[case.place] = result
+    return results
+
+
+def _labels(observation: Observation, kind: Labels) -> LabelInference:
+    if kind == "soft":
+        return LabelInference(None, 1.0)
+    if kind == "given":
+        labels = observation.knowledge.labels
+        return LabelInference(labels, 1.0, reason=None if labels is not None else "labels were not granted")
+    return infer_labels(observation)
+
+
+def _invert(cases: Sequence[_Case], session: Session, settings: Inversion) -> list[Reconstruction | Failure]:
+    problem = build_problem([case.observation for case in cases], settings.precision)
+    model = problem.models[0]
+    soft = settings.labels == "soft"
+    layout = Layout((problem.examples, *model.image_shape), model.task.classes if soft else 0)
+    weights = _weights(problem, settings.largest_tensors)
+    labels = None if soft else torch.stack([_required(case.inference.labels) for case in cases])
+    objective = matching_objective(
+        problem,
+        layout,
+        labels,
+        distance=DISTANCES[settings.distance],
+        weights=weights,
+        prior=smooth(settings.total_variation),
+    )
+    norms = problem.squared_norms(weights)
+    found = search(
+        objective,
+        settings.solver(layout),
+        lambda: _starts(cases, layout, settings, problem.dtype),
+        settings.goal + settings.relative_goal * norms,
+        restarts=settings.restarts,
+        retry_above=None if settings.retry_above is None else settings.retry_above * norms,
+        generators=[case.generator for case in cases],
+        session=session,
+    )
+    scale = norms if settings.distance == "l2" else None
+    return [
+        _reconstruction(case, one, layout, problem, None if scale is None else float(scale[index]))
+        for index, (case, one) in enumerate(zip(cases, found, strict=True))
+    ]
+
+
+def _weights(problem: Problem, largest: int | None) -> Tensor:
+    if largest is not None:
+        return top_tensors(problem.targets, largest)
+    return torch.ones((len(problem.models), len(problem.names)), dtype=problem.dtype)
+
+
+def _starts(cases: Sequence[_Case], layout: Layout, settings: Inversion, dtype: torch.dtype) -> Tensor:
+    """(V, restarts, n): every victim's starts from its own generator, in the order of the restarts."""
+    everything = []
+    for case in cases:
+        for _ in range(settings.restarts):
+            images = settings.start(layout.images, case.generator).reshape(-1)
+            logits = torch.randn(layout.size - layout.pixels, generator=case.generator, dtype=torch.float64)
+            everything.append(torch.cat([images, logits]))
+    return torch.stack(everything).reshape(len(cases), settings.restarts, layout.size).to(dtype)
+
+
+def _reconstruction(
+    case: _Case, found: Found, layout: Layout, problem: Problem, target_square: float | None
+) -> Reconstruction | Failure:
+    if not found.objective < float("inf"):
+        return Failure(f"none of {found.restarts} starts had a finite objective")
+    images, logits = layout.split(found.variables)
+    labels = case.inference.labels
+    if logits is not None:
+        probabilities = soft_labels(problem.models[0].task, logits)
+        multi = problem.models[0].task.name == "multi_label"
+        labels = (probabilities > 0.5).float() if multi else probabilities.argmax(dim=-1)
+    return Reconstruction(
+        images=images.clamp(0.0, 1.0),
+        labels=labels,
+        objective=found.objective,
+        trace=found.trace,
+        gradient_evaluations=found.evaluations * problem.steps,
+        stop_reason=found.stop_reason,
+        unclamped=images,
+        notes=(*case.inference.notes, *matching_notes(case.observation, problem, found, target_square)),
+    )
+
+
+def _required(labels: Tensor | None) -> Tensor:
+    assert labels is not None
+    return labels

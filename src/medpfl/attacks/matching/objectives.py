@@ -1,0 +1,63 @@
+"""Distances between the gradient of a candidate and the observed one, per candidate.
+
+Each takes lists of tensors in the same order and one weight per tensor (0 leaves a tensor out), and gives a scalar.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Distance = Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], Tensor]
+
+TINY = 1e-30
+"""Added under the square root of a squared norm, so that a zero gradient has a defined cosine."""
+
+
+def squared_distance(gradients: Sequence[Tensor], targets: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Sum of squared differences over all tensors (Zhu et al. 2019, equation 3).
+
+    >>> squared_distance([torch.ones(3)], [torch.zeros(3)], torch.ones(1))
+    tensor(3.)
+    """
+    terms = [(gradient - target).square().sum() for gradient, target in zip(gradients, targets, strict=True)]
+    return (torch.stack(terms) * weights).sum()
+
+
+def absolute_distance(gradients: Sequence[Tensor], targets: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Sum of absolute differences over all tensors: the negative log likelihood of Laplace noise, up to scale.
+
+    >>> absolute_distance([torch.full((2,), 2.0)], [torch.zeros(2)], torch.ones(1))
+    tensor(4.)
+    """
+    terms = [(gradient - target).abs().sum() for gradient, target in zip(gradients, targets, strict=True)]
+    return (torch.stack(terms) * weights).sum()
+
+
+def cosine_distance(gradients: Sequence[Tensor], targets: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """One minus the cosine between all selected tensors taken as one vector (Geiping et al. 2020, equation 4).
+
+    >>> cosine_distance([torch.tensor([1.0, 0.0])], [torch.tensor([0.0, 2.0])], torch.ones(1))
+    tensor(1.)
+    """
+    pairs = list(zip(gradients, targets, strict=True))
+    inner = (torch.stack([(gradient * target).sum() for gradient, target in pairs]) * weights).sum()
+    square = (torch.stack([gradient.square().sum() for gradient, _ in pairs]) * weights).sum()
+    target_square = (torch.stack([target.square().sum() for _, target in pairs]) * weights).sum()
+    return 1.0 - inner / ((square + TINY).sqrt() * (target_square + TINY).sqrt())
+
+
+DISTANCES: dict[str, Distance] = {"l2": squared_distance, "l1": absolute_distance, "cosine": cosine_distance}
+"""Distances by the names used in specs."""
+
+
+def top_tensors(targets: Sequence[Tensor], count: int) -> Tensor:
+    """Weights (victims, tensors): 1 for each victim's `count` tensors of largest norm, 0 for the others.
+
+    `targets` holds one (victims, *shape) tensor per trainable tensor.
+    """
+    norms = torch.stack([target.flatten(1).norm(dim=1) for target in targets], dim=1)
+    chosen = norms.topk(min(count, norms.shape[1]), dim=1).indices
+    return torch.zeros_like(norms).scatter(1, chosen, 1.0)

@@ -1,0 +1,92 @@
+"""Reads an update as the gradient that a client computed: what every attack here starts from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from medpfl.core.domain import Observation, Recipe
+
+CLIP_MARGIN = 1e-4
+"""An update whose norm comes this close (relatively) to the clipping bound counts as clipped."""
+
+
+@dataclass(frozen=True)
+class GradientView:
+    """An update turned into a gradient of the mean loss at the received model, in float64.
+
+    tensors: one entry per trainable tensor. exact: whether this is that gradient up to rounding; otherwise it is a
+    mean over local steps, or known up to a positive factor only. notes: why it is not exact.
+    """
+
+    tensors: dict[str, Tensor]
+    exact: bool
+    notes: tuple[str, ...] = ()
+
+
+def is_finite(observation: Observation) -> bool:
+    """Whether every trainable entry of the update is a finite number."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in observation.update.trainable.values())
+
+
+def change(observation: Observation) -> dict[str, Tensor]:
+    """New minus old trainable tensors of a `delta` or `weights` update, in float64."""
+    trainable = {name: tensor.double() for name, tensor in observation.update.trainable.items()}
+    if observation.update.kind == "delta":
+        return trainable
+    old = observation.model.parameters
+    return {name: tensor - old[name].double() for name, tensor in trainable.items()}
+
+
+def gradient_view(observation: Observation) -> GradientView:
+    """The gradient that the update shows, exactly where one SGD step (or a plain gradient) was sent.
+
+    One SGD step without clipping moves the model by -learning_rate * (gradient + weight_decay * parameters), so the
+    gradient follows exactly. Several steps give their mean. Adam's steps show little but signs. A withheld recipe
+    leaves a positive factor open.
+    """
+    recipe = observation.recipe
+    if observation.update.kind == "gradient":
+        tensors = {name: tensor.double() for name, tensor in observation.update.trainable.items()}
+        if recipe is not None and recipe.gradient_clip is not None and _norm(tensors) >= _almost(recipe.gradient_clip):
+            return GradientView(tensors, False, ("the client's clipping scaled the gradient by an unknown factor",))
+        return GradientView(tensors, True)
+    moved = change(observation)
+    if recipe is None:
+        tensors = {name: -tensor for name, tensor in moved.items()}
+        return GradientView(tensors, False, ("the recipe is withheld, so the gradient's scale is unknown",))
+    steps = recipe.local_steps * recipe.epochs
+    tensors = {name: -tensor / (recipe.learning_rate * steps) for name, tensor in moved.items()}
+    if recipe.weight_decay and recipe.optimizer != "adam":
+        old = observation.model.parameters
+        tensors = {name: tensor - recipe.weight_decay * old[name].double() for name, tensor in tensors.items()}
+    if recipe.optimizer != "sgd":
+        return GradientView(tensors, False, (f"{recipe.optimizer} shows little more than the gradient's signs",))
+    if steps > 1:
+        return GradientView(tensors, False, (f"the update mixes {steps} local steps",))
+    if recipe.gradient_clip is not None and _norm(tensors) >= _almost(recipe.gradient_clip):
+        return GradientView(tensors, False, ("the client's clipping scaled the gradient by an unknown factor",))
+    return GradientView(tensors, True)
+
+
+def why_no_readout(recipe: Recipe | None) -> str | None:
+    """The reason why ratios of gradient entries say nothing exact under this recipe; None if they do."""
+    if recipe is None or recipe.update == "gradient" or recipe.optimizer == "sgd":
+        return None
+    return f"{recipe.optimizer} scales every entry on its own, which destroys the ratios that are read out; needs SGD"
+
+
+def batch_norm_mode(recipe: Recipe | None) -> Literal["train", "eval"]:
+    """How the attacker runs batch norm: as the recipe says, `eval` when it is withheld."""
+    return recipe.batch_norm if recipe is not None else "eval"
+
+
+def _norm(tensors: dict[str, Tensor]) -> float:
+    return float(torch.stack([tensor.square().sum() for tensor in tensors.values()]).sum().sqrt())
+
+
+def _almost(bound: float) -> float:
+    return bound * (1.0 - CLIP_MARGIN)
