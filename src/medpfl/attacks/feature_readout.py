@@ -49,14 +49,12 @@ class FeatureReadout(Attack):
     Total variation chooses among the many images that share few features. Where there are `MANY_FEATURES` times as
     many features as pixels it only blurs, so it is left out by default.
 
-    For several images dW_c / db_c is read for each class with a negative bias gradient. It is a mean feature in which
+    For several images dW_c / db_c is read for each class that label inference finds. It is a mean feature in which
     that class's images dominate, so one image per class comes back and blends images that share a class.
     """
 
     iterations: Annotated[int, Field(ge=1, description="L-BFGS steps at most")] = 1_000
-    restarts: Annotated[
-        int, Field(ge=1, description="starts at most; a further one only while the features are not met")
-    ] = 1
+    restarts: Annotated[int, Field(ge=1, description="starts at most; a further one only if all before got stuck")] = 1
     history: Annotated[int, Field(ge=1, description="gradient differences that L-BFGS remembers")] = 50
     total_variation: Annotated[
         float | None,
@@ -124,9 +122,10 @@ class FeatureReadout(Attack):
             return Failure("the last layer's bias gradient is zero: the model makes no error on the private images")
         if observation.examples == 1:
             return (bias @ weight / bias.square().sum())[None]
-        present = bias.argsort()[: observation.examples]
-        present = present[bias[present] < 0]
-        return weight[present] / bias[present, None]
+        labels = infer_labels(observation).labels
+        present = torch.unique(labels) if labels is not None else torch.nonzero(bias < 0).flatten()
+        present = present[bias[present] != 0]
+        return weight[present] / bias[present, None] if len(present) else Failure("no class of the batch shows itself")
 
     def _search(
         self,

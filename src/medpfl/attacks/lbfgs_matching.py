@@ -38,7 +38,7 @@ QUICK: dict[str, Any] = {"iterations": 30, "restarts": 1}
 """A third of the default budget, one start."""
 
 RETRY_ABOVE = 1e-6
-"""A start after which more than this share of the update's squared norm is unexplained counts as failed."""
+"""A start that stalls with more than this share of the update's squared norm unexplained has got stuck."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -53,7 +53,7 @@ class LBFGSMatching(Attack):
     iterations: Annotated[int, Field(ge=1, description="outer steps at most")] = 100
     inner_iterations: Annotated[int, Field(ge=1, description="quasi-Newton steps per outer step")] = 20
     restarts: Annotated[
-        int, Field(ge=1, description="starts at most; a further one only while the update is not matched")
+        int, Field(ge=1, description="starts at most; a further one only if all before got stuck, not matched")
     ] = 2
     history: Annotated[int, Field(ge=1, description="gradient differences that L-BFGS remembers")] = 50
     line_search: Annotated[

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from medpfl.attacks.matching.gradients import BatchedObjective
-from medpfl.attacks.matching.states import RUNNING, STOP_REASONS, Solver, SolverState, running, select
+from medpfl.attacks.matching.states import RUNNING, SPENT, STOP_REASONS, Solver, SolverState, running, select
 from medpfl.core.session import Session, State
 
 TRACE_POINTS = 40
@@ -50,8 +50,8 @@ def search(
     """Minimizes `objective` for V victims from several starts each and keeps each victim's lowest value.
 
     starts: draws (V, restarts, n), called only at a fresh start. goals: (V,), at or below which a victim is solved.
-    retry_above: (V,); the r-th restart runs only for victims whose best objective is still above this. None runs all
-    restarts side by side.
+    retry_above: (V,); the r-th restart runs only for victims that got stuck, that is, whose best objective is above
+    this although iterations were left. None runs all restarts side by side.
     The generators' states are part of a snapshot, so that a resumed search equals an uninterrupted one to the bit.
     """
     victims = len(goals)

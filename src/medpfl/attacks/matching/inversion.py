@@ -32,7 +32,7 @@ class Inversion:
     labels: optimized jointly (`soft`), `inferred` from the update before, or `given` (an oracle). start: the images'
     starting points. solver: built for the layout of the variables. goal: absolute objective, or share of the target's
     squared norm (`relative_goal`), at which a victim is solved. restarts: starts per victim; with `retry_above` a
-    further one is made only while more than this share of the target's squared norm remains unexplained.
+    further one is made only if the ones before got stuck with more than this share of the target's squared norm left.
     """
 
     labels: Labels

@@ -1,0 +1,136 @@
+"""Small models, images and observations for the attacks' tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from medpfl.core.domain import GlobalModel, Knowledge, Observation, Recipe, Update
+from medpfl.core.tasks import MultiLabel, SingleLabel, Task
+from medpfl.models import prepare
+
+MakeModel = Callable[..., GlobalModel]
+MakeObservation = Callable[..., Observation]
+
+
+@pytest.fixture
+def make_model() -> MakeModel:
+    """A model with weights from uniform(-0.5, 0.5), or the module's own where `uniform` is false."""
+
+    def make(
+        module: nn.Module,
+        image_shape: tuple[int, ...],
+        classes: int = 3,
+        *,
+        task: Task | None = None,
+        seed: int = 0,
+        uniform: bool = True,
+        double: bool = False,
+    ) -> GlobalModel:
+        generator = torch.Generator().manual_seed(seed)
+        if uniform:
+            with torch.no_grad():
+                for parameter in module.parameters():
+                    parameter.uniform_(-0.5, 0.5, generator=generator)
+        model = prepare(module, name="small", image_shape=image_shape, task=task or SingleLabel(classes))
+        return model.to(torch.float64) if double else model
+
+    return make
+
+
+@pytest.fixture
+def observe() -> MakeObservation:
+    """What an eavesdropper sees of one gradient, computed with nothing but autograd."""
+
+    def make(
+        model: GlobalModel,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        recipe: Recipe | None = None,
+        knows: Knowledge | None = None,
+    ) -> Observation:
+        parameters = {name: tensor.clone().requires_grad_() for name, tensor in model.parameters.items()}
+        dtype = next(iter(parameters.values())).dtype
+        output = torch.func.functional_call(model.module, {**parameters, **model.buffers}, (images.to(dtype),))
+        gradients = torch.autograd.grad(model.task.loss(output, labels), list(parameters.values()))
+        update = Update("gradient", dict(zip(parameters, gradients, strict=True)), {}, {}, len(images))
+        recipe = recipe or Recipe(batch_size=len(images))
+        return Observation(model, update, recipe, "eavesdropper", knows or Knowledge())
+
+    return make
+
+
+@pytest.fixture
+def as_kind() -> Callable[[Observation, Literal["delta", "weights"], float], Observation]:
+    """The same gradient sent as a delta or as weights after one SGD step."""
+
+    def convert(observation: Observation, kind: Literal["delta", "weights"], learning_rate: float) -> Observation:
+        old = observation.model.parameters
+        delta = {name: -learning_rate * gradient for name, gradient in observation.update.trainable.items()}
+        tensors = delta if kind == "delta" else {name: old[name] + delta[name] for name in delta}
+        recipe = Recipe(update=kind, learning_rate=learning_rate, batch_size=observation.examples)
+        update = replace(observation.update, kind=kind, trainable=tensors)
+        return replace(observation, update=update, recipe=recipe)
+
+    return convert
+
+
+@pytest.fixture
+def dense_net() -> Callable[..., nn.Module]:
+    """Two dense layers; the activation and sizes are chosen by the test."""
+
+    def make(inputs: int, hidden: int, classes: int = 3, activation: nn.Module | None = None) -> nn.Module:
+        return nn.Sequential(
+            nn.Flatten(), nn.Linear(inputs, hidden), activation or nn.Sigmoid(), nn.Linear(hidden, classes)
+        )
+
+    return make
+
+
+@pytest.fixture
+def sigmoid_lenet() -> Callable[..., nn.Module]:
+    """A LeNet in small: two convolutions with sigmoids and one dense layer."""
+
+    def make(channels: int = 1, size: int = 12, classes: int = 3, width: int = 8) -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(channels, width, 5, stride=2, padding=2),
+            nn.Sigmoid(),
+            nn.Conv2d(width, width, 5, padding=2),
+            nn.Sigmoid(),
+            nn.Flatten(),
+            nn.Linear(width * ((size + 1) // 2) ** 2, classes),
+        )
+
+    return make
+
+
+@pytest.fixture
+def multi_label() -> Callable[[int], Task]:
+    """Independent classes."""
+    return MultiLabel
+
+
+def smooth_images(count: int, shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    """Images with structure: two soft blobs each, in [0, 1], float32."""
+    generator = torch.Generator().manual_seed(seed)
+    grids = torch.meshgrid(*(torch.linspace(0, 1, size) for size in shape[1:]), indexing="ij")
+    images = torch.zeros(count, *shape)
+    for _ in range(2):
+        centers = torch.rand(count, shape[0], len(grids), generator=generator)
+        heights = 0.2 + 0.3 * torch.rand(count, shape[0], generator=generator)
+        expand = (...,) + (None,) * len(grids)
+        distance = sum(((grid - centers[:, :, axis][expand]) ** 2 for axis, grid in enumerate(grids)), torch.zeros(()))
+        images += heights[expand] * torch.exp(-distance / 0.05)
+    return images.clamp(0, 1)
+
+
+@pytest.fixture
+def blobs() -> Callable[..., Tensor]:
+    """`smooth_images` for tests."""
+    return smooth_images

@@ -1,0 +1,227 @@
+"""The batched objective against plain autograd, and its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from torch import Tensor, nn
+
+from medpfl.attacks.matching.gradients import Layout, Method, matching_objective
+from medpfl.attacks.matching.initialization import INITIALIZATIONS, tiled
+from medpfl.attacks.matching.objectives import DISTANCES, squared_distance, top_tensors
+from medpfl.attacks.matching.priors import median_filter, no_prior, smooth
+from medpfl.attacks.matching.problem import Problem, build_problem
+from medpfl.core.domain import Batch, GlobalModel, Observation, Recipe, Update
+from medpfl.federation.client import client_step
+
+Observe = Callable[..., Observation]
+
+
+@pytest.fixture
+def observations(make_model: Any, sigmoid_lenet: Any, observe: Observe) -> list[Observation]:
+    generator = torch.Generator().manual_seed(0)
+    model = make_model(sigmoid_lenet(), (1, 12, 12), double=True)
+    return [
+        observe(model, torch.rand(2, 1, 12, 12, generator=generator, dtype=torch.float64), torch.tensor([label, 2]))
+        for label in (0, 1)
+    ]
+
+
+def labels_of(count: int) -> Tensor:
+    return torch.tensor([[label, 2] for label in range(count)])
+
+
+def weights_of(problem: Problem) -> Tensor:
+    return torch.ones(len(problem.models), len(problem.names), dtype=problem.dtype)
+
+
+def plain_value(model: GlobalModel, images: Tensor, target: Tensor, observed: Update, distance: str) -> Tensor:
+    """Distance of one candidate by nothing but autograd; target: class weights (K, classes)."""
+    parameters = {name: tensor.clone().requires_grad_() for name, tensor in model.parameters.items()}
+    output = torch.func.functional_call(model.module, {**parameters, **model.buffers}, (images,))
+    loss = -(target * output.log_softmax(dim=1)).sum(dim=1).mean()
+    gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
+    mine = torch.cat([gradient.flatten() for gradient in gradients])
+    theirs = torch.cat([observed.trainable[name].flatten() for name in parameters]).to(mine.dtype)
+    if distance == "l2":
+        return ((mine - theirs) ** 2).sum()
+    if distance == "l1":
+        return (mine - theirs).abs().sum()
+    return 1 - torch.nn.functional.cosine_similarity(mine, theirs, dim=0)
+
+
+@pytest.mark.parametrize("distance", ["l2", "l1", "cosine"])
+@pytest.mark.parametrize("method", ["vmap", "loop"])
+def test_value_and_derivative_are_those_of_autograd(
+    distance: str, method: Method, observations: list[Observation]
+) -> None:
+    problem = build_problem(observations, "float64")
+    layout = Layout((2, 1, 12, 12), classes=3)
+    objective = matching_objective(
+        problem,
+        layout,
+        None,
+        distance=DISTANCES[distance],
+        weights=weights_of(problem),
+        prior=smooth(0.1),
+        method=method,
+    )
+    variables = torch.rand(3, layout.size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    victims = torch.tensor([1, 0, 1])
+    values, derivatives = objective(variables, victims)
+    for row, victim in enumerate(victims.tolist()):
+        flat = variables[row].clone().requires_grad_()
+        images, logits = flat[:288].reshape(2, 1, 12, 12), flat[288:].reshape(2, 3)
+        observation = observations[victim]
+        expected = plain_value(observation.model, images, logits.softmax(1), observation.update, distance)
+        variation = (images[..., 1:] - images[..., :-1]).abs().mean() + (
+            images[..., 1:, :] - images[..., :-1, :]
+        ).abs().mean()
+        expected = expected + 0.1 * variation
+        (derivative,) = torch.autograd.grad(expected, flat)
+        torch.testing.assert_close(values[row], expected.detach(), atol=1e-12, rtol=1e-10)
+        torch.testing.assert_close(derivatives[row], derivative, atol=1e-12, rtol=1e-9)
+
+
+def test_truth_has_objective_and_derivative_zero(observe: Observe, make_model: Any, sigmoid_lenet: Any) -> None:
+    images = torch.rand(2, 1, 12, 12, dtype=torch.float64)
+    model = make_model(sigmoid_lenet(), (1, 12, 12), double=True)
+    problem = build_problem([observe(model, images, torch.tensor([0, 1]))], "float64")
+    objective = matching_objective(
+        problem,
+        Layout((2, 1, 12, 12)),
+        torch.tensor([[0, 1]]),
+        distance=squared_distance,
+        weights=weights_of(problem),
+        prior=no_prior,
+    )
+    value, derivative = objective(images.reshape(1, -1), torch.tensor([0]))
+    assert float(value) < 1e-28
+    assert float(derivative.abs().max()) < 1e-13
+
+
+def test_vmap_and_loop_agree_on_nets_that_differ_between_victims(
+    make_model: Any, sigmoid_lenet: Any, observe: Observe
+) -> None:
+    models = [make_model(sigmoid_lenet(), (1, 12, 12), seed=seed, double=True) for seed in range(3)]
+    images = torch.rand(3, 2, 1, 12, 12, dtype=torch.float64)
+    seen = [observe(one, images[row], torch.tensor([row, 2])) for row, one in enumerate(models)]
+    problem = build_problem(seen, "float64")
+    assert not problem.shared
+    weights = top_tensors(problem.targets, 3)
+    variables = torch.rand(4, 288, dtype=torch.float64)
+    victims = torch.tensor([0, 2, 1, 2])
+    results = [
+        matching_objective(
+            problem,
+            Layout((2, 1, 12, 12)),
+            labels_of(3),
+            distance=DISTANCES["cosine"],
+            weights=weights,
+            prior=no_prior,
+            method=method,
+        )(variables, victims)
+        for method in ("vmap", "loop")
+    ]
+    torch.testing.assert_close(results[0], results[1], atol=1e-13, rtol=1e-9)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_batch_norm_runs_in_both_ways(mode: Any, make_model: Any) -> None:
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)
+    )
+    model = make_model(net, (1, 8, 8), uniform=False)
+    recipe = Recipe(batch_size=2, batch_norm=mode, precision="float64")
+    images = torch.rand(2, 1, 8, 8, dtype=torch.float64)
+    update, _ = client_step(model, Batch(images, torch.tensor([0, 1])), recipe)
+    problem = build_problem([Observation(model, update, recipe, "eavesdropper")], "float64")
+    for method in ("vmap", "loop"):
+        objective = matching_objective(
+            problem,
+            Layout((2, 1, 8, 8)),
+            torch.tensor([[0, 1]]),
+            distance=squared_distance,
+            weights=weights_of(problem),
+            prior=no_prior,
+            method=method,
+        )
+        at_truth, _ = objective(images.reshape(1, -1), torch.tensor([0]))
+        elsewhere, _ = objective(images.reshape(1, -1) + 0.3 * torch.rand(1, 128), torch.tensor([0]))
+        assert float(at_truth) < 1e-20
+        assert float(elsewhere) > 1e-8
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(update="delta", learning_rate=0.3, batch_size=2, weight_decay=0.1),
+        Recipe(update="weights", learning_rate=0.3, batch_size=2),
+        Recipe(update="delta", learning_rate=0.3, batch_size=1, local_steps=2, momentum=0.9),
+        Recipe(update="weights", learning_rate=0.3, batch_size=2, epochs=3, weight_decay=0.01),
+        Recipe(update="gradient", batch_size=2, gradient_clip=0.01),
+        Recipe(update="delta", batch_size=2, optimizer="adam", learning_rate=0.01),
+    ],
+)
+@pytest.mark.parametrize("method", ["vmap", "loop"])
+def test_truth_explains_every_kind_of_update(
+    recipe: Recipe, method: Method, make_model: Any, sigmoid_lenet: Any
+) -> None:
+    model = make_model(sigmoid_lenet(), (1, 12, 12))
+    images = torch.rand(2, 1, 12, 12, dtype=torch.float64)
+    update, _ = client_step(model, Batch(images, torch.tensor([0, 1])), replace(recipe, precision="float64"))
+    problem = build_problem([Observation(model, update, recipe, "honest_server")], "float64")
+    objective = matching_objective(
+        problem,
+        Layout((2, 1, 12, 12)),
+        torch.tensor([[0, 1]]),
+        distance=squared_distance,
+        weights=weights_of(problem),
+        prior=no_prior,
+        method=method,
+    )
+    at_truth, _ = objective(images.reshape(1, -1), torch.tensor([0]))
+    elsewhere, derivative = objective(1 - images.reshape(1, -1), torch.tensor([0]))
+    scale = float(problem.squared_norms(weights_of(problem)))
+    assert float(at_truth) < 1e-18 * scale
+    assert float(elsewhere) > 1e-6 * scale
+    assert bool(torch.isfinite(derivative).all())
+
+
+def test_the_largest_tensors_are_chosen_per_victim() -> None:
+    targets = [torch.tensor([[1.0], [9.0]]), torch.tensor([[5.0, 0.0], [1.0, 1.0]]), torch.tensor([[3.0], [4.0]])]
+    assert top_tensors(targets, 2).tolist() == [[0.0, 1.0, 1.0], [1.0, 0.0, 1.0]]
+    assert top_tensors(targets, 9).tolist() == [[1.0] * 3] * 2
+
+
+@pytest.mark.parametrize("shape", [(9, 7), (5, 4, 6), (11,), (1, 5)])
+def test_median_filter_is_that_of_scipy(shape: tuple[int, ...]) -> None:
+    images = torch.rand(2, 1, *shape)
+    expected = np.stack(
+        [[ndimage.median_filter(one.numpy(), size=3, mode="mirror") for one in image] for image in images]
+    )
+    assert torch.equal(median_filter(images, len(shape)), torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 32, 32), (1, 1, 20, 40), (1, 2, 17, 5, 33)])
+def test_tiles_repeat_and_are_cropped(shape: tuple[int, ...]) -> None:
+    images = tiled(shape, torch.Generator().manual_seed(0))
+    assert tuple(images.shape) == shape
+    for index in np.ndindex(*shape[2:]):
+        inside = tuple(position % 16 for position in index)
+        assert torch.equal(images[(..., *index)], images[(..., *inside)])
+    assert torch.unique(images[0, 0]).numel() == np.prod([min(size, 16) for size in shape[2:]])
+
+
+@pytest.mark.parametrize("name", sorted(INITIALIZATIONS))
+def test_starts_depend_on_the_generator_alone(name: str) -> None:
+    one, other = (INITIALIZATIONS[name]((2, 3, 20, 9), torch.Generator().manual_seed(4)) for _ in range(2))
+    assert one.dtype == torch.float64
+    assert tuple(one.shape) == (2, 3, 20, 9)
+    assert torch.equal(one, other)

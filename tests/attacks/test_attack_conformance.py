@@ -1,0 +1,297 @@
+"""What every registered attack must do, on small models. A new attack adds a row to `SETTINGS`."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from medpfl.attacks import ATTACKS
+from medpfl.attacks.base import Attack
+from medpfl.attacks.gradinv import GradInv
+from medpfl.core.domain import KNOWLEDGE, Batch, Failure, GlobalModel, Knowledge, Observation, Recipe, Reconstruction
+from medpfl.core.errors import Interrupted
+from medpfl.core.session import NO_SESSION, Session, State
+from medpfl.federation.client import client_step
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "cpl": {"iterations": 3, "inner_iterations": 10, "restarts": 2},
+    "dlg": {"iterations": 3, "inner_iterations": 10, "restarts": 2},
+    "feature_readout": {"iterations": 40, "restarts": 2},
+    "first_layer_readout": {},
+    "gradinv": {"iterations": 25, "restarts": 2, "median_filter_every": 7, "layers": "top10"},
+    "idlg": {"iterations": 3, "inner_iterations": 10, "restarts": 2},
+}
+"""Enough work for several restarts, blocks and snapshots, and no more."""
+
+LONG_RUNNING = sorted(set(SETTINGS) - {"first_layer_readout"})
+SIMULATE_CLIENTS = ("cpl", "dlg", "gradinv", "idlg")
+
+Observe = Callable[..., Observation]
+
+
+class Interrupting:
+    """Keeps snapshots as bytes, as a store would, and stops the computation at the chosen checkpoint."""
+
+    def __init__(self, stop_at: int, saved: bytes | None = None) -> None:
+        self.stop_at = stop_at
+        self.saved = saved
+        self.calls = 0
+
+    def restore(self) -> State | None:
+        if self.saved is None:
+            return None
+        state: State = torch.load(io.BytesIO(self.saved), weights_only=True)
+        return state
+
+    def checkpoint(self, done: int, total: int, state: Callable[[], State]) -> None:
+        assert 0 <= done <= total
+        self.calls += 1
+        if self.calls == self.stop_at:
+            buffer = io.BytesIO()
+            torch.save(state(), buffer)
+            self.saved = buffer.getvalue()
+            raise Interrupted("stopped by the test")
+
+
+@pytest.fixture(params=sorted(SETTINGS))
+def attack(request: pytest.FixtureRequest) -> Attack:
+    return ATTACKS[request.param].item(**SETTINGS[request.param])
+
+
+@pytest.fixture
+def model(make_model: Any, dense_net: Any) -> GlobalModel:
+    result: GlobalModel = make_model(dense_net(64, 24), (1, 8, 8))
+    return result
+
+
+@pytest.fixture
+def observations(model: GlobalModel, observe: Observe, blobs: Any) -> list[Observation]:
+    images = blobs(3, (1, 8, 8))
+    return [observe(model, images[index : index + 1], torch.tensor([index % 3])) for index in range(3)]
+
+
+def run(
+    attack: Attack, observations: Sequence[Observation], seeds: Sequence[int] = (0, 1, 2), session: Session = NO_SESSION
+) -> list[Reconstruction | Failure]:
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds[: len(observations)]]
+    return attack.reconstruct(observations, generators, session)
+
+
+def reconstructions(results: Sequence[Reconstruction | Failure]) -> list[Reconstruction]:
+    assert all(isinstance(one, Reconstruction) for one in results), results
+    return [one for one in results if isinstance(one, Reconstruction)]
+
+
+def check_shape(attack: Attack, observation: Observation, result: Reconstruction) -> None:
+    assert 1 <= len(result.images) <= observation.examples
+    assert tuple(result.images.shape[1:]) == observation.model.image_shape
+    assert bool(torch.isfinite(result.images).all())
+    assert float(result.images.min()) >= 0.0
+    assert float(result.images.max()) <= 1.0
+    assert result.unclamped is not None
+    assert torch.equal(result.unclamped.clamp(0, 1), result.images)
+    assert result.labels is None or len(result.labels) == len(result.images)
+    assert result.objective == pytest.approx(result.objective, nan_ok=False)
+    assert result.stop_reason
+    counts = [evaluations for evaluations, _ in result.trace]
+    assert counts == sorted(counts)
+    assert 1 <= len(counts) <= 50
+
+
+def test_every_registered_attack_is_tested() -> None:
+    assert set(ATTACKS.names()) == set(SETTINGS)
+
+
+def test_results_have_the_promised_form(attack: Attack, observations: list[Observation]) -> None:
+    for observation, result in zip(observations, reconstructions(run(attack, observations)), strict=True):
+        check_shape(attack, observation, result)
+        assert result.gradient_evaluations <= attack.evaluations(observation.model, observation.examples)
+        assert result.images.shape[0] == 1
+
+
+def test_equal_generators_give_equal_bits(attack: Attack, observations: list[Observation]) -> None:
+    first, second = (reconstructions(run(attack, observations)) for _ in range(2))
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert one.objective == other.objective
+        assert one.trace == other.trace
+
+
+@pytest.mark.parametrize("name", LONG_RUNNING)
+def test_another_generator_starts_elsewhere(name: str, observations: list[Observation]) -> None:
+    attack = ATTACKS[name].item(**SETTINGS[name])
+    first = reconstructions(run(attack, observations[:1], seeds=(0,)))[0]
+    second = reconstructions(run(attack, observations[:1], seeds=(5,)))[0]
+    assert not torch.equal(first.images, second.images)
+
+
+def test_companions_change_nothing_but_rounding(attack: Attack, observations: list[Observation]) -> None:
+    together = reconstructions(run(attack, observations))
+    for index, observation in enumerate(observations):
+        alone = reconstructions(run(attack, [observation], seeds=(index,)))[0]
+        torch.testing.assert_close(alone.images, together[index].images, atol=1e-4, rtol=0)
+        assert alone.objective == pytest.approx(together[index].objective, rel=1e-3, abs=1e-12)
+
+
+def test_models_may_differ_between_observations(
+    attack: Attack, make_model: Any, dense_net: Any, observe: Observe, blobs: Any
+) -> None:
+    images = blobs(2, (1, 8, 8))
+    models = [make_model(dense_net(64, 24), (1, 8, 8), seed=seed) for seed in range(2)]
+    mixed = [observe(one, images[index : index + 1], torch.tensor([1])) for index, one in enumerate(models)]
+    together = reconstructions(run(attack, mixed))
+    alone = reconstructions(run(attack, mixed[1:], seeds=(1,)))[0]
+    torch.testing.assert_close(alone.images, together[1].images, atol=1e-4, rtol=0)
+
+
+def test_nothing_that_was_given_is_changed(attack: Attack, observations: list[Observation]) -> None:
+    def tensors(value: Any) -> list[Tensor]:
+        if isinstance(value, Tensor):
+            return [value]
+        if isinstance(value, nn.Module):
+            return list(value.state_dict().values())
+        if isinstance(value, dict):
+            return [tensor for item in value.values() for tensor in tensors(item)]
+        if is_dataclass(value):
+            return [tensor for field in fields(value) for tensor in tensors(getattr(value, field.name))]
+        return []
+
+    before = [tensor.clone() for tensor in tensors(observations[0])]
+    run(attack, observations)
+    after = tensors(observations[0])
+    assert len(before) == len(after) > 8
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("name", LONG_RUNNING)
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.95])
+def test_resumed_runs_equal_uninterrupted_ones_to_the_bit(
+    name: str, share: float, observations: list[Observation]
+) -> None:
+    attack = ATTACKS[name].item(**SETTINGS[name])
+    counting = Interrupting(0)
+    whole = reconstructions(run(attack, observations, session=counting))
+    assert counting.calls >= 3
+    stopped = Interrupting(1 + int(share * (counting.calls - 1)))
+    with pytest.raises(Interrupted):
+        run(attack, observations, session=stopped)
+    stopped_again = Interrupting(1, stopped.saved)
+    try:
+        resumed = run(attack, observations, seeds=(7, 8, 9), session=stopped_again)
+    except Interrupted:
+        resumed = run(attack, observations, seeds=(7, 8, 9), session=Interrupting(0, stopped_again.saved))
+    for one, other in zip(whole, reconstructions(resumed), strict=True):
+        assert torch.equal(one.images, other.images)
+        assert (one.objective, one.trace, one.gradient_evaluations, one.stop_reason) == (
+            other.objective,
+            other.trace,
+            other.gradient_evaluations,
+            other.stop_reason,
+        )
+
+
+def test_an_update_with_nan_fails_alone(attack: Attack, observations: list[Observation]) -> None:
+    broken = {name: torch.full_like(tensor, torch.nan) for name, tensor in observations[1].update.trainable.items()}
+    update = replace(observations[1].update, trainable=broken)
+    results = run(attack, [observations[0], replace(observations[1], update=update), observations[2]])
+    assert isinstance(results[1], Failure)
+    assert "finite" in results[1].reason
+    expected = run(attack, [observations[0], observations[2]], seeds=(0, 2))
+    for result, one in zip(reconstructions([results[0], results[2]]), reconstructions(expected), strict=True):
+        assert torch.equal(result.images, one.images)
+
+
+def test_updates_without_any_signal_do_not_crash(attack: Attack, observations: list[Observation]) -> None:
+    nothing = {name: torch.zeros_like(tensor) for name, tensor in observations[0].update.trainable.items()}
+    silent = replace(observations[0], update=replace(observations[0].update, trainable=nothing))
+    result = run(attack, [silent])[0]
+    assert isinstance(result, Failure) or bool(torch.isfinite(result.images).all())
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 6), (1, 6, 5, 4)], ids=["grey", "color", "volume"])
+def test_channels_sizes_and_volumes(
+    attack: Attack, shape: tuple[int, ...], make_model: Any, dense_net: Any, observe: Observe, blobs: Any
+) -> None:
+    model = make_model(dense_net(int(torch.tensor(shape).prod()), 24), shape)
+    observation = observe(model, blobs(1, shape), torch.tensor([2]))
+    check_shape(attack, observation, reconstructions(run(attack, [observation]))[0])
+
+
+def test_batches(attack: Attack, make_model: Any, dense_net: Any, observe: Observe, blobs: Any) -> None:
+    model = make_model(dense_net(64, 48, activation=nn.ReLU()), (1, 8, 8))
+    observation = observe(model, blobs(3, (1, 8, 8)), torch.tensor([0, 2, 2]))
+    check_shape(attack, observation, reconstructions(run(attack, [observation]))[0])
+
+
+@pytest.mark.parametrize("kind", ["delta", "weights"])
+def test_one_sgd_step_shows_what_its_gradient_shows(
+    attack: Attack, kind: str, make_model: Any, dense_net: Any, observe: Observe, blobs: Any, as_kind: Any
+) -> None:
+    model = make_model(dense_net(64, 24), (1, 8, 8), double=True)
+    gradient = observe(model, blobs(1, (1, 8, 8)), torch.tensor([1]))
+    stepped = as_kind(gradient, kind, 0.1)
+    one, other = reconstructions([*run(attack, [gradient]), *run(attack, [stepped])])
+    torch.testing.assert_close(one.images, other.images, atol=1e-3, rtol=0)
+    assert one.labels is not None
+    assert other.labels is not None
+    assert torch.equal(one.labels, other.labels)
+
+
+@pytest.mark.parametrize("name", SIMULATE_CLIENTS)
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(update="delta", local_steps=2, batch_size=1, learning_rate=0.1),
+        Recipe(update="weights", local_steps=1, epochs=2, batch_size=2, learning_rate=0.1, momentum=0.9),
+        Recipe(update="gradient", batch_size=2, gradient_clip=0.05),
+        Recipe(update="delta", optimizer="adam", batch_size=1, learning_rate=0.01),
+    ],
+    ids=["two-steps", "two-epochs", "clipped", "adam"],
+)
+def test_clients_that_need_simulation(name: str, recipe: Recipe, model: GlobalModel, blobs: Any) -> None:
+    count = recipe.private_images
+    update, _ = client_step(model, Batch(blobs(count, (1, 8, 8)), torch.arange(count)), recipe)
+    observation = Observation(model, update, recipe, "honest_server")
+    attack = ATTACKS[name].item(**SETTINGS[name])
+    check_shape(attack, observation, reconstructions(run(attack, [observation]))[0])
+
+
+def test_knowledge_is_declared_and_missing_knowledge_is_refused(attack: Attack, model: GlobalModel) -> None:
+    assert attack.requires() | attack.uses() <= set(KNOWLEDGE)
+
+
+def test_gradinv_with_given_labels_needs_them(
+    observations: list[Observation], model: GlobalModel, observe: Observe, blobs: Any
+) -> None:
+    attack = GradInv(iterations=5, labels="given")
+    assert attack.requires() == {"labels"}
+    result = run(attack, observations[:1])[0]
+    assert isinstance(result, Failure)
+    assert "labels" in result.reason
+    granted = observe(model, blobs(1, (1, 8, 8)), torch.tensor([1]), knows=Knowledge(labels=torch.tensor([1])))
+    labels = reconstructions(run(attack, [granted]))[0].labels
+    assert labels is not None
+    assert labels.tolist() == [1]
+
+
+@pytest.mark.parametrize("name", sorted(SETTINGS))
+def test_presets_are_valid_settings(name: str) -> None:
+    presets = ATTACKS[name].item.presets
+    assert {"published", "quick"} <= set(presets)
+    for values in presets.values():
+        ATTACKS[name].item(**values)
+
+
+@pytest.mark.parametrize("name", sorted(SETTINGS))
+def test_descriptions_say_what_and_whence(name: str) -> None:
+    entry = ATTACKS[name]
+    assert len(entry.summary) > 20
+    assert entry.paper
+    assert entry.limits
+    assert entry.item.__doc__

@@ -1,0 +1,156 @@
+"""Label inference against the labels that made the gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from medpfl.attacks.labels import infer_labels, round_to_sum, why_no_labels
+from medpfl.core.domain import Batch, Observation, Recipe
+from medpfl.federation.client import client_step
+
+Observe = Callable[..., Observation]
+
+
+@pytest.mark.parametrize("uniform", [True, False], ids=["uniform-weights", "default-weights"])
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_one_image_on_random_lenets_is_always_right(
+    uniform: bool, classes: int, make_model: Any, sigmoid_lenet: Any, observe: Observe
+) -> None:
+    for seed in range(20):
+        torch.manual_seed(seed)
+        model = make_model(sigmoid_lenet(classes=classes), (1, 12, 12), classes, seed=seed, uniform=uniform)
+        label = torch.tensor([seed % classes])
+        inference = infer_labels(observe(model, torch.rand(1, 1, 12, 12), label))
+        assert inference.labels is not None
+        assert inference.labels.tolist() == label.tolist()
+        assert inference.confidence == 1.0
+
+
+def test_a_head_without_bias_is_read_from_its_rows(make_model: Any, observe: Observe) -> None:
+    for seed in range(10):
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 4, bias=False))
+        model = make_model(net, (1, 8, 8), 4, seed=seed)
+        label = torch.tensor([seed % 4])
+        inference = infer_labels(observe(model, torch.rand(1, 1, 8, 8), label))
+        assert inference.labels is not None
+        assert inference.labels.tolist() == label.tolist()
+
+
+@pytest.mark.parametrize("kind", ["delta", "weights"])
+def test_updates_of_one_step(kind: str, make_model: Any, dense_net: Any, observe: Observe, as_kind: Any) -> None:
+    for label in range(3):
+        observation = observe(make_model(dense_net(64, 20), (1, 8, 8)), torch.rand(1, 1, 8, 8), torch.tensor([label]))
+        inference = infer_labels(as_kind(observation, kind, 0.05))
+        assert inference.labels is not None
+        assert inference.labels.tolist() == [label]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_several_local_steps_on_one_image(optimizer: str, make_model: Any, dense_net: Any) -> None:
+    recipe = Recipe(update="delta", epochs=3, optimizer=optimizer, learning_rate=0.01)  # type: ignore[arg-type]
+    model = make_model(dense_net(64, 20), (1, 8, 8))
+    for label in range(3):
+        update, _ = client_step(model, Batch(torch.rand(1, 1, 8, 8), torch.tensor([label])), recipe)
+        inference = infer_labels(Observation(model, update, recipe, "honest_server"))
+        assert inference.labels is not None
+        assert inference.labels.tolist() == [label]
+
+
+def test_noise_lowers_confidence_not_honesty(make_model: Any, sigmoid_lenet: Any, observe: Observe) -> None:
+    right, noted = 0, 0
+    for seed in range(20):
+        model = make_model(sigmoid_lenet(), (1, 12, 12), seed=seed, uniform=False)
+        observation = observe(model, torch.rand(1, 1, 12, 12), torch.tensor([seed % 3]))
+        generator = torch.Generator().manual_seed(seed)
+        noisy = {
+            name: tensor + 0.01 * torch.randn(tensor.shape, generator=generator)
+            for name, tensor in observation.update.trainable.items()
+        }
+        inference = infer_labels(replace(observation, update=replace(observation.update, trainable=noisy)))
+        assert inference.labels is not None
+        right += inference.labels.tolist() == [seed % 3]
+        noted += any("noise" in note for note in inference.notes)
+    assert right == 20
+    assert noted >= 18
+
+
+def test_an_undecided_gradient_is_called_ambiguous(make_model: Any, dense_net: Any, observe: Observe) -> None:
+    observation = observe(make_model(dense_net(64, 20), (1, 8, 8)), torch.rand(1, 1, 8, 8), torch.tensor([0]))
+    even = dict(observation.update.trainable)
+    even["3.bias"] = torch.tensor([-0.5, -0.499, 0.999])
+    inference = infer_labels(replace(observation, update=replace(observation.update, trainable=even)))
+    assert inference.confidence < 0.1
+    assert any("ambiguous" in note for note in inference.notes)
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_counts_of_small_batches_on_untrained_nets(
+    count: int, make_model: Any, sigmoid_lenet: Any, observe: Observe
+) -> None:
+    exact = 0
+    for seed in range(10):
+        torch.manual_seed(seed)
+        model = make_model(sigmoid_lenet(classes=4), (1, 12, 12), 4, uniform=False)
+        labels = torch.randint(0, 4, (count,), generator=torch.Generator().manual_seed(seed))
+        inference = infer_labels(observe(model, torch.rand(count, 1, 12, 12), labels))
+        assert inference.labels is not None
+        assert len(inference.labels) == count
+        exact += torch.equal(inference.labels, labels.sort().values)
+    assert exact >= 9
+
+
+def test_independent_classes_of_one_image(make_model: Any, dense_net: Any, observe: Observe, multi_label: Any) -> None:
+    for seed in range(5):
+        model = make_model(dense_net(64, 20, 5), (1, 8, 8), task=multi_label(5), seed=seed)
+        labels = (torch.rand(1, 5, generator=torch.Generator().manual_seed(seed)) > 0.5).float()
+        inference = infer_labels(observe(model, torch.rand(1, 1, 8, 8), labels))
+        assert inference.labels is not None
+        assert torch.equal(inference.labels, labels)
+
+
+def test_independent_classes_of_a_batch_are_refused(
+    make_model: Any, dense_net: Any, observe: Observe, multi_label: Any
+) -> None:
+    model = make_model(dense_net(64, 20, 5), (1, 8, 8), task=multi_label(5))
+    inference = infer_labels(observe(model, torch.rand(2, 1, 8, 8), torch.ones(2, 5)))
+    assert inference.labels is None
+    assert "multi-label" in (inference.reason or "")
+
+
+def test_models_without_a_classification_layer_are_refused_with_the_reason(make_model: Any) -> None:
+    class ConvolutionHead(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Conv2d(1, 3, 8)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            output: torch.Tensor = self.head(images).flatten(1)
+            return output
+
+    reason = why_no_labels(make_model(ConvolutionHead(), (1, 8, 8)), Recipe())
+    assert reason is not None
+    assert "no dense layer" in reason
+    hidden = nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.LayerNorm(3))
+    reason = why_no_labels(make_model(hidden, (1, 8, 8)), Recipe())
+    assert reason is not None
+    assert "come after" in reason
+
+
+@given(st.lists(st.floats(-3, 12), min_size=1, max_size=12), st.integers(0, 40))
+def test_rounding_gives_counts_with_the_right_sum(estimate: list[float], total: int) -> None:
+    counts = round_to_sum(torch.tensor(estimate), total)
+    assert int(counts.sum()) == total
+    assert int(counts.min()) >= 0
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=12))
+def test_rounding_leaves_whole_numbers_alone(counts: list[int]) -> None:
+    assert round_to_sum(torch.tensor(counts, dtype=torch.float64), sum(counts)).tolist() == counts
