@@ -84,11 +84,10 @@ def _begin_wave(
 ) -> None:
     starts, wave = progress["starts"], progress["wave"]
     if retry_above is not None:
-        bounds = retry_above.tolist()
-        open_ones = [
-            victim for victim, bound in enumerate(bounds) if _best(progress["waves"], victim).objective > bound
-        ]
-        victims = torch.tensor(open_ones, dtype=torch.int64)
+        best = [_best(progress["waves"], victim) for victim in range(len(goals))]
+        high = torch.tensor([one.objective for one in best], dtype=torch.float64) > retry_above.double()
+        stuck = torch.tensor([one.stop_reason != STOP_REASONS[SPENT] for one in best])
+        victims = torch.nonzero(high & stuck).flatten()
         variables = starts[victims, wave]
     else:
         victims = torch.arange(len(goals)).repeat_interleave(restarts)
