@@ -18,7 +18,7 @@ from medpfl.attacks.matching.features import feature_objective
 from medpfl.attacks.matching.gradients import Layout
 from medpfl.attacks.matching.initialization import uniform
 from medpfl.attacks.matching.lbfgs import LBFGS
-from medpfl.attacks.updates import gradient_view, is_finite, why_no_readout
+from medpfl.attacks.updates import gradient_view, why_no_readout, why_unusable
 from medpfl.core.config import STRICT
 from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction
 from medpfl.core.session import NO_SESSION, Session
@@ -109,9 +109,8 @@ class FeatureReadout(Attack):
 
     def _features(self, observation: Observation) -> Tensor | Failure:
         """Features (K, inputs) of the images that the last layer shows."""
-        if not is_finite(observation):
-            return Failure("the update contains values that are not finite")
-        if (reason := self.why_not(observation.model, observation.recipe)) is not None:
+        reason = why_unusable(observation) or self.why_not(observation.model, observation.recipe)
+        if reason is not None:
             return Failure(reason)
         layer = last_dense(observation.model)
         assert isinstance(layer, DenseLayer)

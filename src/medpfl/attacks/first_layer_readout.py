@@ -13,7 +13,7 @@ from torch import Tensor
 from medpfl.attacks.base import ATTACKS, Attack
 from medpfl.attacks.labels import infer_labels
 from medpfl.attacks.layers import DenseLayer, first_dense, layer_input
-from medpfl.attacks.updates import gradient_view, is_finite, why_no_readout
+from medpfl.attacks.updates import gradient_view, why_no_readout, why_unusable
 from medpfl.core.config import STRICT
 from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction
 from medpfl.core.session import NO_SESSION, Session
@@ -72,9 +72,8 @@ class FirstLayerReadout(Attack):
         return results
 
     def _read(self, observation: Observation) -> Reconstruction | Failure:
-        if not is_finite(observation):
-            return Failure("the update contains values that are not finite")
-        if (reason := self.why_not(observation.model, observation.recipe)) is not None:
+        reason = why_unusable(observation) or self.why_not(observation.model, observation.recipe)
+        if reason is not None:
             return Failure(reason)
         model = observation.model
         layer = first_dense(model)

@@ -29,6 +29,9 @@ PROBES = 16
 NOISE_MARGIN = 1e-3
 """Bias entries of one softmax sum to zero; a relative sum above this means that noise was added."""
 
+ROUNDING = 1e-6
+"""Sums below this are rounding of a float32 softmax, not noise."""
+
 
 @dataclass(frozen=True)
 class LabelInference:
@@ -108,7 +111,7 @@ def _bias_gradient(
     single_label = observation.model.task.name == "single_label"
     if layer.bias is not None:
         direct = gradients[layer.bias]
-        noisy = single_label and float(direct.sum().abs()) > NOISE_MARGIN * float(direct.abs().sum())
+        noisy = single_label and float(direct.sum().abs()) > max(NOISE_MARGIN * float(direct.abs().sum()), ROUNDING)
         if not noisy or why_no_single_input(observation.model, layer) is not None:
             return direct, ()
     mean = _probe_features(observation, layer).mean(dim=0)

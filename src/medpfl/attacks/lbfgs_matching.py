@@ -26,6 +26,7 @@ PUBLISHED: dict[str, Any] = {
     "line_search": "none",
     "tolerance": 0.0,
     "patience": 6000,
+    "scaled": False,
     "precision": "float32",
 }
 """What DLG, iDLG and CPL have in common as published: `torch.optim.LBFGS` as it comes, 300 times, in float32.
@@ -66,7 +67,10 @@ class LBFGSMatching(Attack):
     ] = 1e-11
     patience: Annotated[
         int, Field(ge=1, description="steps within which the objective must fall by a thousandth, or the start is over")
-    ] = 100
+    ] = 50
+    scaled: Annotated[
+        bool, Field(description="search the distance as a share of the update's squared norm, not as it is")
+    ] = True
     precision: Annotated[Literal["float64", "float32"], Field(description="arithmetic of the search")] = "float64"
 
     initialization: ClassVar[str] = "normal"
@@ -101,6 +105,7 @@ class LBFGSMatching(Attack):
                 retry_above=RETRY_ABOVE,
                 goal=self.stop_below,
                 relative_goal=self.tolerance,
+                scaled=self.scaled,
             ),
         )
 

@@ -27,9 +27,14 @@ class GradientView:
     notes: tuple[str, ...] = ()
 
 
-def is_finite(observation: Observation) -> bool:
-    """Whether every trainable entry of the update is a finite number."""
-    return all(bool(torch.isfinite(tensor).all()) for tensor in observation.update.trainable.values())
+def why_unusable(observation: Observation) -> str | None:
+    """The reason why nothing can be read from the update's trainable tensors; None if something can."""
+    tensors = observation.update.trainable.values()
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        return "the update contains values that are not finite"
+    if not any(bool(tensor.any()) for tensor in tensors):
+        return "the update is zero: the private images change nothing in the model"
+    return None
 
 
 def change(observation: Observation) -> dict[str, Tensor]:

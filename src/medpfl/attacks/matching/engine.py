@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,11 @@ class Found:
     evaluations: int
     stop_reason: str
     restarts: int
+
+    def in_units(self, unit: float) -> Found:
+        """The same with objective and trace multiplied by `unit`."""
+        trace = tuple((evaluations, unit * value) for evaluations, value in self.trace)
+        return replace(self, objective=unit * self.objective, trace=trace)
 
 
 def search(

@@ -18,7 +18,7 @@ from medpfl.attacks.matching.objectives import DISTANCES, top_tensors
 from medpfl.attacks.matching.priors import smooth
 from medpfl.attacks.matching.problem import Precision, Problem, build_problem
 from medpfl.attacks.matching.states import Solver
-from medpfl.attacks.updates import is_finite
+from medpfl.attacks.updates import why_unusable
 from medpfl.core.domain import Failure, Observation, Reconstruction
 from medpfl.core.session import Session
 
@@ -33,6 +33,8 @@ class Inversion:
     starting points. solver: built for the layout of the variables. goal: absolute objective, or share of the target's
     squared norm (`relative_goal`), at which a victim is solved. restarts: starts per victim; with `retry_above` a
     further one is made only if the ones before got stuck with more than this share of the target's squared norm left.
+    scaled: search the distance divided by the target's squared norm, so that steps and ends do not depend on its size
+    (what is reported is not divided).
     """
 
     labels: Labels
@@ -44,6 +46,7 @@ class Inversion:
     retry_above: float | None = None
     goal: float = 0.0
     relative_goal: float = 0.0
+    scaled: bool = False
     largest_tensors: int | None = None
     total_variation: float = 0.0
 
@@ -67,8 +70,8 @@ def invert(
     cases: list[_Case] = []
     for place, (observation, generator) in enumerate(zip(observations, generators, strict=True)):
         inference = _labels(observation, settings.labels)
-        if not is_finite(observation):
-            results[place] = Failure("the update contains values that are not finite")
+        if (reason := why_unusable(observation)) is not None:
+            results[place] = Failure(reason)
         elif inference.reason is not None:
             results[place] = Failure(inference.reason)
         elif observation.recipe is None and observation.update.kind != "gradient" and settings.distance != "cosine":
@@ -96,29 +99,32 @@ def _invert(cases: Sequence[_Case], session: Session, settings: Inversion) -> li
     soft = settings.labels == "soft"
     layout = Layout((problem.examples, *model.image_shape), model.task.classes if soft else 0)
     weights = _weights(problem, settings.largest_tensors)
+    norms = problem.squared_norms(weights)
+    units = norms.clamp_min(torch.finfo(norms.dtype).tiny) if settings.scaled else torch.ones_like(norms)
     labels = None if soft else torch.stack([_required(case.inference.labels) for case in cases])
     objective = matching_objective(
         problem,
         layout,
         labels,
         distance=DISTANCES[settings.distance],
-        weights=weights,
+        weights=weights / units[:, None],
         prior=smooth(settings.total_variation),
     )
-    norms = problem.squared_norms(weights)
     found = search(
         objective,
         settings.solver(layout),
         lambda: _starts(cases, layout, settings, problem.dtype),
-        settings.goal + settings.relative_goal * norms,
+        (settings.goal + settings.relative_goal * norms) / units,
         restarts=settings.restarts,
-        retry_above=None if settings.retry_above is None else settings.retry_above * norms,
+        retry_above=None if settings.retry_above is None else settings.retry_above * norms / units,
         generators=[case.generator for case in cases],
         session=session,
     )
     scale = norms if settings.distance == "l2" else None
     return [
-        _reconstruction(case, one, layout, problem, None if scale is None else float(scale[index]))
+        _reconstruction(
+            case, one.in_units(float(units[index])), layout, problem, None if scale is None else float(scale[index])
+        )
         for index, (case, one) in enumerate(zip(cases, found, strict=True))
     ]
 
