@@ -226,7 +226,9 @@ def test_channels_sizes_and_volumes(
 def test_batches(attack: Attack, make_model: Any, dense_net: Any, observe: Observe, blobs: Any) -> None:
     model = make_model(dense_net(64, 48, activation=nn.ReLU()), (1, 8, 8))
     observation = observe(model, blobs(3, (1, 8, 8)), torch.tensor([0, 2, 2]))
-    check_shape(attack, observation, reconstructions(run(attack, [observation]))[0])
+    result = reconstructions(run(attack, [observation]))[0]
+    check_shape(attack, observation, result)
+    assert result.gradient_evaluations <= attack.evaluations(model, 3)
 
 
 @pytest.mark.parametrize("kind", ["delta", "weights"])

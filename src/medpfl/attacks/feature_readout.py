@@ -11,11 +11,11 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from medpfl.attacks.base import ATTACKS, Attack
-from medpfl.attacks.labels import infer_labels, why_no_labels
+from medpfl.attacks.labels import infer_labels
 from medpfl.attacks.layers import DenseLayer, last_dense, why_no_single_input
 from medpfl.attacks.matching.engine import Found, search
 from medpfl.attacks.matching.features import feature_objective
-from medpfl.attacks.matching.gradients import Layout
+from medpfl.attacks.matching.gradients import BatchedObjective, Layout, why_not_computable
 from medpfl.attacks.matching.initialization import uniform
 from medpfl.attacks.matching.lbfgs import LBFGS
 from medpfl.attacks.updates import gradient_view, why_no_readout, why_unusable
@@ -80,8 +80,8 @@ class FeatureReadout(Attack):
         return why_no_readout(recipe) or why_no_single_input(model, layer)
 
     def evaluations(self, model: GlobalModel, images: int) -> int:
-        """All restarts with the longest line searches."""
-        return self.restarts * self._solver().evaluations
+        """All restarts with the longest line searches, at most one search per private image."""
+        return images * self.restarts * self._solver().evaluations
 
     def reconstruct(
         self,
@@ -101,7 +101,13 @@ class FeatureReadout(Attack):
                 features += list(read)
         if not features:
             return results
-        found = self._search([observations[place] for place in places], features, places, generators, session)
+        shown = [observations[place] for place in places]
+        layout = Layout((1, *shown[0].model.image_shape))
+        objective = feature_objective(shown, torch.stack(features), self._smoothing(layout, features[0]))
+        if (reason := why_not_computable(objective, layout, torch.float64)) is not None:
+            failure = Failure(f"features of this model cannot be inverted in float64: {reason}")
+            return [failure if place in places else result for place, result in enumerate(results)]
+        found = self._search(objective, layout, places, generators, session)
         for place in sorted(set(places)):
             mine = [one for one, owner in zip(found, places, strict=True) if owner == place]
             results[place] = _reconstruction(observations[place], mine)
@@ -128,15 +134,12 @@ class FeatureReadout(Attack):
 
     def _search(
         self,
-        observations: Sequence[Observation],
-        features: Sequence[Tensor],
+        objective: BatchedObjective,
+        layout: Layout,
         places: Sequence[int],
         generators: Sequence[torch.Generator],
         session: Session,
     ) -> list[Found]:
-        layout = Layout((1, *observations[0].model.image_shape))
-        objective = feature_objective(observations, torch.stack(list(features)), self._smoothing(layout, features[0]))
-
         def starts() -> Tensor:
             drawn = [
                 torch.stack([uniform(layout.images, generators[place]).reshape(-1) for _ in range(self.restarts)])
@@ -148,9 +151,9 @@ class FeatureReadout(Attack):
             objective,
             self._solver(),
             starts,
-            torch.full((len(features),), self.tolerance, dtype=torch.float64),
+            torch.full((len(places),), self.tolerance, dtype=torch.float64),
             restarts=self.restarts,
-            retry_above=torch.full((len(features),), NOT_MET, dtype=torch.float64),
+            retry_above=torch.full((len(places),), NOT_MET, dtype=torch.float64),
             generators=[generators[place] for place in places],
             session=session,
         )
@@ -175,6 +178,8 @@ def _reconstruction(observation: Observation, found: Sequence[Found]) -> Reconst
     notes = gradient_view(observation).notes
     if worst.objective > NOT_MET:
         notes = (*notes, f"the features were not met: {worst.objective:.1e} of their squared norm remains")
+    if observation.recipe is not None and observation.recipe.batch_norm == "train":
+        notes = (*notes, "features were inverted with running statistics of batch norm, the client used its batch's")
     if observation.examples > 1:
         notes = (*notes, "one image per class of a batch, from the class mean feature")
     return Reconstruction(
@@ -185,5 +190,5 @@ def _reconstruction(observation: Observation, found: Sequence[Found]) -> Reconst
         gradient_evaluations=sum(one.evaluations for one in found),
         stop_reason=worst.stop_reason,
         unclamped=images,
-        notes=notes if why_no_labels(observation.model, observation.recipe) is None else (*notes, "no labels"),
+        notes=notes,
     )

@@ -144,8 +144,8 @@ def _pixel_map(model: GlobalModel, layer: DenseLayer) -> tuple[Tensor, Tensor] |
     try:
         with torch.no_grad():
             seen = layer_input(double, layer, torch.cat([black, black + 1.0, random]))
-    except ValueError as error:
-        return str(error)
+    except (ValueError, RuntimeError) as error:
+        return f"what the first dense layer sees cannot be computed: {error}"
     if seen.shape[1] != black.numel():
         return f"the first dense layer '{layer.module}' has {seen.shape[1]} inputs for {black.numel()} pixels"
     shift, factor = seen[0], seen[1] - seen[0]

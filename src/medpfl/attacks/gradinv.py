@@ -103,7 +103,7 @@ class GradInv(Attack):
             Inversion(
                 labels=self.labels,
                 start=_normalized_start(mean, std),
-                solver=lambda layout: self._solver(layout, std),
+                solver=lambda layout, block: self._solver(layout, block, std),
                 distance="cosine",
                 precision=self.precision,
                 restarts=self.restarts,
@@ -112,7 +112,7 @@ class GradInv(Attack):
             ),
         )
 
-    def _solver(self, layout: Layout, std: tuple[float, ...]) -> Adam:
+    def _solver(self, layout: Layout, block: int, std: tuple[float, ...]) -> Adam:
         return Adam(
             layout=layout,
             iterations=self.iterations,
@@ -121,6 +121,7 @@ class GradInv(Attack):
             signed=self.signed,
             median_filter_every=self.median_filter_every,
             patience=self.patience,
+            block=block,
         )
 
 

@@ -170,20 +170,21 @@ def _class_outputs(
 
 
 def _probe_features(observation: Observation, layer: DenseLayer) -> Tensor:
-    """What the last layer receives for random images (PROBES, inputs), float64."""
-    model = observation.model.to(torch.float64)
+    """What the last layer receives for random images (PROBES, inputs), as float64."""
+    model, mode = observation.model, batch_norm_mode(observation.recipe)
     with torch.no_grad():
-        return layer_input(model, layer, _probe_images(model), batch_norm=batch_norm_mode(observation.recipe))
+        return layer_input(model, layer, _probe_images(model), batch_norm=mode).double()
 
 
 def _probe_outputs(observation: Observation) -> Tensor:
-    """Mean softmax output (classes,) over random images, float64."""
-    model = observation.model.to(torch.float64)
+    """Mean softmax output (classes,) over random images, as float64."""
+    model = observation.model
     with torch.no_grad():
         output, _ = model.forward(_probe_images(model), batch_norm=batch_norm_mode(observation.recipe))
-    return torch.softmax(output, dim=1).mean(dim=0)
+    return torch.softmax(output.double(), dim=1).mean(dim=0)
 
 
 def _probe_images(model: GlobalModel) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand((PROBES, *model.image_shape), generator=generator, dtype=torch.float64)
+    """Uniform noise in the model's own precision, always the same."""
+    dtype = next(iter(model.parameters.values())).dtype
+    return torch.rand((PROBES, *model.image_shape), generator=torch.Generator().manual_seed(0), dtype=dtype)

@@ -98,7 +98,7 @@ class LBFGSMatching(Attack):
             Inversion(
                 labels=self.label_source,
                 start=INITIALIZATIONS[self.initialization],
-                solver=lambda _: self._solver(),
+                solver=lambda _, block: self._solver(block),
                 distance="l2",
                 precision=self.precision,
                 restarts=self.restarts,
@@ -109,10 +109,11 @@ class LBFGSMatching(Attack):
             ),
         )
 
-    def _solver(self) -> LBFGS:
+    def _solver(self, block: int = 1) -> LBFGS:
         return LBFGS(
             iterations=self.iterations * self.inner_iterations,
             history=self.history,
             line_search=self.line_search,
             patience=self.patience,
+            block=block,
         )

@@ -12,12 +12,13 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
+from medpfl.attacks.idlg import IDLG
 from medpfl.attacks.matching.gradients import Layout, Method, matching_objective
 from medpfl.attacks.matching.initialization import INITIALIZATIONS, tiled
 from medpfl.attacks.matching.objectives import DISTANCES, squared_distance, top_tensors
 from medpfl.attacks.matching.priors import median_filter, no_prior, smooth
 from medpfl.attacks.matching.problem import Problem, build_problem
-from medpfl.core.domain import Batch, GlobalModel, Observation, Recipe, Update
+from medpfl.core.domain import Batch, Failure, GlobalModel, Observation, Recipe, Reconstruction, Update
 from medpfl.federation.client import client_step
 
 Observe = Callable[..., Observation]
@@ -225,3 +226,44 @@ def test_starts_depend_on_the_generator_alone(name: str) -> None:
     assert one.dtype == torch.float64
     assert tuple(one.shape) == (2, 3, 20, 9)
     assert torch.equal(one, other)
+
+
+class Branching(nn.Module):
+    """Looks at a value, which PyTorch cannot do for a batch of candidates at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        flat = images.flatten(1)
+        output: Tensor = self.head(flat if float(flat.detach().sum()) > -1e9 else -flat)
+        return output
+
+
+class OnlyFloat32(nn.Module):
+    """A layer that breaks in double precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        output: Tensor = self.head(images.flatten(1) @ torch.eye(16))
+        return output
+
+
+def test_models_that_cannot_be_batched_run_in_a_loop(make_model: Any, observe: Observe) -> None:
+    model = make_model(Branching(), (1, 4, 4))
+    observation = observe(model, torch.rand(1, 1, 4, 4), torch.tensor([1]))
+    (result,) = IDLG(iterations=2).reconstruct([observation], [torch.Generator().manual_seed(0)])
+    assert isinstance(result, Reconstruction)
+
+
+def test_models_that_break_in_double_precision_fail_with_the_reason(make_model: Any, observe: Observe) -> None:
+    observation = observe(make_model(OnlyFloat32(), (1, 4, 4)), torch.rand(1, 1, 4, 4), torch.tensor([1]))
+    (result,) = IDLG(iterations=2).reconstruct([observation], [torch.Generator().manual_seed(0)])
+    assert isinstance(result, Failure)
+    assert "float64" in result.reason
+    (result,) = IDLG(iterations=2, precision="float32").reconstruct([observation], [torch.Generator().manual_seed(0)])
+    assert isinstance(result, Reconstruction)

@@ -75,7 +75,8 @@ def matching_objective(
     """Distance of candidate gradients to the targets, plus the prior on the candidate's images.
 
     labels: (V, K) int64 or (V, K, classes) float; None where the layout holds label logits. weights: (V, tensors), one
-    per trainable tensor of `problem.names`. method: `auto` batches models up to `VMAP_PARAMETERS`.
+    per trainable tensor of `problem.names`. method: `auto` batches models that are small enough
+    (`VMAP_PARAMETERS`) if PyTorch can.
     """
 
     def value(
@@ -92,10 +93,32 @@ def matching_objective(
         gradients = _candidate_update(problem, model, names, images, target)
         return distance([gradients[name] for name in names], targets, weight) + prior(images)
 
-    batched = method == "vmap" or (method == "auto" and problem.models[0].parameter_count <= VMAP_PARAMETERS)
-    if batched and (problem.shared or not problem.models[0].constants):
-        return _vmapped(problem, labels, weights, value)
-    return _looped(problem, labels, weights, value)
+    looped = _looped(problem, labels, weights, value)
+    if method == "loop" or (method == "auto" and not runs_batched(problem.models[0])):
+        return looped
+    if not problem.shared and problem.models[0].constants:
+        return looped
+    batched = _vmapped(problem, labels, weights, value)
+    if method == "auto" and why_not_computable(batched, layout, problem.dtype) is not None:
+        return looped
+    return batched
+
+
+def runs_batched(model: GlobalModel) -> bool:
+    """Whether the model is small enough to run all candidates at once."""
+    return model.parameter_count <= VMAP_PARAMETERS
+
+
+def why_not_computable(objective: BatchedObjective, layout: Layout, dtype: torch.dtype) -> str | None:
+    """PyTorch's reason why the objective has no value and derivative for one grey candidate; None if it has.
+
+    Layers without second derivatives, batching rules or double precision show here.
+    """
+    try:
+        objective(torch.full((1, layout.size), 0.5, dtype=dtype), torch.zeros(1, dtype=torch.int64))
+    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+        return str(error).strip().partition("\n")[0][:200]
+    return None
 
 
 def soft_labels(task: Task, logits: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from medpfl.attacks.labels import LabelInference, infer_labels
 from medpfl.attacks.matching.engine import Found, search
-from medpfl.attacks.matching.gradients import Layout, matching_objective, soft_labels
+from medpfl.attacks.matching.gradients import Layout, matching_objective, runs_batched, soft_labels, why_not_computable
 from medpfl.attacks.matching.initialization import Initialization
 from medpfl.attacks.matching.notes import matching_notes
 from medpfl.attacks.matching.objectives import DISTANCES, top_tensors
@@ -24,13 +24,17 @@ from medpfl.core.session import Session
 
 Labels = Literal["soft", "inferred", "given"]
 
+BLOCK = 10
+"""Evaluations between two snapshots of a small model; a large one can be stopped after every one."""
+
 
 @dataclass(frozen=True)
 class Inversion:
     """How a matching attack inverts.
 
     labels: optimized jointly (`soft`), `inferred` from the update before, or `given` (an oracle). start: the images'
-    starting points. solver: built for the layout of the variables. goal: absolute objective, or share of the target's
+    starting points. solver: built for the layout of the
+    variables and the number of evaluations between two snapshots. goal: absolute objective, or share of the target's
     squared norm (`relative_goal`), at which a victim is solved. restarts: starts per victim; with `retry_above` a
     further one is made only if the ones before got stuck with more than this share of the target's squared norm left.
     scaled: search the distance divided by the target's squared norm, so that steps and ends do not depend on its size
@@ -39,7 +43,7 @@ class Inversion:
 
     labels: Labels
     start: Initialization
-    solver: Callable[[Layout], Solver]
+    solver: Callable[[Layout, int], Solver]
     distance: Literal["l2", "l1", "cosine"]
     precision: Precision
     restarts: int
@@ -110,9 +114,11 @@ def _invert(cases: Sequence[_Case], session: Session, settings: Inversion) -> li
         weights=weights / units[:, None],
         prior=smooth(settings.total_variation),
     )
+    if (reason := why_not_computable(objective, layout, problem.dtype)) is not None:
+        return [Failure(f"gradients of this model cannot be matched in {settings.precision}: {reason}")] * len(cases)
     found = search(
         objective,
-        settings.solver(layout),
+        settings.solver(layout, BLOCK if runs_batched(model) else 1),
         lambda: _starts(cases, layout, settings, problem.dtype),
         (settings.goal + settings.relative_goal * norms) / units,
         restarts=settings.restarts,
