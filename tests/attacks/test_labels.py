@@ -91,6 +91,15 @@ def test_an_undecided_gradient_is_called_ambiguous(make_model: Any, dense_net: A
     assert any("ambiguous" in note for note in inference.notes)
 
 
+def test_a_model_that_is_sure_of_the_label_is_noticed(make_model: Any, dense_net: Any, observe: Observe) -> None:
+    model = make_model(dense_net(64, 20), (1, 8, 8))
+    model.parameters["3.bias"][2] = 40.0
+    inference = infer_labels(observe(model, torch.rand(1, 1, 8, 8), torch.tensor([2])))
+    assert inference.labels is not None
+    assert inference.labels.tolist() == [2]
+    assert any("so sure of the label" in note for note in inference.notes)
+
+
 @pytest.mark.parametrize("count", [2, 4, 8])
 def test_counts_of_small_batches_on_untrained_nets(
     count: int, make_model: Any, sigmoid_lenet: Any, observe: Observe

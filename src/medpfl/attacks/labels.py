@@ -129,6 +129,11 @@ def _single(bias_gradient: Tensor, notes: tuple[str, ...]) -> LabelInference:
         return LabelInference(label, 1.0, notes)
     margin = (float(order.values[1]) - lowest) / max(abs(lowest), 1e-300)
     confidence = max(0.0, min(1.0, margin))
+    if lowest == 0.0:
+        notes = (
+            *notes,
+            "the model is so sure of the label that rounding removed the label's own error from the update",
+        )
     if confidence < 0.5:
         notes = (*notes, f"label ambiguous: classes {int(label)} and {int(order.indices[1])} are nearly equally likely")
     return LabelInference(label, confidence, notes)

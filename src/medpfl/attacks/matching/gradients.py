@@ -31,7 +31,8 @@ VMAP_PARAMETERS = 400_000
 """Models with at most this many trainable entries are batched over candidates, larger ones run in a loop."""
 
 CANDIDATES_AT_ONCE = 64
-"""Candidates that one vmap call holds in memory."""
+ENTRIES_AT_ONCE = 2_000_000
+"""One vmap call holds at most so many candidates, and gradients of at most so many entries together (about 1 GB)."""
 
 Method = Literal["auto", "vmap", "loop"]
 
@@ -176,7 +177,7 @@ def _vmapped(problem: Problem, labels: Tensor | None, weights: Tensor, value: _V
     mapped = torch.func.vmap(
         torch.func.grad_and_value(single),
         in_dims=(0, None if labels is None else 0, per_victim, per_victim, 0, 0),
-        chunk_size=CANDIDATES_AT_ONCE,
+        chunk_size=max(1, min(CANDIDATES_AT_ONCE, ENTRIES_AT_ONCE // template.parameter_count)),
     )
     kept: list[_Chosen] = []
 
