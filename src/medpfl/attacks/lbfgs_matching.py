@@ -36,7 +36,7 @@ least as long as the papers' code.
 """
 
 QUICK: dict[str, Any] = {"iterations": 30, "restarts": 1}
-"""A third of the default budget, one start."""
+"""A tenth of the default budget, one start."""
 
 RETRY_ABOVE = 1e-6
 """A start that stalls with more than this share of the update's squared norm unexplained has got stuck."""
@@ -51,7 +51,7 @@ class LBFGSMatching(Attack):
     tries in vain (at most a quarter more in all).
     """
 
-    iterations: Annotated[int, Field(ge=1, description="outer steps at most")] = 100
+    iterations: Annotated[int, Field(ge=1, description="outer steps at most")] = 300
     inner_iterations: Annotated[int, Field(ge=1, description="quasi-Newton steps per outer step")] = 20
     restarts: Annotated[
         int, Field(ge=1, description="starts at most; a further one only if all before got stuck, not matched")
