@@ -1,0 +1,225 @@
+"""Computes the cases of one chunk: client step, observation, attack, score."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medpfl.audit.grid import Cell
+from medpfl.audit.images import write_image
+from medpfl.audit.materials import Materials
+from medpfl.audit.plan import Chunk, case_id
+from medpfl.core.domain import (
+    Batch,
+    Failure,
+    GlobalModel,
+    Knowledge,
+    Observation,
+    Reconstruction,
+    Update,
+)
+from medpfl.core.seeding import generator
+from medpfl.core.session import Session
+from medpfl.federation.rounds import run_round
+from medpfl.metrics.nulls import NullScores, null_baselines
+from medpfl.metrics.scoring import ImageScore, score
+from medpfl.metrics.truth import GroundTruth
+from medpfl.models import Normalization
+
+Row = dict[str, Any]
+
+
+def compute(materials: Materials, cell: Cell, chunk: Chunk, out: Path, session: Session) -> list[Row]:
+    """Result rows of all cases of a chunk, one per private image; images are written below `out`."""
+    started = time.perf_counter()
+    truths = {victim: materials.truth(cell, chunk.seed, victim) for victim in chunk.victims}
+    observations: dict[int, Observation] = {}
+    failures: dict[int, Failure] = {}
+    for victim, truth in truths.items():
+        update = _client_round(materials, cell, chunk.seed, victim, truth)
+        if all(bool(torch.isfinite(tensor).all()) for tensor in update.trainable.values()):
+            observations[victim] = _observe(materials, cell, chunk.seed, victim, truth, update)
+        else:
+            failures[victim] = Failure("the client's update is not finite: its own training diverged, nothing was attacked")
+    outcomes: dict[int, Reconstruction | Failure] = dict(failures)
+    if observations:
+        generators = [generator("attack", chunk.seed, case_id(cell.id, chunk.seed, v)) for v in observations]
+        results = cell.attack.attack.reconstruct(list(observations.values()), generators, session)
+        outcomes.update(zip(observations, results, strict=True))
+    seconds = (time.perf_counter() - started) / len(chunk.victims)
+    rows: list[Row] = []
+    for victim in chunk.victims:
+        rows += _case_rows(materials, cell, chunk.seed, victim, truths[victim], outcomes[victim], seconds, out)
+    return rows
+
+
+def failed_rows(materials: Materials, cell: Cell, chunk: Chunk, reason: str) -> list[Row]:
+    """Rows of cases that could not be computed at all."""
+    return [
+        row
+        for victim in chunk.victims
+        for row in _failed(cell, chunk.seed, victim, materials.truth(cell, chunk.seed, victim), reason, None)
+    ]
+
+
+def _client_round(materials: Materials, cell: Cell, seed: int, victim: int, truth: GroundTruth) -> Update:
+    model = materials.model(cell.dataset, cell.model, seed, victim)
+    stream = generator("client", seed, cell.dataset.id, victim, cell.model.id, cell.recipe.id, cell.defense.id)
+    update = run_round(model, Batch(truth.images, truth.labels), cell.recipe.recipe, cell.defense.defense, None, stream)
+    return cell.channel.channel.send([update], stream)
+
+
+def _observe(
+    materials: Materials, cell: Cell, seed: int, victim: int, truth: GroundTruth, update: Update
+) -> Observation:
+    """What the adversary sees; granted knowledge that the attack does not read is left out."""
+    model = materials.model(cell.dataset, cell.model, seed, victim)
+    read = cell.read
+    knowledge = Knowledge(
+        labels=truth.labels if "labels" in read else None,
+        logits=model.forward(truth.images)[0].detach() if "logits" in read else None,
+        auxiliary=materials.auxiliary(cell, seed) if "auxiliary" in read else None,
+        defense=cell.defense.defense.mechanism() if "defense" in read else None,
+    )
+    recipe = None if "recipe" in cell.threat_model.withhold else cell.recipe.recipe
+    return Observation(model=model, update=update, recipe=recipe, threat_model=cell.threat_model.name, knowledge=knowledge)
+
+
+def _case_rows(
+    materials: Materials,
+    cell: Cell,
+    seed: int,
+    victim: int,
+    truth: GroundTruth,
+    outcome: Reconstruction | Failure,
+    seconds: float,
+    out: Path,
+) -> list[Row]:
+    if isinstance(outcome, Failure):
+        return _failed(cell, seed, victim, truth, outcome.reason, seconds)
+    model = materials.model(cell.dataset, cell.model, seed, victim)
+    scores = score(
+        outcome,
+        truth,
+        fallback=_fallback(materials, cell, seed),
+        threshold=materials.spec.success_threshold,
+        convention=cell.attack.attack.legacy_convention,
+        normalization=_normalization(cell.model.normalize, model),
+    )
+    null_images, null_targets = materials.null_images(cell, seed)
+    nulls = null_baselines(truth, null_images, null_targets, generator("null", seed, cell.dataset.id, victim))
+    rows = []
+    for image_score in scores:
+        paths = _write_images(cell, seed, victim, truth, image_score, out)
+        rows.append(_row(cell, seed, victim, outcome, image_score, nulls, seconds, paths))
+    return rows
+
+
+def _fallback(materials: Materials, cell: Cell, seed: int) -> Tensor:
+    """What a victim's image is scored against when nothing came back for it."""
+    auxiliary = materials.auxiliary(cell, seed)
+    if auxiliary is not None and len(auxiliary.images):
+        return auxiliary.images.mean(dim=0)
+    shape = materials.dataset(cell.dataset).images.shape[1:]
+    return torch.full(shape, 0.5)
+
+
+def _normalization(normalize: Normalization | None, model: GlobalModel) -> tuple[Tensor, Tensor] | None:
+    if normalize is None:
+        return None
+    return torch.tensor(normalize.mean), torch.tensor(normalize.std)
+
+
+def _write_images(
+    cell: Cell, seed: int, victim: int, truth: GroundTruth, image_score: ImageScore, out: Path
+) -> dict[str, str]:
+    stem = f"s{seed}-v{victim:04d}-p{image_score.position:03d}"
+    truth_path = Path("images", "truth", cell.dataset.id, f"{stem}.png")
+    reconstruction_path = Path("images", *cell.id.split("/"), f"{stem}.png")
+    if not (out / truth_path).with_suffix(".npz").exists():
+        write_image(out / truth_path, truth.images[image_score.position])
+    write_image(out / reconstruction_path, image_score.image)
+    return {"truth_image": truth_path.as_posix(), "reconstruction_image": reconstruction_path.as_posix()}
+
+
+def _identity(cell: Cell, seed: int, victim: int, position: int, item: str) -> Row:
+    """The columns that a row has whatever became of the case."""
+    return {
+        "case": case_id(cell.id, seed, victim),
+        "cell": cell.id,
+        "seed": seed,
+        **{axis: entry.id for axis, entry in cell.entries.items()},
+        "oracle": cell.oracle,
+        "adaptive": cell.adaptive,
+        "victim": victim,
+        "client": 0,
+        "position": position,
+        "item": item,
+    }
+
+
+def _row(
+    cell: Cell,
+    seed: int,
+    victim: int,
+    outcome: Reconstruction,
+    image_score: ImageScore,
+    nulls: Mapping[str, NullScores],
+    seconds: float,
+    paths: Mapping[str, str],
+) -> Row:
+    position = image_score.position
+    row: Row = {
+        **_identity(cell, seed, victim, position, image_score.item),
+        "status": "done",
+        "reason": None,
+        "psnr": image_score.psnr,
+        "ssim": image_score.ssim,
+        "mse": image_score.mse,
+        "success": image_score.success,
+        "label": image_score.label,
+        "label_inferred": image_score.label_inferred,
+        "label_correct": image_score.label_correct,
+        "legacy_ssim": image_score.legacy_ssim,
+        "legacy_mse": image_score.legacy_mse,
+        "candidate": image_score.candidate,
+        "candidates": image_score.candidates,
+        "objective": outcome.objective,
+        "gradient_evaluations": outcome.gradient_evaluations,
+        "seconds": seconds,
+        "stop_reason": outcome.stop_reason,
+        **paths,
+        "notes": " ".join(outcome.notes),
+        "trace": [list(point) for point in outcome.trace],
+    }
+    for name, values in nulls.items():
+        row[f"null_{name}_psnr"] = float(values.psnr[position])
+        row[f"null_{name}_ssim"] = float(values.ssim[position])
+        row[f"null_{name}_mse"] = float(values.mse[position])
+    return {key: _finite(value) for key, value in row.items()}
+
+
+def _failed(
+    cell: Cell, seed: int, victim: int, truth: GroundTruth, reason: str, seconds: float | None
+) -> list[Row]:
+    return [
+        {
+            **_identity(cell, seed, victim, position, item),
+            "status": "failed",
+            "reason": reason,
+            "success": False,
+            "label": truth.labels[position].tolist(),
+            "seconds": seconds,
+        }
+        for position, item in enumerate(truth.items)
+    ]
+
+
+def _finite(value: Any) -> Any:
+    """Undefined legacy scores are missing values, not NaN, in JSON and CSV."""
+    return None if isinstance(value, float) and value != value else value

@@ -1,0 +1,69 @@
+"""What a user calls acceptable: one comparison of a column of `cells.csv` with a number."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from medpfl.core.errors import SpecError, suggestion
+
+_OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+LIMIT_COLUMNS = (
+    "asr", "asr_low", "asr_high",
+    *(f"{metric}_{part}" for metric in ("psnr", "ssim", "mse") for part in ("mean", "low", "high", "median")),
+    "gain_psnr", "gain_ssim", "failed", "blocked", "done",
+)  # fmt: skip
+"""Columns of `cells.csv` that can be compared."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One comparison, for instance `asr <= 0.05`."""
+
+    column: str
+    comparison: str
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.column} {self.comparison} {self.value:g}"
+
+    def satisfied(self, cell: Mapping[str, Any]) -> bool | None:
+        """Whether the cell's number satisfies the comparison; None if the cell has no such number."""
+        found = cell.get(self.column)
+        if found is None or found == "" or found != found:
+            return None
+        return _OPERATORS[self.comparison](float(found), self.value)
+
+
+def parse_limit(text: str, where: str) -> Limit:
+    """Reads a comparison such as `asr <= 0.05`. Raises SpecError.
+
+    >>> str(parse_limit("asr<=0.05", "limit"))
+    'asr <= 0.05'
+    """
+    match = re.fullmatch(r"\s*(\w+)\s*(<=|>=|<|>)\s*([-+]?\d*\.?\d+(?:[eE][-+]?\d+)?)\s*", text)
+    if match is None:
+        raise SpecError(f"{where}: expected a comparison such as 'asr <= 0.05', found '{text}'")
+    column, comparison, value = match.groups()
+    if column not in LIMIT_COLUMNS:
+        raise SpecError(f"{where}: unknown column '{column}': {suggestion(column, LIMIT_COLUMNS)}")
+    return Limit(column, comparison, float(value))
+
+
+def any_satisfies(limit: Limit, cells: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the comparison is true of any cell (`--fail-if`)."""
+    return any(limit.satisfied(cell) is True for cell in cells)
+
+
+def all_satisfy(limit: Limit, cells: Sequence[Mapping[str, Any]]) -> bool | None:
+    """Whether it is true of every finished cell (`limit`); None if no cell has the number."""
+    found = [answer for cell in cells if (answer := limit.satisfied(cell)) is not None]
+    return all(found) if found else None

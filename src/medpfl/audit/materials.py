@@ -1,0 +1,199 @@
+"""What cases are made of: data, splits, models and auxiliary knowledge, each made once per process and seed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from medpfl.audit.grid import Cell
+from medpfl.audit.spec import DataEntry, ModelEntry, Spec
+from medpfl.audit.validation import as_plain
+from medpfl.core.domain import Auxiliary, GlobalModel
+from medpfl.core.errors import SpecError
+from medpfl.core.seeding import content_hash, generator
+from medpfl.core.session import NO_SESSION, Session
+from medpfl.core.tasks import SingleLabel
+from medpfl.data import Dataset, Split, load_dataset, near_duplicates_of, split
+from medpfl.federation.training import train
+from medpfl.metrics.truth import GroundTruth
+from medpfl.models import build_model
+from medpfl.models.state import imagenet_weights, load_checkpoint, load_model, save_model
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A data entry's images and how they are divided for one seed."""
+
+    dataset: Dataset
+    split: Split
+    fingerprint: str
+
+
+class Materials:
+    """Makes and keeps what a process needs. Everything follows from the spec and the cache folder."""
+
+    def __init__(self, spec: Spec, cache: Path, images_per_victim: dict[str, int]) -> None:
+        self.spec = spec
+        self._cache_folder = cache
+        self._images_per_victim = images_per_victim
+        self._kept: dict[tuple[Any, ...], Any] = {}
+
+    def _once(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
+        if key not in self._kept:
+            self._kept[key] = make()
+        found: T = self._kept[key]
+        return found
+
+    def dataset(self, entry: DataEntry) -> Dataset:
+        """All images of a data entry at its size. Raises DataError."""
+        settings = entry.settings
+        return self._once(
+            ("dataset", entry.id),
+            lambda: load_dataset(
+                entry.reader,
+                name=entry.id,
+                size=settings.size,
+                channels=settings.channels,
+                aspect=settings.aspect,
+                maximum=settings.maximum,
+            ),
+        )
+
+    def pool(self, entry: DataEntry, seed: int) -> Pool:
+        """A data entry divided for one seed. Raises DataError when there are too few images."""
+
+        def make() -> Pool:
+            dataset = self.dataset(entry)
+            divided = split(
+                dataset,
+                victims=entry.settings.victims,
+                images_per_victim=self._images_per_victim.get(entry.id, 1),
+                seed=seed,
+                near_duplicate_threshold=entry.settings.near_duplicates,
+            )
+            return Pool(dataset, divided, _fingerprint(dataset, divided))
+
+        return self._once(("pool", entry.id, seed), make)
+
+    def truth(self, cell: Cell, seed: int, victim: int) -> GroundTruth:
+        """What a victim holds under the cell's recipe."""
+        pool = self.pool(cell.dataset, seed)
+        indices = list(pool.split.victims[victim][: cell.recipe.recipe.private_images])
+        dataset = pool.dataset
+        return GroundTruth(
+            dataset.images[indices], dataset.targets[indices], tuple(dataset.items[index] for index in indices)
+        )
+
+    def null_images(self, cell: Cell, seed: int) -> tuple[Tensor, Tensor]:
+        """Images and targets of the pool's null part."""
+        pool = self.pool(cell.dataset, seed)
+        indices = list(pool.split.null)
+        return pool.dataset.images[indices], pool.dataset.targets[indices]
+
+    def auxiliary(self, cell: Cell, seed: int) -> Auxiliary | None:
+        """The images that the cell's adversary owns, None if none were granted."""
+        threat_model = cell.threat_model
+        if "auxiliary" not in threat_model.knows:
+            return None
+        pool = self.pool(cell.dataset, seed)
+        if threat_model.auxiliary is None:
+            indices = list(pool.split.auxiliary)
+            return Auxiliary(pool.dataset.images[indices], pool.dataset.targets[indices])
+        other = self.spec.entry("dataset", threat_model.auxiliary)
+        assert isinstance(other, DataEntry)  # _check_auxiliary found it among the data entries
+        source = self.dataset(other)
+        if source.images.shape[1:] != pool.dataset.images.shape[1:]:
+            raise SpecError(
+                f"data entry '{other.id}' gives images {tuple(source.images.shape[1:])}, but as auxiliary knowledge for "
+                f"'{cell.dataset.id}' they must be {tuple(pool.dataset.images.shape[1:])}; give both the same size and channels"
+            )
+        victims = pool.dataset.images[[index for indices in pool.split.victims for index in indices]]
+        keep = ~near_duplicates_of(source.images, victims, cell.dataset.settings.near_duplicates)
+        return Auxiliary(source.images[keep], source.targets[keep])
+
+    def model(self, data: DataEntry, entry: ModelEntry, seed: int, victim: int | None = None) -> GlobalModel:
+        """The model that the server sends; `victim` matters for `untrained_per_victim` only."""
+        key = victim if entry.state == "untrained_per_victim" else None
+        return self._once(("model", data.id, entry.id, seed, key), lambda: self._make_model(data, entry, seed, key))
+
+    def _make_model(self, data: DataEntry, entry: ModelEntry, seed: int, victim: int | None) -> GlobalModel:
+        dataset = self.dataset(data)
+        task = dataset.task
+        if entry.classes is not None and entry.classes != task.classes:
+            if entry.classes < task.classes or not isinstance(task, SingleLabel):
+                raise SpecError(
+                    f"models '{entry.id}': classes is {entry.classes}, but '{data.id}' has {task.classes} classes; "
+                    "leave `classes` out or make it larger"
+                )
+            task = replace(task, classes=entry.classes)
+        keys = [seed, data.id, entry.name] if victim is None else [seed, data.id, entry.name, victim]
+        model = build_model(
+            entry.source,
+            image_shape=tuple(dataset.images.shape[1:]),
+            task=task,
+            normalize=entry.normalize,
+            generator=generator("model", *keys),
+            search_path=self.spec.base,
+        )
+        if entry.state == "imagenet":
+            return imagenet_weights(model)
+        if entry.state == "checkpoint":
+            assert entry.checkpoint is not None  # set together with the state
+            return load_checkpoint(model, entry.checkpoint)
+        if entry.state == "trained":
+            return self._trained(model, data, entry, seed)
+        return model
+
+    def _trained(
+        self, model: GlobalModel, data: DataEntry, entry: ModelEntry, seed: int, session: Session = NO_SESSION
+    ) -> GlobalModel:
+        config = entry.training
+        assert config is not None  # set together with the state
+        pool = self.pool(data, seed)
+        indices = list(pool.split.training)
+        if config.victims == "included":
+            indices += [index for group in pool.split.victims for index in group]
+        if not indices:
+            raise SpecError(
+                f"models '{entry.id}': '{data.id}' leaves no images to train on; use fewer victims or more images"
+            )
+        path = self._cache_folder / f"model-{content_hash(entry.params, seed, data.id, pool.fingerprint)}.safetensors"
+        if path.exists():
+            return load_model(model, path)
+        trained, _ = train(
+            model,
+            pool.dataset.images[indices],
+            pool.dataset.targets[indices],
+            config,
+            generator("training", seed, data.id, entry.name, as_plain(config)),
+            session,
+        )
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        save_model(trained, path)
+        return load_model(model, path)
+
+
+def images_per_victim(cells: list[Cell]) -> dict[str, int]:
+    """Data id -> the most private images that any of its recipes needs per victim."""
+    needed: dict[str, int] = {}
+    for cell in cells:
+        images = cell.recipe.recipe.private_images
+        needed[cell.dataset.id] = max(images, needed.get(cell.dataset.id, 1))
+    return needed
+
+
+def _fingerprint(dataset: Dataset, divided: Split) -> str:
+    """Identifies pixels, targets and division, so that a resumed audit notices changed files."""
+    digest = hashlib.sha256()
+    digest.update(dataset.images.to(torch.float32).contiguous().numpy().tobytes())
+    digest.update(dataset.targets.to(torch.float32).contiguous().numpy().tobytes())
+    digest.update(repr((divided.victims, divided.training, divided.auxiliary, divided.null)).encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,64 @@
+"""How an audit is cut into work: cases, chunks and the settings that results depend on to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from medpfl.audit.grid import Cell
+from medpfl.audit.spec import Spec
+from medpfl.core.domain import GlobalModel
+
+SMALL_MODEL_PARAMETERS = 1_000_000
+"""Models up to this size are attacked many victims at a time; larger ones one by one."""
+CHUNK_VICTIMS = 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Stored when an audit starts. Equal plans give equal results to the bit, whatever the number of workers."""
+
+    threads: int = 1
+    device: str = "cpu"
+    backend: str = "eager"
+    torch: str = torch.__version__
+    chunk_victims: int = CHUNK_VICTIMS
+
+    def as_plain(self) -> dict[str, Any]:
+        """The plan as JSON-like values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Cases of one cell and seed that are computed together."""
+
+    cell: str
+    seed: int
+    victims: tuple[int, ...]
+
+    @property
+    def id(self) -> str:
+        """Readable id."""
+        return f"{self.cell}/s{self.seed}/v{self.victims[0]}-{self.victims[-1]}"
+
+
+def case_id(cell: str, seed: int, victim: int) -> str:
+    """Id of one victim in one cell with one seed, the `case` column.
+
+    >>> case_id("brain/lenet/none", 0, 3)
+    'brain/lenet/none/s0/v3'
+    """
+    return f"{cell}/s{seed}/v{victim}"
+
+
+def chunks(spec: Spec, cell: Cell, model: GlobalModel, plan: Plan) -> Iterable[Chunk]:
+    """The chunks of one cell, over all seeds."""
+    size = plan.chunk_victims if model.parameter_count <= SMALL_MODEL_PARAMETERS else 1
+    victims = range(cell.dataset.settings.victims)
+    for seed in spec.seeds:
+        for start in range(0, len(victims), size):
+            yield Chunk(cell.id, seed, tuple(victims[start : start + size]))

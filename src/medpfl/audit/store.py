@@ -1,0 +1,216 @@
+"""The audit's SQLite store: cells, chunks, cases and results of one output folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from medpfl.audit.plan import Chunk, case_id
+from medpfl.core.errors import StoreError
+
+SCHEMA = 1
+"""Version of the store and of the files beside it."""
+
+ChunkStatus = Literal["pending", "done", "split"]
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS cells (
+    cell TEXT PRIMARY KEY, ordinal INTEGER NOT NULL, fingerprint TEXT NOT NULL, columns TEXT NOT NULL, refusal TEXT
+);
+CREATE TABLE IF NOT EXISTS chunks (
+    chunk TEXT PRIMARY KEY, cell TEXT NOT NULL, seed INTEGER NOT NULL, victims TEXT NOT NULL,
+    status TEXT NOT NULL DEFAULT 'pending', crashes INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE IF NOT EXISTS results (
+    case_id TEXT NOT NULL, position INTEGER NOT NULL, cell TEXT NOT NULL, seed INTEGER NOT NULL,
+    victim INTEGER NOT NULL, status TEXT NOT NULL, data TEXT NOT NULL, PRIMARY KEY (case_id, position)
+);
+CREATE INDEX IF NOT EXISTS results_by_cell ON results (cell, seed, victim, position);
+"""
+
+
+@dataclass(frozen=True)
+class StoredCell:
+    """A cell as stored: its columns for `cells.csv`, and why it was refused if it was."""
+
+    cell: str
+    fingerprint: str
+    columns: Mapping[str, Any]
+    refusal: str | None
+
+
+class Store:
+    """Owns `audit.sqlite` of one folder. One process at a time writes to it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "audit.sqlite"
+        self._connection: sqlite3.Connection | None = None
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Store]:
+        """Opens and locks the store; creates the folder with mode 0700. Raises StoreError."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not self.path.exists():
+                occupied = [name for name in os.listdir(self.folder) if not name.startswith(".")]
+                if occupied:
+                    raise StoreError(
+                        f"{self.folder}: the folder is not empty and holds no audit ({occupied[0]}); choose an empty one"
+                    )
+            self.folder.chmod(0o700)
+            connection = sqlite3.connect(self.path, timeout=1.0, isolation_level=None)
+        except PermissionError:
+            raise StoreError(f"{self.folder}: no permission to write there; choose another --out") from None
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(f"{self.folder}: cannot be used as output folder ({error})") from None
+        with self._locked(), contextlib.closing(connection):
+            self._connection = connection
+            try:
+                with self.transaction():
+                    connection.executescript(_TABLES)
+                self._check_schema()
+                yield self
+            finally:
+                self._connection = None
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            import fcntl
+        except ImportError:  # no advisory locks on this platform: SQLite's own locks still protect the store
+            yield
+            return
+        with (self.folder / ".lock").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StoreError(f"{self.folder}: another audit is running in this folder; wait for it or stop it") from None
+            yield
+
+    @property
+    def _database(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise StoreError(f"{self.path}: the store is not open")
+        return self._connection
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing. A full disk or a broken file becomes a StoreError that says how to go on."""
+        try:
+            with self._database as connection:
+                yield connection
+        except sqlite3.DatabaseError as error:
+            raise StoreError(
+                f"{self.path}: {error}; nothing that was finished is lost: mend the cause and run the same command again"
+            ) from None
+
+    def _check_schema(self) -> None:
+        found = self.get("schema")
+        if found is None:
+            self.set("schema", SCHEMA)
+        elif found != SCHEMA:
+            raise StoreError(f"{self.path}: written with schema {found}, this version reads {SCHEMA}; use another --out")
+
+    def get(self, key: str) -> Any:
+        """A stored value, or None."""
+        with self.transaction() as connection:
+            row = connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def set(self, key: str, value: Any) -> None:
+        """Stores a JSON-like value."""
+        with self.transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
+
+    def cells(self) -> list[StoredCell]:
+        """All cells in grid order."""
+        with self.transaction() as connection:
+            rows = connection.execute("SELECT cell, fingerprint, columns, refusal FROM cells ORDER BY ordinal").fetchall()
+        return [StoredCell(cell, fingerprint, json.loads(columns), refusal) for cell, fingerprint, columns, refusal in rows]
+
+    def add_cells(self, cells: Sequence[StoredCell], chunks: Sequence[Chunk], order: Sequence[str]) -> None:
+        """Adds new cells with their chunks and brings all cells into the given order."""
+        with self.transaction() as connection:
+            connection.execute("BEGIN")
+            connection.executemany(
+                "INSERT INTO cells VALUES (?, 0, ?, ?, ?)",
+                [(cell.cell, cell.fingerprint, json.dumps(cell.columns), cell.refusal) for cell in cells],
+            )
+            connection.executemany("UPDATE cells SET ordinal = ? WHERE cell = ?", [(i, cell) for i, cell in enumerate(order)])
+            self._insert_chunks(connection, chunks)
+
+    @staticmethod
+    def _insert_chunks(connection: sqlite3.Connection, chunks: Sequence[Chunk]) -> None:
+        connection.executemany(
+            "INSERT OR IGNORE INTO chunks (chunk, cell, seed, victims) VALUES (?, ?, ?, ?)",
+            [(chunk.id, chunk.cell, chunk.seed, json.dumps(chunk.victims)) for chunk in chunks],
+        )
+
+    def pending(self) -> list[Chunk]:
+        """Chunks that are still to be computed, in the order in which they were planned."""
+        with self.transaction() as connection:
+            rows = connection.execute(
+                "SELECT cell, seed, victims FROM chunks WHERE status = 'pending' ORDER BY rowid"
+            ).fetchall()
+        return [Chunk(cell, seed, tuple(json.loads(victims))) for cell, seed, victims in rows]
+
+    def crashed(self, chunk: Chunk) -> int:
+        """Counts that a chunk killed its process; returns how often it has."""
+        with self.transaction() as connection:
+            connection.execute("UPDATE chunks SET crashes = crashes + 1 WHERE chunk = ?", (chunk.id,))
+            row = connection.execute("SELECT crashes FROM chunks WHERE chunk = ?", (chunk.id,)).fetchone()
+        return int(row[0])
+
+    def split(self, chunk: Chunk) -> list[Chunk]:
+        """Replaces a chunk by one chunk per case."""
+        singles = [Chunk(chunk.cell, chunk.seed, (victim,)) for victim in chunk.victims]
+        with self.transaction() as connection:
+            connection.execute("BEGIN")
+            connection.execute("UPDATE chunks SET status = 'split' WHERE chunk = ?", (chunk.id,))
+            self._insert_chunks(connection, singles)
+        return singles
+
+    def finish(self, chunk: Chunk, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Stores the result rows of a chunk and marks it done, in one transaction."""
+        with self.transaction() as connection:
+            connection.execute("BEGIN")
+            connection.executemany(
+                "INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (
+                        case_id(chunk.cell, chunk.seed, row["victim"]),
+                        row["position"],
+                        chunk.cell,
+                        chunk.seed,
+                        row["victim"],
+                        row["status"],
+                        json.dumps(dict(row)),
+                    )
+                    for row in rows
+                ],
+            )
+            connection.execute("UPDATE chunks SET status = 'done' WHERE chunk = ?", (chunk.id,))
+
+    def results(self) -> list[dict[str, Any]]:
+        """All result rows, sorted by cell (grid order), seed, victim and position."""
+        with self.transaction() as connection:
+            rows = connection.execute(
+                "SELECT results.data FROM results JOIN cells USING (cell) ORDER BY ordinal, seed, victim, position"
+            ).fetchall()
+        return [json.loads(row[0]) for row in rows]
+
+    def counts(self) -> dict[str, int]:
+        """Cases by status, and all planned ones under `cases`."""
+        with self.transaction() as connection:
+            found = dict(connection.execute("SELECT status, COUNT(DISTINCT case_id) FROM results GROUP BY status").fetchall())
+            planned = connection.execute("SELECT victims FROM chunks WHERE status != 'split'").fetchall()
+        cases = sum(len(json.loads(row[0])) for row in planned)
+        return {"cases": cases, **{status: int(found.get(status, 0)) for status in ("done", "failed", "blocked")}}
