@@ -1,1 +1,21 @@
-"""MedPFL: what can be reconstructed from model updates, under which assumptions, and which defense stops it."""
+"""MedPFL shows what can be reconstructed of patients' images from the updates of a federated model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["AuditSummary", "Spec", "__version__", "load_spec", "parse_spec", "run_audit", "write_report"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the public functions when they are first used, so that `import medpfl` stays light."""
+    if name == "write_report":
+        from medpfl.report import write_report
+
+        return write_report
+    if name in __all__:
+        import medpfl.audit
+
+        return getattr(medpfl.audit, name)
+    raise AttributeError(f"module 'medpfl' has no attribute '{name}'")

@@ -26,12 +26,14 @@ from medpfl.core.domain import (
 from medpfl.core.seeding import generator
 from medpfl.core.session import Session
 from medpfl.federation.rounds import run_round
-from medpfl.metrics.nulls import NullScores, null_baselines
+from medpfl.metrics.nulls import null_baselines
 from medpfl.metrics.scoring import ImageScore, score
 from medpfl.metrics.truth import GroundTruth
 from medpfl.models import Normalization
 
 Row = dict[str, Any]
+Nulls = Mapping[str, Mapping[str, list[float]]]
+"""Null baseline -> metric -> value per private image."""
 
 
 def compute(materials: Materials, cell: Cell, chunk: Chunk, out: Path, session: Session) -> list[Row]:
@@ -60,18 +62,25 @@ def compute(materials: Materials, cell: Cell, chunk: Chunk, out: Path, session: 
 
 def failed_rows(materials: Materials, cell: Cell, chunk: Chunk, reason: str) -> list[Row]:
     """Rows of cases that could not be computed at all."""
-    return [
-        row
-        for victim in chunk.victims
-        for row in _failed(cell, chunk.seed, victim, materials.truth(cell, chunk.seed, victim), reason, None)
-    ]
+    rows: list[Row] = []
+    for victim in chunk.victims:
+        truth = materials.truth(cell, chunk.seed, victim)
+        nulls = _nulls(materials, cell, chunk.seed, victim, truth)
+        rows += _failed(cell, chunk.seed, victim, truth, reason, None, nulls)
+    return rows
 
 
 def _client_round(materials: Materials, cell: Cell, seed: int, victim: int, truth: GroundTruth) -> Update:
     model = materials.model(cell.dataset, cell.model, seed, victim)
     stream = generator("client", seed, cell.dataset.id, victim, cell.model.id, cell.recipe.id, cell.defense.id)
-    update = run_round(model, Batch(truth.images, truth.labels), cell.recipe.recipe, cell.defense.defense, None, stream)
-    return cell.channel.channel.send([update], stream)
+    return run_round(
+        model,
+        Batch(truth.images, truth.labels),
+        cell.recipe.recipe,
+        hooks=cell.defense.defense,
+        channel=cell.channel.channel,
+        generator=stream,
+    )
 
 
 def _observe(
@@ -101,7 +110,7 @@ def _case_rows(
     out: Path,
 ) -> list[Row]:
     if isinstance(outcome, Failure):
-        return _failed(cell, seed, victim, truth, outcome.reason, seconds)
+        return _failed(cell, seed, victim, truth, outcome.reason, seconds, _nulls(materials, cell, seed, victim, truth))
     model = materials.model(cell.dataset, cell.model, seed, victim)
     scores = score(
         outcome,
@@ -111,13 +120,29 @@ def _case_rows(
         convention=cell.attack.attack.legacy_convention,
         normalization=_normalization(cell.model.normalize, model),
     )
-    null_images, null_targets = materials.null_images(cell, seed)
-    nulls = null_baselines(truth, null_images, null_targets, generator("null", seed, cell.dataset.id, victim))
+    nulls = _nulls(materials, cell, seed, victim, truth)
     rows = []
     for image_score in scores:
         paths = _write_images(cell, seed, victim, truth, image_score, out)
         rows.append(_row(cell, seed, victim, outcome, image_score, nulls, seconds, paths))
     return rows
+
+
+def _nulls(
+    materials: Materials, cell: Cell, seed: int, victim: int, truth: GroundTruth
+) -> Nulls:
+    images, targets = materials.null_images(cell, seed)
+    found = null_baselines(truth, images, targets, generator("null", seed, cell.dataset.id, victim))
+    return {
+        name: {"psnr": scores.psnr.tolist(), "ssim": scores.ssim.tolist(), "mse": scores.mse.tolist()}
+        for name, scores in found.items()
+    }
+
+
+def _null_columns(nulls: Nulls, position: int) -> Row:
+    return {
+        f"null_{name}_{metric}": values[position] for name, scores in nulls.items() for metric, values in scores.items()
+    }
 
 
 def _fallback(materials: Materials, cell: Cell, seed: int) -> Tensor:
@@ -169,7 +194,7 @@ def _row(
     victim: int,
     outcome: Reconstruction,
     image_score: ImageScore,
-    nulls: Mapping[str, NullScores],
+    nulls: Nulls,
     seconds: float,
     paths: Mapping[str, str],
 ) -> Row:
@@ -197,15 +222,12 @@ def _row(
         "notes": " ".join(outcome.notes),
         "trace": [list(point) for point in outcome.trace],
     }
-    for name, values in nulls.items():
-        row[f"null_{name}_psnr"] = float(values.psnr[position])
-        row[f"null_{name}_ssim"] = float(values.ssim[position])
-        row[f"null_{name}_mse"] = float(values.mse[position])
+    row |= _null_columns(nulls, position)
     return {key: _finite(value) for key, value in row.items()}
 
 
 def _failed(
-    cell: Cell, seed: int, victim: int, truth: GroundTruth, reason: str, seconds: float | None
+    cell: Cell, seed: int, victim: int, truth: GroundTruth, reason: str, seconds: float | None, nulls: Nulls
 ) -> list[Row]:
     return [
         {
@@ -215,6 +237,7 @@ def _failed(
             "success": False,
             "label": truth.labels[position].tolist(),
             "seconds": seconds,
+            **_null_columns(nulls, position),
         }
         for position, item in enumerate(truth.items)
     ]

@@ -22,8 +22,8 @@ from medpfl.core.tasks import SingleLabel
 from medpfl.data import Dataset, Split, load_dataset, near_duplicates_of, split
 from medpfl.federation.training import train
 from medpfl.metrics.truth import GroundTruth
-from medpfl.models import build_model
-from medpfl.models.state import imagenet_weights, load_checkpoint, load_model, save_model
+from medpfl.models import build_model, imagenet_weights, load_checkpoint
+from medpfl.models.state import load_model, save_model
 
 T = TypeVar("T")
 
@@ -141,10 +141,10 @@ class Materials:
             task=task,
             normalize=entry.normalize,
             generator=generator("model", *keys),
-            search_path=self.spec.base,
+            search_path=(self.spec.base, Path.cwd()),
         )
         if entry.state == "imagenet":
-            return imagenet_weights(model)
+            return imagenet_weights(model)[0]
         if entry.state == "checkpoint":
             assert entry.checkpoint is not None  # set together with the state
             return load_checkpoint(model, entry.checkpoint)
@@ -165,9 +165,10 @@ class Materials:
             raise SpecError(
                 f"models '{entry.id}': '{data.id}' leaves no images to train on; use fewer victims or more images"
             )
-        path = self._cache_folder / f"model-{content_hash(entry.params, seed, data.id, pool.fingerprint)}.safetensors"
+        key = content_hash(entry.params, seed, data.id, pool.fingerprint)
+        path = self._cache_folder / f"model-{key}.safetensors"
         if path.exists():
-            return load_model(model, path)
+            return load_model(model, path, key=key)
         trained, _ = train(
             model,
             pool.dataset.images[indices],
@@ -177,8 +178,8 @@ class Materials:
             session,
         )
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        save_model(trained, path)
-        return load_model(model, path)
+        save_model(trained, path, key=key)
+        return trained
 
 
 def images_per_victim(cells: list[Cell]) -> dict[str, int]:

@@ -203,7 +203,7 @@ class Store:
         """All result rows, sorted by cell (grid order), seed, victim and position."""
         with self.transaction() as connection:
             rows = connection.execute(
-                "SELECT results.data FROM results JOIN cells USING (cell) ORDER BY ordinal, seed, victim, position"
+                "SELECT results.data FROM results JOIN cells USING (cell) ORDER BY cell, victim, position, seed"
             ).fetchall()
         return [json.loads(row[0]) for row in rows]
 

@@ -1,0 +1,5 @@
+"""The command line interface."""
+
+from medpfl.cli.app import main
+
+__all__ = ["main"]

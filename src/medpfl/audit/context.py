@@ -1,0 +1,90 @@
+"""What stands beside the numbers: data, assumptions, findings about the models, warnings of the defenses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from medpfl.audit.grid import Cell
+from medpfl.audit.materials import Materials
+from medpfl.audit.spec import Spec
+from medpfl.models import validate
+
+_ALWAYS = (
+    ("Simulated clients", "The victims' updates were computed by MedPFL's own client step on the images given here."),
+    ("What every adversary knows", "The model that was sent, the loss, image shape, number of classes, the kind of "
+     "update, the number of examples and, unless withheld, the recipe."),
+    ("Dropout", "Dropout layers are switched off in all forward passes, which helps the attacker."),
+    ("Fixed attacks", "An adversary with better priors, more rounds or an attack that is not listed here may see more."),
+)  # fmt: skip
+
+
+def describe(spec: Spec, cells: Sequence[Cell], materials: Materials) -> dict[str, Any]:
+    """Lists for `summary.json`: `data`, `assumptions`, `findings`, `warnings`."""
+    return {
+        "data": _data(spec, cells, materials),
+        "assumptions": [{"title": title, "text": text} for title, text in (*_ALWAYS, *_specific(cells))],
+        "findings": _findings(spec, cells, materials),
+        "warnings": [
+            {"defense": entry.id, "text": warning} for entry in spec.defenses for warning in entry.defense.warnings()
+        ],
+    }
+
+
+def _data(spec: Spec, cells: Sequence[Cell], materials: Materials) -> list[dict[str, Any]]:
+    used = {cell.dataset.id for cell in cells}
+    described = []
+    for entry in spec.data:
+        for seed in spec.seeds if entry.id in used else ():
+            pool = materials.pool(entry, seed)
+            divided = pool.split
+            described.append(
+                {
+                    "dataset": entry.id,
+                    "seed": seed,
+                    "images": len(pool.dataset),
+                    "victims": len(divided.victims),
+                    "training": len(divided.training),
+                    "auxiliary": len(divided.auxiliary),
+                    "null": len(divided.null),
+                    "near_duplicates": divided.near_duplicates,
+                    "dropped_by_patient": divided.dropped_by_patient,
+                    "notes": [*pool.dataset.notes, *divided.notes],
+                }
+            )
+    return described
+
+
+def _specific(cells: Sequence[Cell]) -> list[tuple[str, str]]:
+    found = []
+    if any(cell.recipe.recipe.private_images == 1 for cell in cells):
+        found.append(("One image per update", "Updates of single images are the easiest to invert; larger batches are harder."))
+    if any(cell.model.state.startswith("untrained") for cell in cells):
+        found.append(("Untrained models", "Most published attacks work best early in training; later rounds may leak less."))
+    if any(cell.recipe.recipe.batch_norm == "eval" for cell in cells):
+        found.append(
+            ("Batch norm in eval mode", "Where a model has batch norm, clients used its running statistics: easier to "
+             "invert than batch statistics.")
+        )  # fmt: skip
+    if any(cell.oracle for cell in cells):
+        found.append(("Oracles", "Cells marked `oracle` use knowledge that a real adversary would not have."))
+    return found
+
+
+def _findings(spec: Spec, cells: Sequence[Cell], materials: Materials) -> list[dict[str, Any]]:
+    seen: dict[tuple[str, str, str], dict[str, Any]] = {}
+    done: set[tuple[str, str, str]] = set()
+    for cell in cells:
+        key = (cell.dataset.id, cell.model.id, cell.recipe.id)
+        if key in done:
+            continue
+        done.add(key)
+        model = materials.model(cell.dataset, cell.model, spec.seeds[0], 0)
+        for finding in validate(model, cell.recipe.recipe, try_derivatives=False):
+            seen[(cell.model.id, finding.code, finding.message)] = {
+                "model": cell.model.id,
+                "severity": finding.severity,
+                "code": finding.code,
+                "message": finding.message,
+            }
+    return list(seen.values())

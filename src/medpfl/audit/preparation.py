@@ -1,0 +1,70 @@
+"""Everything that is checked before any compute: data, models, refused cells, chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from medpfl.audit.grid import Cell, cells, refusal
+from medpfl.audit.materials import Materials, images_per_victim
+from medpfl.audit.plan import Chunk, Plan, chunks
+from medpfl.audit.spec import Spec
+from medpfl.core.functional import require_ssim_size
+from medpfl.federation.recipes import check_recipe
+from medpfl.models import validate
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A spec whose data and models were loaded and whose cells were checked."""
+
+    spec: Spec
+    cells: tuple[Cell, ...]
+    refusals: Mapping[str, str]
+    chunks: tuple[Chunk, ...]
+    materials: Materials
+    images_per_victim: Mapping[str, int]
+    data_fingerprints: Mapping[str, str]
+
+    @property
+    def runnable(self) -> list[Cell]:
+        """Cells that were not refused."""
+        return [cell for cell in self.cells if cell.id not in self.refusals]
+
+
+def prepare(spec: Spec, cache: Path, plan: Plan) -> Prepared:
+    """Loads data and models and checks every cell. Raises InputError."""
+    found = cells(spec)
+    needed = images_per_victim(found)
+    materials = Materials(spec, cache, needed)
+    refusals: dict[str, str] = {}
+    planned: list[Chunk] = []
+    for cell in found:
+        require_ssim_size(tuple(materials.dataset(cell.dataset).images.shape[2:]))
+        reason = refusal(cell) or _refused_by_model(cell, materials, spec.seeds[0])
+        if reason is not None:
+            refusals[cell.id] = reason
+            continue
+        model = materials.model(cell.dataset, cell.model, spec.seeds[0], 0)
+        planned += chunks(spec, cell, model, plan)
+    fingerprints = {
+        f"{entry.id}/s{seed}": materials.pool(entry, seed).fingerprint
+        for entry in spec.data
+        if entry.id in needed
+        for seed in spec.seeds
+    }
+    return Prepared(spec, tuple(found), refusals, tuple(planned), materials, needed, fingerprints)
+
+
+def _refused_by_model(cell: Cell, materials: Materials, seed: int) -> str | None:
+    model = materials.model(cell.dataset, cell.model, seed, 0)
+    problems = check_recipe(cell.recipe.recipe, model, cell.defense.defense)
+    if problems:
+        return problems[0]
+    findings = validate(model, cell.recipe.recipe, try_derivatives=False)
+    refused = [finding.message for finding in findings if finding.severity == "refusal"]
+    if refused:
+        return refused[0]
+    recipe = None if "recipe" in cell.threat_model.withhold else cell.recipe.recipe
+    return cell.attack.attack.why_not(model, recipe)

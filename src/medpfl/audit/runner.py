@@ -1,0 +1,225 @@
+"""Runs an audit: stores the plan, hands out chunks, stores results, carries on where an earlier run stopped."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from medpfl.audit.context import describe
+from medpfl.audit.files import write_atomically
+from medpfl.audit.plan import Chunk, Plan
+from medpfl.audit.preparation import Prepared, prepare
+from medpfl.audit.spec import AXES, Spec
+from medpfl.audit.store import Store, StoredCell
+from medpfl.audit.tables import now, spec_as_run, write_tables
+from medpfl.audit.workers import Computer, Died, Finished, Job, Pool, Progress, Raised
+from medpfl.core.errors import Interrupted, StoreError
+from medpfl.core.errors import InputError as _InputError
+
+TABLES_EVERY = 5.0
+"""Seconds between two rewrites of the tables while chunks finish."""
+
+
+class Listener(Protocol):
+    """Is told how an audit comes along."""
+
+    def update(self, done: float, total: int, failed: int) -> None:
+        """`done` of `total` cases are finished, running ones counted by their fraction; `failed` failed so far."""
+
+
+class NoListener:
+    """Tells nobody."""
+
+    def update(self, done: float, total: int, failed: int) -> None:
+        """Does nothing."""
+
+
+@dataclass(frozen=True)
+class AuditSummary:
+    """What became of an audit: its folder, counts of cases by status, the rows of `cells.csv`, what was run now."""
+
+    folder: Path
+    counts: dict[str, int]
+    cells: tuple[dict[str, Any], ...]
+    computed: int
+
+
+def run_audit(spec: Spec, out: Path, *, workers: int | None = None, listener: Listener | None = None) -> AuditSummary:
+    """Runs the audit, or what is left of it, and writes the tables. The report is written by `medpfl.report`.
+
+    workers: number of worker processes; default one per core, at most 8; 0 computes in this process.
+    Raises InputError (nothing is lost) and Interrupted (Ctrl-C; the folder can be resumed).
+    """
+    out = Path(out)
+    store = Store(out)
+    with store.open():
+        plan = _plan(store)
+        prepared = prepare(spec, out / "cache", plan)
+        _register(store, prepared)
+        pending = store.pending()
+        if pending:
+            store.set("context", describe(spec, prepared.cells, prepared.materials))
+        write_atomically(out / "spec.yaml", spec_as_run(spec, out))
+        job = Job(spec.plain, spec.base, out, dict(prepared.images_per_victim), plan.threads)
+        loop = _Loop(store, spec, job, listener or NoListener())
+        try:
+            loop.run(pending, default_workers() if workers is None else workers)
+        except KeyboardInterrupt:
+            write_tables(store, spec)
+            raise Interrupted(f"stopped; run the same command again to go on with what is in {out}") from None
+        cells = write_tables(store, spec)
+        return AuditSummary(out, store.counts(), tuple(cells), len(pending))
+
+
+def default_workers() -> int:
+    """One process per core that this process may use, at most 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 8)
+
+
+def _plan(store: Store) -> Plan:
+    stored = store.get("plan")
+    current = Plan()
+    if stored is None:
+        store.set("plan", current.as_plain())
+        store.set("created", now())
+        return current
+    if stored != current.as_plain():
+        changed = ", ".join(f"{key} {stored.get(key)} -> {value}" for key, value in current.as_plain().items() if stored.get(key) != value)
+        raise StoreError(
+            f"{store.folder}: was started under another plan ({changed}), so new results would not fit the old ones; use another --out"
+        )
+    return current
+
+
+def _register(store: Store, prepared: Prepared) -> None:
+    """Stores new cells and chunks; refuses a spec that is not the stored one plus new cells."""
+    general = {
+        "name": prepared.spec.name,
+        "seeds": list(prepared.spec.seeds),
+        "success_threshold": prepared.spec.success_threshold,
+        "limit": str(prepared.spec.limit) if prepared.spec.limit else None,
+    }
+    way_out = "use another --out, or take the change back"
+    stored_general = store.get("general")
+    if stored_general is not None and stored_general != general:
+        key = next(key for key in general if stored_general.get(key) != general[key])
+        raise StoreError(
+            f"{store.folder}: belongs to another spec ('{key}' was {stored_general.get(key)!r}, now {general[key]!r}); {way_out}"
+        )
+    stored = {cell.cell: cell for cell in store.cells()}
+    current = {cell.id: cell for cell in prepared.cells}
+    for name, old in stored.items():
+        if name not in current:
+            raise StoreError(f"{store.folder}: belongs to another spec (the cell {name} is gone); {way_out}")
+        if current[name].fingerprint != old.fingerprint:
+            raise StoreError(f"{store.folder}: belongs to another spec (the cell {name} has other settings); {way_out}")
+    fingerprints = store.get("data") or {}
+    for key, fingerprint in fingerprints.items():
+        if prepared.data_fingerprints.get(key, fingerprint) != fingerprint:
+            raise StoreError(
+                f"{store.folder}: the images or the division of {key} are not those that the audit was started with "
+                f"(changed files, or a recipe that needs more images per victim); {way_out}"
+            )
+    new = [
+        StoredCell(
+            cell.id,
+            cell.fingerprint,
+            {
+                **{axis: cell.entries[axis].id for axis in AXES},
+                **{f"{axis}_params": {"name": entry.name, **entry.params} for axis, entry in cell.entries.items()},
+                "oracle": cell.oracle,
+                "adaptive": cell.adaptive,
+            },
+            prepared.refusals.get(cell.id),
+        )
+        for name, cell in current.items()
+        if name not in stored
+    ]
+    names = {cell.cell for cell in new}
+    store.add_cells(new, [chunk for chunk in prepared.chunks if chunk.cell in names], list(current))
+    store.set("general", general)
+    store.set("data", {**fingerprints, **prepared.data_fingerprints})
+
+
+class _Loop:
+    """Hands out chunks until none is left, and decides what becomes of those that raise or kill their process."""
+
+    def __init__(self, store: Store, spec: Spec, job: Job, listener: Listener) -> None:
+        self._store = store
+        self._spec = spec
+        self._job = job
+        self._listener = listener
+        self._queue: list[tuple[Chunk, str | None]] = []
+        self._fractions: dict[str, float] = {}
+        self._written = time.monotonic()
+
+    def run(self, pending: Sequence[Chunk], workers: int) -> None:
+        self._queue = [(chunk, None) for chunk in pending]
+        self._tell()
+        if workers == 0:
+            computer = Computer(self._job) if self._queue else None
+            while self._queue and computer is not None:
+                chunk, give_up = self._queue.pop(0)
+                self._handle(computer.run(chunk, self._handle, give_up))
+            return
+        with Pool(self._job, workers) as pool:
+            while self._queue or pool.active:
+                while self._queue and pool.free:
+                    pool.start(*self._queue.pop(0))
+                for event in pool.events(timeout=1.0):
+                    self._handle(event)
+
+    def _handle(self, event: Progress | Finished | Raised | Died) -> None:
+        if isinstance(event, Progress):
+            self._fractions[event.chunk.id] = event.fraction * len(event.chunk.victims)
+        elif isinstance(event, Finished):
+            self._finish(event)
+        elif isinstance(event, Raised):
+            if event.input_error:
+                raise _InputError(event.reason)
+            self._log(event.traceback)
+            self._again(event.chunk, event.reason)
+        else:
+            self._died(event)
+        self._tell()
+
+    def _finish(self, event: Finished) -> None:
+        from medpfl.audit.snapshots import FileSession
+
+        self._store.finish(event.chunk, event.rows)
+        FileSession(self._job.out / "snapshots", event.chunk.id, lambda _: None).close()
+        self._fractions.pop(event.chunk.id, None)
+        if time.monotonic() - self._written > TABLES_EVERY:
+            write_tables(self._store, self._spec)
+            self._written = time.monotonic()
+
+    def _again(self, chunk: Chunk, reason: str) -> None:
+        """A chunk that failed as a whole is run case by case; a single case fails with the reason."""
+        self._fractions.pop(chunk.id, None)
+        if len(chunk.victims) > 1:
+            self._queue[:0] = [(single, None) for single in self._store.split(chunk)]
+        else:
+            self._queue.insert(0, (chunk, reason))
+
+    def _died(self, event: Died) -> None:
+        reason = f"its process was killed twice (exit code {event.exit_code}; out of memory?)"
+        self._log(f"{event.chunk.id}: the process ended with exit code {event.exit_code}\n")
+        if self._store.crashed(event.chunk) < 2:
+            self._queue.insert(0, (event.chunk, None))
+        else:
+            self._again(event.chunk, reason)
+
+    def _log(self, text: str) -> None:
+        path = self._job.out / "failures.log"
+        with open(path, "a", opener=lambda name, flags: os.open(name, flags, 0o600)) as handle:
+            handle.write(f"{now()}\n{text}\n")
+
+    def _tell(self) -> None:
+        counts = self._store.counts()
+        finished = counts["done"] + counts["failed"] + counts["blocked"]
+        self._listener.update(finished + sum(self._fractions.values()), counts["cases"], counts["failed"])

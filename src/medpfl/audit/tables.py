@@ -1,0 +1,151 @@
+"""The result files of an output folder: `results.csv`, `cells.csv`, `summary.json`, written from the store."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+
+from medpfl.audit.files import write_atomically
+from medpfl.audit.limits import all_satisfy
+from medpfl.audit.spec import AXES, Spec
+from medpfl.audit.store import SCHEMA, Store
+from medpfl.metrics.cells import summarize_cell, supplement_cell
+
+RESULT_COLUMNS = (
+    "case", "cell", "seed", *AXES, "oracle", "adaptive", "victim", "client", "position", "item", "status", "reason",
+    "psnr", "ssim", "mse", "success", "label", "label_inferred", "label_correct", "legacy_ssim", "legacy_mse",
+    "candidate", "candidates", "objective", "gradient_evaluations", "seconds", "stop_reason", "truth_image",
+    "reconstruction_image", "notes",
+    *(f"null_{name}_{metric}" for name in ("class_mean", "nearest", "noise") for metric in ("psnr", "ssim", "mse")),
+)  # fmt: skip
+CELL_COLUMNS = (
+    "cell", *(name for axis in AXES for name in (axis, f"{axis}_params")), "oracle", "adaptive", "status", "reason",
+    "victims", "images", "done", "failed", "blocked", "complete", "asr", "asr_low", "asr_high",
+    *(f"{name}_{part}" for name in ("psnr", "ssim", "mse") for part in ("mean", "low", "high", "median")),
+    *(f"null_{name}_{metric}" for name in ("class_mean", "nearest", "noise") for metric in ("psnr", "ssim", "asr")),
+    "gain_psnr", "gain_ssim", "utility_balanced_accuracy", "utility_balanced_accuracy_low",
+    "utility_balanced_accuracy_high", "utility_auc", "utility_auc_low", "utility_auc_high",
+    "label_accuracy", "legacy_asr", "legacy_ssim_mean", "legacy_mse_mean",
+)  # fmt: skip
+
+
+def write_tables(store: Store, spec: Spec) -> list[dict[str, Any]]:
+    """Writes both tables and the summary atomically; returns the rows of `cells.csv`."""
+    rows = store.results()
+    frame = pd.DataFrame(rows, columns=RESULT_COLUMNS) if rows else pd.DataFrame(columns=list(RESULT_COLUMNS))
+    write_atomically(store.folder / "results.csv", _csv([{**row} for row in rows], RESULT_COLUMNS))
+    cells = _cell_rows(store, spec, frame)
+    write_atomically(store.folder / "cells.csv", _csv(cells, CELL_COLUMNS))
+    summary = _summary(store, spec, cells, rows)
+    write_atomically(store.folder / "summary.json", json.dumps(summary, indent=2).encode())
+    return cells
+
+
+def _csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> bytes:
+    table = pd.DataFrame([{column: _text(row.get(column)) for column in columns} for row in rows], columns=list(columns))
+    return bytes(table.to_csv(index=False, lineterminator="\n").encode())
+
+
+def _text(value: Any) -> str:
+    """A value as the tables write it: booleans true / false, missing empty, numbers in full precision."""
+    if value is None or (isinstance(value, float) and value != value):
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list | dict):
+        return json.dumps(value)
+    return str(value)
+
+
+def _cell_rows(store: Store, spec: Spec, frame: pd.DataFrame) -> list[dict[str, Any]]:
+    groups = {name: group for name, group in frame.groupby("cell")} if len(frame) else {}
+    victims = {entry.id: entry.settings.victims * len(spec.seeds) for entry in spec.data}
+    found = []
+    for cell in sorted(store.cells(), key=lambda stored: stored.cell):
+        row: dict[str, Any] = {"cell": cell.cell, **cell.columns}
+        rows = groups.get(cell.cell)
+        if cell.refusal is not None:
+            row |= {"status": "refused", "reason": cell.refusal}
+        else:
+            rows = rows if rows is not None else frame.iloc[:0]
+            row |= summarize_cell(rows, threshold=spec.success_threshold, seed=0)
+            row |= supplement_cell(rows, threshold=spec.success_threshold)
+            expected = victims.get(str(cell.columns["dataset"]), 0)
+            row["status"] = "done" if row["victims"] == expected else "partial"
+            row["complete"] = bool(row["complete"]) and row["status"] == "done"
+        found.append(row)
+    return found
+
+
+def _summary(
+    store: Store, spec: Spec, cells: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    counts = store.counts()
+    refused = sum(cell["status"] == "refused" for cell in cells)
+    finished = counts["done"] + counts["failed"] + counts["blocked"] == counts["cases"]
+    limit = None
+    if spec.limit is not None:
+        limit = {"text": str(spec.limit), "holds": all_satisfy(spec.limit, cells)}
+    seconds = sum(row["seconds"] or 0.0 for row in rows if row["position"] == 0)
+    context: dict[str, Any] = store.get("context") or {}
+    return {
+        "schema": SCHEMA,
+        "name": spec.name,
+        "created": store.get("created"),
+        "finished": finished,
+        "threshold": spec.success_threshold,
+        "limit": limit,
+        "counts": {"cells": len(cells), "refused": refused, **counts},
+        "seconds": seconds,
+        **context,
+        "versions": versions(),
+        "hardware": hardware(),
+        "plan": store.get("plan"),
+    }
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what results depend on."""
+    packages = ("medpfl", "torch", "numpy", "scipy", "pydicom", "nibabel", "pillow")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def hardware() -> dict[str, Any]:
+    """What the audit ran on."""
+    return {
+        "system": platform.system(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": psutil.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+    }
+
+
+def spec_as_run(spec: Spec, folder: Path) -> bytes:
+    """`spec.yaml`: the spec with paths relative to the output folder, and what it ran on under `environment`."""
+    import os
+
+    import yaml
+
+    plain = json.loads(json.dumps(dict(spec.plain)))
+    for entry in plain.get("data", []):
+        path = entry.get("path") if isinstance(entry, dict) else None
+        if isinstance(path, str) and not path.startswith("package:"):
+            entry["path"] = os.path.relpath((spec.base / Path(path).expanduser()).resolve(), folder.resolve())
+    for entry, parsed in zip(plain.get("models", []), spec.models, strict=False):
+        if isinstance(entry, dict) and parsed.checkpoint is not None:
+            entry["state"] = os.path.relpath(parsed.checkpoint.resolve(), folder.resolve())
+    plain["environment"] = {"versions": versions(), "hardware": hardware()}
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).encode()
