@@ -33,8 +33,8 @@ def load_audit(folder: Path) -> Audit:
             f"run 'medpfl audit SPEC --out {folder}' first"
         )
     summary = _read_json(folder / "summary.json")
-    results = _results_by_cell(_read_table(folder / "results.csv"))
-    cells = tuple(_cell(row, results.get(row.get("cell", ""), ())) for row in _read_table(folder / "cells.csv"))
+    results = _results_by_cell(read_table(folder / "results.csv"))
+    cells = tuple(_cell(row, results.get(row.get("cell", ""), ())) for row in read_table(folder / "cells.csv"))
     limit = _mapping(summary.get("limit"))
     threshold = number(summary.get("threshold"))
     return Audit(
@@ -161,7 +161,7 @@ def _params(text: str) -> Mapping[str, Any]:
         return {}
 
 
-def _read_table(path: Path) -> list[Row]:
+def read_table(path: Path) -> list[Row]:
     """Rows as they are written: every value a string, so that an id such as `NA` or `1e3` stays what it is."""
     if not path.is_file():
         return []

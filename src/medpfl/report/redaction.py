@@ -24,7 +24,7 @@ def without_items(audit: Audit) -> Audit:
     Item names of fewer than four characters are only taken out of their own column: in a text they cannot be told
     from ordinary words and numbers.
     """
-    clean = _cleaner({result.item for cell in audit.cells for result in cell.results if result.item})
+    clean = item_cleaner({result.item for cell in audit.cells for result in cell.results if result.item})
     return replace(
         audit,
         cells=tuple(_cell(cell, clean) for cell in audit.cells),
@@ -69,7 +69,7 @@ def _value(value: Any, clean: Clean) -> Any:
     return [_value(part, clean) for part in value] if isinstance(value, (list, tuple)) else value
 
 
-def _cleaner(items: set[str]) -> Clean:
+def item_cleaner(items: set[str]) -> Clean:
     """Replaces item names, and the file names of items that are paths, where they stand as whole words."""
     files = {PurePosixPath(item.replace("\\", "/")).name for item in items}
     names = sorted((name for name in items | files if len(name) >= _SHORTEST_NAME), key=lambda name: (-len(name), name))
