@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-__version__ = "0.1.0"
+from medpfl.core.version import __version__
+
 __all__ = ["AuditSummary", "Spec", "__version__", "load_spec", "parse_spec", "run_audit", "write_report"]
 
 

@@ -58,9 +58,13 @@ def _data(spec: Spec, cells: Sequence[Cell], materials: Materials) -> list[dict[
 def _specific(cells: Sequence[Cell]) -> list[tuple[str, str]]:
     found = []
     if any(cell.recipe.recipe.private_images == 1 for cell in cells):
-        found.append(("One image per update", "Updates of single images are the easiest to invert; larger batches are harder."))
+        found.append(
+            ("One image per update", "Updates of single images are the easiest to invert; larger batches are harder.")
+        )
     if any(cell.model.state.startswith("untrained") for cell in cells):
-        found.append(("Untrained models", "Most published attacks work best early in training; later rounds may leak less."))
+        found.append(
+            ("Untrained models", "Most published attacks work best early in training; later rounds may leak less.")
+        )
     if any(cell.recipe.recipe.batch_norm == "eval" for cell in cells):
         found.append(
             ("Batch norm in eval mode", "Where a model has batch norm, clients used its running statistics: easier to "

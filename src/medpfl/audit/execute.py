@@ -17,7 +17,6 @@ from medpfl.audit.plan import Chunk, case_id
 from medpfl.core.domain import (
     Batch,
     Failure,
-    GlobalModel,
     Knowledge,
     Observation,
     Reconstruction,
@@ -47,7 +46,9 @@ def compute(materials: Materials, cell: Cell, chunk: Chunk, out: Path, session: 
         if all(bool(torch.isfinite(tensor).all()) for tensor in update.trainable.values()):
             observations[victim] = _observe(materials, cell, chunk.seed, victim, truth, update)
         else:
-            failures[victim] = Failure("the client's update is not finite: its own training diverged, nothing was attacked")
+            failures[victim] = Failure(
+                "the client's update is not finite: its own training diverged, nothing was attacked"
+            )
     outcomes: dict[int, Reconstruction | Failure] = dict(failures)
     if observations:
         generators = [generator("attack", chunk.seed, case_id(cell.id, chunk.seed, v)) for v in observations]
@@ -96,7 +97,9 @@ def _observe(
         defense=cell.defense.defense.mechanism() if "defense" in read else None,
     )
     recipe = None if "recipe" in cell.threat_model.withhold else cell.recipe.recipe
-    return Observation(model=model, update=update, recipe=recipe, threat_model=cell.threat_model.name, knowledge=knowledge)
+    return Observation(
+        model=model, update=update, recipe=recipe, threat_model=cell.threat_model.name, knowledge=knowledge
+    )
 
 
 def _case_rows(
@@ -111,14 +114,13 @@ def _case_rows(
 ) -> list[Row]:
     if isinstance(outcome, Failure):
         return _failed(cell, seed, victim, truth, outcome.reason, seconds, _nulls(materials, cell, seed, victim, truth))
-    model = materials.model(cell.dataset, cell.model, seed, victim)
     scores = score(
         outcome,
         truth,
         fallback=_fallback(materials, cell, seed),
         threshold=materials.spec.success_threshold,
         convention=cell.attack.attack.legacy_convention,
-        normalization=_normalization(cell.model.normalize, model),
+        normalization=_normalization(cell.model.normalize),
     )
     nulls = _nulls(materials, cell, seed, victim, truth)
     rows = []
@@ -128,9 +130,7 @@ def _case_rows(
     return rows
 
 
-def _nulls(
-    materials: Materials, cell: Cell, seed: int, victim: int, truth: GroundTruth
-) -> Nulls:
+def _nulls(materials: Materials, cell: Cell, seed: int, victim: int, truth: GroundTruth) -> Nulls:
     images, targets = materials.null_images(cell, seed)
     found = null_baselines(truth, images, targets, generator("null", seed, cell.dataset.id, victim))
     return {
@@ -154,7 +154,7 @@ def _fallback(materials: Materials, cell: Cell, seed: int) -> Tensor:
     return torch.full(shape, 0.5)
 
 
-def _normalization(normalize: Normalization | None, model: GlobalModel) -> tuple[Tensor, Tensor] | None:
+def _normalization(normalize: Normalization | None) -> tuple[Tensor, Tensor] | None:
     if normalize is None:
         return None
     return torch.tensor(normalize.mean), torch.tensor(normalize.std)

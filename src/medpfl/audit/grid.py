@@ -80,7 +80,9 @@ def cells(spec: Spec) -> list[Cell]:
     """All cells in the order of the axes. Raises SpecError when there is none."""
     found = list(_admitted(spec))
     if not found:
-        raise SpecError("no cell is left: the `only` restrictions exclude each other, or every data entry has `victims: 0`")
+        raise SpecError(
+            "no cell is left: the `only` restrictions exclude each other, or every data entry has `victims: 0`"
+        )
     used = {(axis, entry.id) for cell in found for axis, entry in cell.entries.items()}
     for axis in AXES:
         for entry in spec.axes[axis]:

@@ -17,8 +17,8 @@ from medpfl.audit.spec import AXES, Spec
 from medpfl.audit.store import Store, StoredCell
 from medpfl.audit.tables import now, spec_as_run, write_tables
 from medpfl.audit.workers import Computer, Died, Finished, Job, Pool, Progress, Raised
-from medpfl.core.errors import Interrupted, StoreError
 from medpfl.core.errors import InputError as _InputError
+from medpfl.core.errors import Interrupted, StoreError
 
 TABLES_EVERY = 5.0
 """Seconds between two rewrites of the tables while chunks finish."""
@@ -89,7 +89,11 @@ def _plan(store: Store) -> Plan:
         store.set("created", now())
         return current
     if stored != current.as_plain():
-        changed = ", ".join(f"{key} {stored.get(key)} -> {value}" for key, value in current.as_plain().items() if stored.get(key) != value)
+        changed = ", ".join(
+            f"{key} {stored.get(key)} -> {value}"
+            for key, value in current.as_plain().items()
+            if stored.get(key) != value
+        )
         raise StoreError(
             f"{store.folder}: was started under another plan ({changed}), so new results would not fit the old ones; use another --out"
         )

@@ -184,7 +184,9 @@ def load_spec(path: Path) -> Spec:
         detail = " ".join(str(error).split())
         raise SpecError(f"{path}: not valid YAML: {detail}") from None
     if not isinstance(plain, dict):
-        raise SpecError(f"{path}: expected a mapping with `data`, `models`, `attacks`, ..., found {type(plain).__name__}")
+        raise SpecError(
+            f"{path}: expected a mapping with `data`, `models`, `attacks`, ..., found {type(plain).__name__}"
+        )
     return parse_spec(plain, base=path.parent)
 
 
@@ -255,7 +257,9 @@ def _raw_entries(plain: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
     value = plain.get(key)
     if value is None or (key == "guards" and value == []):
         if key not in _DEFAULTS:
-            raise SpecError(f"missing key '{key}': give at least one entry, for instance {{reader: phantom, name: phantom}}")
+            raise SpecError(
+                f"missing key '{key}': give at least one entry, for instance {{reader: phantom, name: phantom}}"
+            )
         return list(_DEFAULTS[key])
     if not isinstance(value, list) or not value:
         raise SpecError(f"{key}: expected a list with at least one entry, found {value!r}")
@@ -270,7 +274,11 @@ def _seeds(plain: Mapping[str, Any]) -> tuple[int, ...]:
     if "seed" in plain and "seeds" in plain:
         raise SpecError("seed and seeds: give one of them")
     seeds = plain.get("seeds", [plain.get("seed", 0)])
-    whole = isinstance(seeds, list) and seeds and all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in seeds)
+    whole = (
+        isinstance(seeds, list)
+        and seeds
+        and all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in seeds)
+    )
     if not whole:
         raise SpecError(f"seeds: expected whole numbers from 0, found {seeds!r}")
     if len(set(seeds)) != len(seeds):
@@ -311,7 +319,9 @@ def _common(raw: Mapping[str, Any], axis: str, where: str, default_id: str) -> d
 def _name(raw: Mapping[str, Any], where: str) -> str:
     name = raw.get("name")
     if not isinstance(name, str):
-        raise SpecError(f"{where}: missing key 'name'" if name is None else f"{where}.name: expected text, found {name!r}")
+        raise SpecError(
+            f"{where}: missing key 'name'" if name is None else f"{where}.name: expected text, found {name!r}"
+        )
     return name
 
 
@@ -342,7 +352,7 @@ def _data_entry(raw: Mapping[str, Any], where: str, base: Path) -> DataEntry:
     name = raw.get("name", reader_name)
     if not isinstance(name, str):
         raise SpecError(f"{where}.name: expected text, found {name!r}")
-    params = {"reader": reader_name, **{**as_plain(reader), **plain_reader}, **as_plain(settings)}
+    params = {"reader": reader_name, **as_plain(reader), **plain_reader, **as_plain(settings)}
     return DataEntry(**_common(raw, "dataset", where, name), name=name, params=params, reader=reader, settings=settings)
 
 
@@ -407,7 +417,9 @@ def _state(value: Any, where: str, base: Path) -> tuple[Any, TrainingConfig | No
             raise SpecError(f"{where}: expected {{trained: {{epochs: 5}}}}, found {value!r}")
         return "trained", build(TrainingConfig, value["trained"], f"{where}.trained"), None
     if not isinstance(value, str):
-        raise SpecError(f"{where}: expected untrained, untrained_per_victim, imagenet, {{trained: ...}} or a path, found {value!r}")
+        raise SpecError(
+            f"{where}: expected untrained, untrained_per_victim, imagenet, {{trained: ...}} or a path, found {value!r}"
+        )
     if value in ("untrained", "untrained_per_victim", "imagenet"):
         return value, None, None
     path = resolve_path(value, base) if re.search(r"[./\\:]", value) else None
@@ -420,19 +432,21 @@ def _state(value: Any, where: str, base: Path) -> tuple[Any, TrainingConfig | No
     return "checkpoint", None, path
 
 
-def _recipe_entry(raw: Mapping[str, Any], where: str, base: Path) -> RecipeEntry:
+def _recipe_entry(raw: Mapping[str, Any], where: str, _base: Path) -> RecipeEntry:
     recipe = build(Recipe, _rest(raw), where, _COMMON)
     name = raw.get("name", recipe.default_id)
     return RecipeEntry(**_common(raw, "recipe", where, name), name=name, params=as_plain(recipe), recipe=recipe)
 
 
-def _threat_model_entry(raw: Mapping[str, Any], where: str, base: Path) -> ThreatModelEntry:
+def _threat_model_entry(raw: Mapping[str, Any], where: str, _base: Path) -> ThreatModelEntry:
     name = _name(raw, where)
     threat_model = _lookup(THREAT_MODELS, name, where)
     values = _rest(raw)
     for key in values:
         if key not in ("can", "knows", "withhold"):
-            raise SpecError(f"{where}: unknown key '{key}': {suggestion(str(key), ('can', 'knows', 'withhold', *_COMMON))}")
+            raise SpecError(
+                f"{where}: unknown key '{key}': {suggestion(str(key), ('can', 'knows', 'withhold', *_COMMON))}"
+            )
     can = _words(values.get("can", []), CAPABILITIES, f"{where}.can")
     if not can <= threat_model.capabilities:
         raise SpecError(f"{where}.can: {name} cannot change anything; use malicious_server")
@@ -448,7 +462,8 @@ def _threat_model_entry(raw: Mapping[str, Any], where: str, base: Path) -> Threa
     withhold = _words(values.get("withhold", []), ("recipe",), f"{where}.withhold")
     params = {
         "can": sorted(can),
-        "knows": sorted(knows - ({"auxiliary"} if auxiliary else set())) + ([{"auxiliary": auxiliary}] if auxiliary else []),
+        "knows": sorted(knows - ({"auxiliary"} if auxiliary else set()))
+        + ([{"auxiliary": auxiliary}] if auxiliary else []),
         "withhold": sorted(withhold),
     }
     return ThreatModelEntry(
@@ -471,33 +486,35 @@ def _words(values: Any, known: Any, where: str) -> frozenset[str]:
     return frozenset(values)
 
 
-def _channel_entry(raw: Mapping[str, Any], where: str, base: Path) -> ChannelEntry:
+def _channel_entry(raw: Mapping[str, Any], where: str, _base: Path) -> ChannelEntry:
     name = _name(raw, where)
     channel = build(_lookup(CHANNELS, name, where), _rest(raw), where, _COMMON)
     return ChannelEntry(**_common(raw, "channel", where, name), name=name, params=as_plain(channel), channel=channel)
 
 
-def _defense_entry(raw: Mapping[str, Any], where: str, base: Path) -> DefenseEntry:
+def _defense_entry(raw: Mapping[str, Any], where: str, _base: Path) -> DefenseEntry:
     name = _name(raw, where)
     defense = build(_lookup(DEFENSES, name, where), _rest(raw), where, _COMMON)
     return DefenseEntry(**_common(raw, "defense", where, name), name=name, params=as_plain(defense), defense=defense)
 
 
-def _guard_entry(raw: Mapping[str, Any], where: str, base: Path) -> GuardEntry:
+def _guard_entry(raw: Mapping[str, Any], where: str, _base: Path) -> GuardEntry:
     name = _name(raw, where)
     if name != "none" or _rest(raw):
         raise SpecError(f"{where}: this version has no guards yet; leave `guards: []`")
     return GuardEntry(**_common(raw, "guard", where, name), name=name, params={})
 
 
-def _attack_entry(raw: Mapping[str, Any], where: str, base: Path) -> AttackEntry:
+def _attack_entry(raw: Mapping[str, Any], where: str, _base: Path) -> AttackEntry:
     name = _name(raw, where)
     attack_class: type[Attack] = _lookup(ATTACKS, name, where)
     values = _rest(raw, "preset")
     preset = raw.get("preset")
     if preset is not None:
         if preset not in attack_class.presets:
-            raise SpecError(f"{where}.preset: unknown preset '{preset}': {suggestion(str(preset), attack_class.presets)}")
+            raise SpecError(
+                f"{where}.preset: unknown preset '{preset}': {suggestion(str(preset), attack_class.presets)}"
+            )
         values = {**attack_class.presets[preset], **values}
     attack = build(attack_class, values, where, (*_COMMON, "preset"))
     return AttackEntry(**_common(raw, "attack", where, name), name=name, params=as_plain(attack), attack=attack)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,7 +59,7 @@ class Store:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not self.path.exists():
-                occupied = [name for name in os.listdir(self.folder) if not name.startswith(".")]
+                occupied = [found.name for found in self.folder.iterdir() if not found.name.startswith(".")]
                 if occupied:
                     raise StoreError(
                         f"{self.folder}: the folder is not empty and holds no audit ({occupied[0]}); choose an empty one"
@@ -92,7 +91,9 @@ class Store:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise StoreError(f"{self.folder}: another audit is running in this folder; wait for it or stop it") from None
+                raise StoreError(
+                    f"{self.folder}: another audit is running in this folder; wait for it or stop it"
+                ) from None
             yield
 
     @property
@@ -117,7 +118,9 @@ class Store:
         if found is None:
             self.set("schema", SCHEMA)
         elif found != SCHEMA:
-            raise StoreError(f"{self.path}: written with schema {found}, this version reads {SCHEMA}; use another --out")
+            raise StoreError(
+                f"{self.path}: written with schema {found}, this version reads {SCHEMA}; use another --out"
+            )
 
     def get(self, key: str) -> Any:
         """A stored value, or None."""
@@ -133,8 +136,12 @@ class Store:
     def cells(self) -> list[StoredCell]:
         """All cells in grid order."""
         with self.transaction() as connection:
-            rows = connection.execute("SELECT cell, fingerprint, columns, refusal FROM cells ORDER BY ordinal").fetchall()
-        return [StoredCell(cell, fingerprint, json.loads(columns), refusal) for cell, fingerprint, columns, refusal in rows]
+            rows = connection.execute(
+                "SELECT cell, fingerprint, columns, refusal FROM cells ORDER BY ordinal"
+            ).fetchall()
+        return [
+            StoredCell(cell, fingerprint, json.loads(columns), refusal) for cell, fingerprint, columns, refusal in rows
+        ]
 
     def add_cells(self, cells: Sequence[StoredCell], chunks: Sequence[Chunk], order: Sequence[str]) -> None:
         """Adds new cells with their chunks and brings all cells into the given order."""
@@ -144,7 +151,9 @@ class Store:
                 "INSERT INTO cells VALUES (?, 0, ?, ?, ?)",
                 [(cell.cell, cell.fingerprint, json.dumps(cell.columns), cell.refusal) for cell in cells],
             )
-            connection.executemany("UPDATE cells SET ordinal = ? WHERE cell = ?", [(i, cell) for i, cell in enumerate(order)])
+            connection.executemany(
+                "UPDATE cells SET ordinal = ? WHERE cell = ?", [(i, cell) for i, cell in enumerate(order)]
+            )
             self._insert_chunks(connection, chunks)
 
     @staticmethod
@@ -210,7 +219,9 @@ class Store:
     def counts(self) -> dict[str, int]:
         """Cases by status, and all planned ones under `cases`."""
         with self.transaction() as connection:
-            found = dict(connection.execute("SELECT status, COUNT(DISTINCT case_id) FROM results GROUP BY status").fetchall())
+            found = dict(
+                connection.execute("SELECT status, COUNT(DISTINCT case_id) FROM results GROUP BY status").fetchall()
+            )
             planned = connection.execute("SELECT victims FROM chunks WHERE status != 'split'").fetchall()
         cases = sum(len(json.loads(row[0])) for row in planned)
         return {"cases": cases, **{status: int(found.get(status, 0)) for status in ("done", "failed", "blocked")}}

@@ -17,6 +17,7 @@ from medpfl.audit.files import write_atomically
 from medpfl.audit.limits import all_satisfy
 from medpfl.audit.spec import AXES, Spec
 from medpfl.audit.store import SCHEMA, Store
+from medpfl.core.version import __version__
 from medpfl.metrics.cells import summarize_cell, supplement_cell
 
 RESULT_COLUMNS = (
@@ -50,7 +51,9 @@ def write_tables(store: Store, spec: Spec) -> list[dict[str, Any]]:
 
 
 def _csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> bytes:
-    table = pd.DataFrame([{column: _text(row.get(column)) for column in columns} for row in rows], columns=list(columns))
+    table = pd.DataFrame(
+        [{column: _text(row.get(column)) for column in columns} for row in rows], columns=list(columns)
+    )
     return bytes(table.to_csv(index=False, lineterminator="\n").encode())
 
 
@@ -66,7 +69,7 @@ def _text(value: Any) -> str:
 
 
 def _cell_rows(store: Store, spec: Spec, frame: pd.DataFrame) -> list[dict[str, Any]]:
-    groups = {name: group for name, group in frame.groupby("cell")} if len(frame) else {}
+    groups = dict(list(frame.groupby("cell"))) if len(frame) else {}
     victims = {entry.id: entry.settings.victims * len(spec.seeds) for entry in spec.data}
     found = []
     for cell in sorted(store.cells(), key=lambda stored: stored.cell):
@@ -119,8 +122,8 @@ def now() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what results depend on."""
-    packages = ("medpfl", "torch", "numpy", "scipy", "pydicom", "nibabel", "pillow")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    packages = ("torch", "numpy", "scipy", "pydicom", "nibabel", "pillow")
+    return {"medpfl": __version__, "python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def hardware() -> dict[str, Any]:
