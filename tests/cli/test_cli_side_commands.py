@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from click.testing import Result
 from PIL import Image
 from typer import Typer
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from medpfl.audit.spec import load_spec
 from medpfl.cli import compare, export, init, listing, show

@@ -247,7 +247,7 @@ def _shown(value: Any) -> str:
     if value is None:
         return "null"
     if isinstance(value, bool):
-        return "yes" if value else "no"
+        return "true" if value else "false"
     if isinstance(value, Mapping):
         return ", ".join(f"{key}: {_shown(part)}" for key, part in value.items())
     if isinstance(value, (list, tuple)):
