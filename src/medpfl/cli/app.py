@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from medpfl.cli import compare, export, init, listing, show
 from medpfl.core.errors import InputError, Interrupted
 
 EXIT_INPUT = 2
@@ -30,6 +32,8 @@ app = typer.Typer(
     "Start with `medpfl demo`, or with `medpfl init`, `medpfl check audit.yaml` and `medpfl audit audit.yaml --out out`.",
 )
 _OUT = Console()
+if not _OUT.is_terminal:
+    _OUT = Console(width=160)  # a pipe or a log has no width of its own
 _ERR = Console(stderr=True)
 
 SpecPath = Annotated[Path, typer.Argument(help="the audit spec, YAML", show_default=False)]
@@ -56,7 +60,9 @@ class _Bar:
     def update(self, done: float, total: int, failed: int) -> None:
         """Shows how far the audit is."""
         failures = f", {failed} failed" if failed else ""
-        self.progress.update(self._task, completed=done, total=max(total, 1), cases=f"{int(done)}/{total} cases{failures}")
+        self.progress.update(
+            self._task, completed=done, total=max(total, 1), cases=f"{int(done)}/{total} cases{failures}"
+        )
 
 
 @app.command()
@@ -116,7 +122,9 @@ def check(
         _OUT.print(f"{finding['severity']}: {finding['model']}: {finding['message']}", markup=False)
     for warning in context["warnings"]:
         _OUT.print(f"warning: {warning['defense']}: {warning['text']}", markup=False)
-    _OUT.print(f"{len(prepared.cells)} cells, {len(prepared.refusals)} refused; at most about {_duration(total)} on {workers} workers")
+    _OUT.print(
+        f"{len(prepared.cells)} cells, {len(prepared.refusals)} refused; at most about {_duration(total)} on {workers} workers"
+    )
 
 
 @app.command()
@@ -165,16 +173,20 @@ def _audit(spec: Any, out: Path, workers: int | None, fail_if: str | None, as_js
 def _cells_table(cells: Any) -> Table:
     """The summary table: every number beside its null baseline."""
     axes = ("dataset", "model", "recipe", "threat_model", "channel", "defense", "attack")
-    shown = [axis for axis in axes if axis in ("dataset", "defense", "attack") or len({cell[axis] for cell in cells}) > 1]
-    table = Table(*shown, "oracle", "ASR [95%]", "SSIM", "null SSIM", "PSNR dB", "null PSNR", "failed")
+    shown = [
+        axis for axis in axes if axis in ("dataset", "defense", "attack") or len({cell[axis] for cell in cells}) > 1
+    ]
+    oracles = ["oracle"] if any(cell["oracle"] for cell in cells) else []
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in (*shown, *oracles, "ASR [95%]", "SSIM", "null", "PSNR dB", "null", "failed"):
+        table.add_column(column, no_wrap=True, overflow="ellipsis")
     for cell in cells:
-        axes_text = [str(cell[axis]) for axis in shown]
+        fixed = [str(cell[key]) for key in (*shown, *oracles)]
         if cell["status"] == "refused":
-            table.add_row(*axes_text, "", "refused", "", "", "", "", "")
+            table.add_row(*fixed, "refused", "", "", "", "", "")
             continue
         table.add_row(
-            *axes_text,
-            cell["oracle"],
+            *fixed,
             f"{_number(cell['asr'], 2)} [{_number(cell['asr_low'], 2)}, {_number(cell['asr_high'], 2)}]",
             _number(cell["ssim_mean"], 2),
             _number(cell["null_nearest_ssim"], 2),
@@ -182,7 +194,9 @@ def _cells_table(cells: Any) -> Table:
             _number(cell["null_nearest_psnr"], 1),
             str(cell["failed"] or ""),
         )
-    table.caption = "null: the most similar image of another patient; a reconstruction must beat it to mean anything"
+    table.caption = (
+        "Means over all victims. null: the pool image that is nearest to the truth; what does not beat it is no leak."
+    )
     return table
 
 
@@ -199,7 +213,9 @@ def _duration(seconds: float) -> str:
 @app.command()
 def report(
     folder: Folder,
-    without_images: Annotated[bool, typer.Option("--without-images", help="leave out all images and item names")] = False,
+    without_images: Annotated[
+        bool, typer.Option("--without-images", help="leave out all images and item names")
+    ] = False,
 ) -> None:
     """Writes report.html again from the tables in an output folder.
 
@@ -209,7 +225,9 @@ def report(
     from medpfl.report import write_report
 
     if not (folder / "cells.csv").is_file():
-        raise StoreError(f"{folder}: holds no audit results (no cells.csv); run `medpfl audit SPEC --out {folder}` first")
+        raise StoreError(
+            f"{folder}: holds no audit results (no cells.csv); run `medpfl audit SPEC --out {folder}` first"
+        )
     _OUT.print(str(write_report(folder, images=not without_images)), soft_wrap=True)
 
 
@@ -228,6 +246,10 @@ def demo(
 
     text = files("medpfl.cli").joinpath("demo.yaml").read_text(encoding="utf-8")
     raise typer.Exit(_audit(parse_spec(yaml.safe_load(text), base=Path.cwd()), out, workers, None, False))
+
+
+for module in (listing, init, show, compare, export):
+    module.register(app)
 
 
 def main() -> None:
