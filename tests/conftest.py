@@ -26,6 +26,7 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Tests run side by side, so each takes one core."""
+def _alike_whatever_ran_before() -> None:
+    """Tests run side by side, so each takes one core; modules that a test builds have the same weights every time."""
     torch.set_num_threads(1)
+    torch.manual_seed(0)
