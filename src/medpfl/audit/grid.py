@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from medpfl.audit.spec import (
+from medpfl.audit.entries import (
     AXES,
     AttackEntry,
     ChannelEntry,
@@ -17,9 +17,9 @@ from medpfl.audit.spec import (
     GuardEntry,
     ModelEntry,
     RecipeEntry,
-    Spec,
     ThreatModelEntry,
 )
+from medpfl.audit.spec import Spec
 from medpfl.audit.threat_models import THREAT_MODELS
 from medpfl.core.domain import KNOWLEDGE, ORACLES
 from medpfl.core.errors import SpecError

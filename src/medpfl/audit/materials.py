@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from medpfl.audit.entries import DataEntry, ModelEntry
 from medpfl.audit.grid import Cell
-from medpfl.audit.spec import DataEntry, ModelEntry, Spec
+from medpfl.audit.spec import Spec
 from medpfl.audit.validation import as_plain
 from medpfl.core.domain import Auxiliary, GlobalModel
 from medpfl.core.errors import SpecError

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from medpfl.audit.context import describe
+from medpfl.audit.entries import AXES
 from medpfl.audit.files import write_atomically
 from medpfl.audit.plan import Chunk, Plan
 from medpfl.audit.preparation import Prepared, prepare
-from medpfl.audit.spec import AXES, Spec
+from medpfl.audit.spec import Spec
 from medpfl.audit.store import Store, StoredCell
 from medpfl.audit.tables import now, spec_as_run, write_tables
 from medpfl.audit.workers import Computer, Died, Finished, Job, Pool, Progress, Raised

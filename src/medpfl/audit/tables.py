@@ -13,9 +13,10 @@ from typing import Any
 import pandas as pd
 import psutil
 
+from medpfl.audit.entries import AXES
 from medpfl.audit.files import write_atomically
 from medpfl.audit.limits import all_satisfy
-from medpfl.audit.spec import AXES, Spec
+from medpfl.audit.spec import Spec
 from medpfl.audit.store import SCHEMA, Store
 from medpfl.core.version import __version__
 from medpfl.metrics.cells import summarize_cell, supplement_cell

@@ -1,0 +1,276 @@
+"""Reads one entry of a spec's axis from plain values, as YAML gives them. All raise SpecError."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medpfl.attacks import ATTACKS
+from medpfl.attacks.base import Attack
+from medpfl.audit.entries import (
+    AXES,
+    AttackEntry,
+    ChannelEntry,
+    DataEntry,
+    DataSettings,
+    DefenseEntry,
+    Entry,
+    GuardEntry,
+    ModelEntry,
+    RecipeEntry,
+    ThreatModelEntry,
+)
+from medpfl.audit.threat_models import CAPABILITIES, THREAT_MODELS
+from medpfl.audit.validation import as_plain, build, field_names
+from medpfl.core.domain import KNOWLEDGE, Recipe
+from medpfl.core.errors import SpecError, suggestion
+from medpfl.data import READERS, resolve_path
+from medpfl.defenses import DEFENSES
+from medpfl.federation.channels import CHANNELS
+from medpfl.federation.training import TrainingConfig
+from medpfl.models import MODELS, Normalization
+
+_COMMON = ("name", "label", "only")
+_SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
+
+
+def _common(raw: Mapping[str, Any], axis: str, where: str, default_id: str) -> dict[str, Any]:
+    """Id and `only` of an entry, checked."""
+    label = raw.get("label")
+    if label is not None and not isinstance(label, str):
+        raise SpecError(f"{where}.label: expected text, found {label!r}")
+    identifier = label if label is not None else default_id
+    if not _SAFE_ID.fullmatch(identifier):
+        raise SpecError(
+            f"{where}: '{identifier}' cannot be an id; use a label of letters, digits, '.', '_' and '-' (60 at most)"
+        )
+    only = raw.get("only", {})
+    if not isinstance(only, dict):
+        raise SpecError(f"{where}.only: expected a mapping such as {{model: [lenet_dlg]}}, found {only!r}")
+    checked: dict[str, tuple[str, ...]] = {}
+    for other, values in only.items():
+        if other not in AXES:
+            raise SpecError(f"{where}.only: unknown axis '{other}': {suggestion(str(other), AXES)}")
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise SpecError(f"{where}.only.{other}: expected a list of ids or names, found {values!r}")
+        checked[other] = tuple(values)
+    return {"axis": axis, "id": identifier, "only": checked}
+
+
+def _name(raw: Mapping[str, Any], where: str) -> str:
+    name = raw.get("name")
+    if not isinstance(name, str):
+        raise SpecError(
+            f"{where}: missing key 'name'" if name is None else f"{where}.name: expected text, found {name!r}"
+        )
+    return name
+
+
+def _rest(raw: Mapping[str, Any], *taken: str) -> dict[str, Any]:
+    return {key: value for key, value in raw.items() if key not in (*_COMMON, *taken)}
+
+
+def data_entry(raw: Mapping[str, Any], where: str, base: Path) -> DataEntry:
+    reader_name = raw.get("reader")
+    if not isinstance(reader_name, str):
+        raise SpecError(f"{where}: missing key 'reader' (one of {', '.join(READERS.names())})")
+    reader_class = _lookup(READERS, reader_name, f"{where}.reader")
+    settings_keys = field_names(DataSettings)
+    reader_keys = field_names(reader_class)
+    values = _rest(raw, "reader")
+    known = (*settings_keys, *reader_keys, *_COMMON)
+    for key in values:
+        if key not in known:
+            raise SpecError(f"{where}: unknown key '{key}': {suggestion(str(key), known)}")
+    settings = build(DataSettings, {key: value for key, value in values.items() if key in settings_keys}, where)
+    reader_values = {key: value for key, value in values.items() if key not in settings_keys}
+    plain_reader = dict(reader_values)
+    if "path" in reader_keys and "path" in reader_values:
+        if not isinstance(reader_values["path"], str):
+            raise SpecError(f"{where}.path: expected text, found {reader_values['path']!r}")
+        reader_values["path"] = resolve_path(reader_values["path"], base)
+    reader = build(reader_class, reader_values, where, settings_keys_hint(settings_keys))
+    name = raw.get("name", reader_name)
+    if not isinstance(name, str):
+        raise SpecError(f"{where}.name: expected text, found {name!r}")
+    params = {"reader": reader_name, **as_plain(reader), **plain_reader, **as_plain(settings)}
+    return DataEntry(**_common(raw, "dataset", where, name), name=name, params=params, reader=reader, settings=settings)
+
+
+def settings_keys_hint(keys: Sequence[str]) -> tuple[str, ...]:
+    """Keys that are valid in a data entry whatever the reader, for suggestions."""
+    return (*keys, *_COMMON)
+
+
+def _lookup(registry: Any, name: str, where: str) -> Any:
+    try:
+        return registry[name].item
+    except SpecError as error:
+        raise SpecError(f"{where}: {error}") from None
+
+
+def model_entry(raw: Mapping[str, Any], where: str, base: Path) -> ModelEntry:
+    values = _rest(raw, "factory", "state", "normalize", "classes")
+    for key in values:
+        raise SpecError(
+            f"{where}: unknown key '{key}': {suggestion(str(key), (*_COMMON, 'factory', 'state', 'normalize', 'classes'))}"
+        )
+    factory = raw.get("factory")
+    if factory is not None:
+        if not isinstance(factory, str) or not re.fullmatch(r"[\w.]+:[\w.]+", factory):
+            raise SpecError(f"{where}.factory: expected 'package.module:callable', found {factory!r}")
+        source = factory
+        name = raw.get("name") or factory.rpartition(":")[2]
+    else:
+        name = _name(raw, where)
+        _lookup(MODELS, name, where)
+        source = name
+    classes = raw.get("classes")
+    if classes is not None and (not isinstance(classes, int) or isinstance(classes, bool) or classes < 2):
+        raise SpecError(f"{where}.classes: expected a whole number from 2, found {classes!r}")
+    normalize = raw.get("normalize")
+    if normalize is not None and not isinstance(normalize, dict):
+        raise SpecError(f"{where}.normalize: expected {{mean: [...], std: [...]}}, found {normalize!r}")
+    normalization = build(Normalization, normalize, f"{where}.normalize") if normalize is not None else None
+    state, training, checkpoint = _state(raw.get("state", "untrained"), f"{where}.state", base)
+    params = {
+        "source": source,
+        "state": {"trained": as_plain(training)} if training is not None else raw.get("state", "untrained"),
+        "normalize": normalize,
+        "classes": classes,
+    }
+    return ModelEntry(
+        **_common(raw, "model", where, name),
+        name=name,
+        params=params,
+        source=source,
+        state=state,
+        training=training,
+        checkpoint=checkpoint,
+        normalize=normalization,
+        classes=classes,
+    )
+
+
+def _state(value: Any, where: str, base: Path) -> tuple[Any, TrainingConfig | None, Path | None]:
+    if isinstance(value, dict):
+        if set(value) != {"trained"} or not isinstance(value["trained"], dict):
+            raise SpecError(f"{where}: expected {{trained: {{epochs: 5}}}}, found {value!r}")
+        return "trained", build(TrainingConfig, value["trained"], f"{where}.trained"), None
+    if not isinstance(value, str):
+        raise SpecError(
+            f"{where}: expected untrained, untrained_per_victim, imagenet, {{trained: ...}} or a path, found {value!r}"
+        )
+    if value in ("untrained", "untrained_per_victim", "imagenet"):
+        return value, None, None
+    path = resolve_path(value, base) if re.search(r"[./\\:]", value) else None
+    if path is None:
+        raise SpecError(
+            f"{where}: unknown state '{value}': "
+            + suggestion(value, ("untrained", "untrained_per_victim", "imagenet", "trained"))
+            + "; a checkpoint is a path such as ./model.safetensors"
+        )
+    return "checkpoint", None, path
+
+
+def recipe_entry(raw: Mapping[str, Any], where: str, _base: Path) -> RecipeEntry:
+    recipe = build(Recipe, _rest(raw), where, _COMMON)
+    name = raw.get("name", recipe.default_id)
+    return RecipeEntry(**_common(raw, "recipe", where, name), name=name, params=as_plain(recipe), recipe=recipe)
+
+
+def threat_model_entry(raw: Mapping[str, Any], where: str, _base: Path) -> ThreatModelEntry:
+    name = _name(raw, where)
+    threat_model = _lookup(THREAT_MODELS, name, where)
+    values = _rest(raw)
+    for key in values:
+        if key not in ("can", "knows", "withhold"):
+            raise SpecError(
+                f"{where}: unknown key '{key}': {suggestion(str(key), ('can', 'knows', 'withhold', *_COMMON))}"
+            )
+    can = _words(values.get("can", []), CAPABILITIES, f"{where}.can")
+    if not can <= threat_model.capabilities:
+        raise SpecError(f"{where}.can: {name} cannot change anything; use malicious_server")
+    auxiliary: str | None = None
+    knows: set[str] = set()
+    listed = values.get("knows", [])
+    for item in listed if isinstance(listed, list) else [listed]:
+        if isinstance(item, dict) and set(item) == {"auxiliary"} and isinstance(item["auxiliary"], str):
+            auxiliary = item["auxiliary"]
+            knows.add("auxiliary")
+        else:
+            knows |= _words([item], KNOWLEDGE, f"{where}.knows")
+    withhold = _words(values.get("withhold", []), ("recipe",), f"{where}.withhold")
+    params = {
+        "can": sorted(can),
+        "knows": sorted(knows - ({"auxiliary"} if auxiliary else set()))
+        + ([{"auxiliary": auxiliary}] if auxiliary else []),
+        "withhold": sorted(withhold),
+    }
+    return ThreatModelEntry(
+        **_common(raw, "threat_model", where, name),
+        name=name,
+        params=params,
+        can=can,
+        knows=frozenset(knows),
+        withhold=withhold,
+        auxiliary=auxiliary,
+    )
+
+
+def _words(values: Any, known: Any, where: str) -> frozenset[str]:
+    if not isinstance(values, list):
+        raise SpecError(f"{where}: expected a list, found {values!r}")
+    for value in values:
+        if value not in known:
+            raise SpecError(f"{where}: unknown '{value}': {suggestion(str(value), known)}")
+    return frozenset(values)
+
+
+def channel_entry(raw: Mapping[str, Any], where: str, _base: Path) -> ChannelEntry:
+    name = _name(raw, where)
+    channel = build(_lookup(CHANNELS, name, where), _rest(raw), where, _COMMON)
+    return ChannelEntry(**_common(raw, "channel", where, name), name=name, params=as_plain(channel), channel=channel)
+
+
+def defense_entry(raw: Mapping[str, Any], where: str, _base: Path) -> DefenseEntry:
+    name = _name(raw, where)
+    defense = build(_lookup(DEFENSES, name, where), _rest(raw), where, _COMMON)
+    return DefenseEntry(**_common(raw, "defense", where, name), name=name, params=as_plain(defense), defense=defense)
+
+
+def guard_entry(raw: Mapping[str, Any], where: str, _base: Path) -> GuardEntry:
+    name = _name(raw, where)
+    if name != "none" or _rest(raw):
+        raise SpecError(f"{where}: this version has no guards yet; leave `guards: []`")
+    return GuardEntry(**_common(raw, "guard", where, name), name=name, params={})
+
+
+def attack_entry(raw: Mapping[str, Any], where: str, _base: Path) -> AttackEntry:
+    name = _name(raw, where)
+    attack_class: type[Attack] = _lookup(ATTACKS, name, where)
+    values = _rest(raw, "preset")
+    preset = raw.get("preset")
+    if preset is not None:
+        if preset not in attack_class.presets:
+            raise SpecError(
+                f"{where}.preset: unknown preset '{preset}': {suggestion(str(preset), attack_class.presets)}"
+            )
+        values = {**attack_class.presets[preset], **values}
+    attack = build(attack_class, values, where, (*_COMMON, "preset"))
+    return AttackEntry(**_common(raw, "attack", where, name), name=name, params=as_plain(attack), attack=attack)
+
+
+PARSERS: Mapping[str, Callable[[Mapping[str, Any], str, Path], Entry]] = {
+    "dataset": data_entry,
+    "model": model_entry,
+    "recipe": recipe_entry,
+    "threat_model": threat_model_entry,
+    "channel": channel_entry,
+    "defense": defense_entry,
+    "guard": guard_entry,
+    "attack": attack_entry,
+}
+"""Axis name -> what reads one of its entries: plain values, the entry's place for messages, the folder of the spec."""
