@@ -127,7 +127,11 @@ def test_hostile_texts_appear_as_text_everywhere(html: str, page: Page, hostile:
 
 def test_warnings_stand_beside_the_results_of_their_defense(page: Page, hostile: str) -> None:
     before_the_cells = page.text[: page.text.index("All cells")]
-    assert before_the_cells.count(f"Warning: noise without clipping has no privacy guarantee {hostile}") == 2
+    assert before_the_cells.count(f"noise without clipping has no privacy guarantee {hostile}") == 2
+    marks = [attributes for tag, attributes in page.tags if tag == "a" and "noted" in (attributes.get("class") or "")]
+    targets = {attributes.get("id") for tag, attributes in page.tags if tag == "li"}
+    assert marks
+    assert all((mark.get("href") or "").removeprefix("#") in targets for mark in marks)
 
 
 def test_every_image_has_an_alternative_text(page: Page) -> None:

@@ -311,11 +311,26 @@ def test_whether_somebody_who_knows_the_defense_attacked_it_is_told() -> None:
         assert wording.informed(outcome(*cells).defenses[0]) == expected
 
 
+def test_a_sentence_about_several_defenses_is_written_once() -> None:
+    plain = cell(defense="none", params={**PARAMS, "defense": {"name": "none"}})
+    found = outcome(plain, cell(defense="weak"), cell(defense="strong"), cell(defense="unlike", adaptive=True))
+    notes = wording.defense_notes(found, {"weak": ["no bound"], "strong": ["no bound", "slow"]})
+    assert [(note.number, note.text.split(" ")[0], note.defenses, note.warning) for note in notes] == [
+        (1, "No", ("weak", "strong"), False),
+        (2, "no", ("weak", "strong"), True),
+        (3, "slow", ("strong",), True),
+        (4, "Attacked", ("unlike",), False),
+    ]
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
         ({}, "Images are still reconstructed."),
-        (TRACES, "No image passes the threshold, but what comes back is closer to the truth than the null baselines."),
+        (
+            TRACES,
+            "No image passes the threshold, but what comes back is closer to the truth than the null baselines by PSNR.",
+        ),
         (NULL_LEVEL, "Not clearly beyond the null baselines."),
         ({"done": 0, "asr": Measured()}, "No case has finished."),
         ({"oracle": ("labels",)}, "Only attacks with oracle knowledge finished."),

@@ -99,7 +99,7 @@ def level(cell: Cell) -> Level:
     null_rate = cell.best_null_asr or 0.0
     if cell.asr.value > 0 and (null_rate == 0 or _above(cell.asr, null_rate)):
         return "reconstructed"
-    return "closer" if _above_nulls(cell) else "null_level"
+    return "closer" if closer_by(cell) else "null_level"
 
 
 def change(defended: Cell, undefended: Cell) -> Change | None:
@@ -176,10 +176,12 @@ def _strength(cell: Cell) -> tuple[float, float]:
     return cell.asr.value or 0.0, cell.psnr.value if cell.psnr.value is not None else float("-inf")
 
 
-def _above_nulls(cell: Cell) -> bool:
+def closer_by(cell: Cell) -> tuple[str, ...]:
+    """The measures, of PSNR and SSIM, whose whole interval lies above every null baseline's mean."""
     best_ssim = max((null.ssim for null in cell.nulls.values() if null.ssim is not None), default=None)
     best_psnr = cell.best_null.psnr if cell.best_null is not None else None
-    return _above(cell.psnr, best_psnr) or _above(cell.ssim, best_ssim)
+    found = (("PSNR", _above(cell.psnr, best_psnr)), ("SSIM", _above(cell.ssim, best_ssim)))
+    return tuple(name for name, above in found if above)
 
 
 def _above(measured: Measured, null: float | None) -> bool:

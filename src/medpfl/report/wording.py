@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
 from medpfl.report import settings
-from medpfl.report.comparison import Change, DefenseOutcome, level
+from medpfl.report.comparison import Change, DatasetOutcome, DefenseOutcome, closer_by, level
 from medpfl.report.formatting import (
     count,
     decimals,
@@ -161,10 +164,11 @@ def defense_left(outcome: DefenseOutcome) -> str:
         return "No case has finished."
     return {
         "reconstructed": "Images are still reconstructed." if cell.defended else "Images are reconstructed.",
-        "closer": "No image passes the threshold more surely than a null baseline does, but what comes back is closer "
-        "to the truth than these."
+        "closer": f"No image passes the threshold more surely than a null baseline does, but what comes back is closer "
+        f"to the truth than these by {listed(list(closer_by(cell)))}."
         if cell.asr.value
-        else "No image passes the threshold, but what comes back is closer to the truth than the null baselines.",
+        else "No image passes the threshold, but what comes back is closer to the truth than the null baselines by "
+        f"{listed(list(closer_by(cell)))}.",
         "null_level": "Not clearly beyond the null baselines.",
         "unjudged": "No null baseline to judge by.",
         "blocked": "A guard stopped every case that did not fail.",
@@ -177,6 +181,33 @@ def informed(outcome: DefenseOutcome) -> str:
     if outcome.informed:
         return f"Attacked with knowledge of the defense by {listed(list(outcome.informed))}."
     return "No attack that knows this defense was run; an informed one can do better."
+
+
+@dataclass(frozen=True)
+class DefenseNote:
+    """A sentence that holds for several defenses of a data set. `defenses` are their ids; `number` starts at 1."""
+
+    number: int
+    text: str
+    defenses: tuple[str, ...]
+    warning: bool
+
+
+def defense_notes(outcome: DatasetOutcome, warnings: Mapping[str, Sequence[str]]) -> tuple[DefenseNote, ...]:
+    """What must be read beside the defenses of a data set, each sentence once; `warnings` are by id of the defense."""
+    found: dict[tuple[str, bool], list[str]] = {}
+    for entry in outcome.defenses:
+        first = entry.cells[0]
+        if not first.defended:
+            continue
+        if entry.strongest is not None:
+            found.setdefault((informed(entry), False), []).append(first.defense)
+        for text in warnings.get(first.defense, ()):
+            found.setdefault((text, True), []).append(first.defense)
+    return tuple(
+        DefenseNote(number, text, tuple(dict.fromkeys(defenses)), warning)
+        for number, ((text, warning), defenses) in enumerate(found.items(), 1)
+    )
 
 
 def oracle(cell: Cell, threshold: float) -> str:
