@@ -311,6 +311,19 @@ def test_whether_somebody_who_knows_the_defense_attacked_it_is_told() -> None:
         assert wording.informed(outcome(*cells).defenses[0]) == expected
 
 
+def test_classes_that_an_attack_gets_through_to_are_told_apart() -> None:
+    found = rows([0.1, 0.1, 0.95, 0.95, 0.5], [4.0, 6.0, 31.0, 33.0, 12.0])
+    labeled = tuple(replace(row, label=label) for row, label in zip(found, "00112", strict=True))
+    told = wording.classes_apart(cell(defense="laplace-100", results=labeled))
+    assert told.startswith(
+        "All 2 images of class 0 stayed below the null baselines (median PSNR 5.0 dB), all of class 1 "
+    )
+    assert "class 2" not in told  # one image says nothing about a class
+    mixed = tuple(replace(row, label=label) for row, label in zip(found, "01010", strict=True))
+    assert wording.classes_apart(cell(defense="laplace-100", results=mixed)) == ""
+    assert wording.classes_apart(cell(results=labeled, nulls={})) == ""
+
+
 def test_a_sentence_about_several_defenses_is_written_once() -> None:
     plain = cell(defense="none", params={**PARAMS, "defense": {"name": "none"}})
     found = outcome(plain, cell(defense="weak"), cell(defense="strong"), cell(defense="unlike", adaptive=True))

@@ -108,6 +108,7 @@ def _image_result(row: Row) -> ImageResult:
         mse=number(row.get("mse")),
         legacy_ssim=number(row.get("legacy_ssim")),
         legacy_mse=number(row.get("legacy_mse")),
+        label=row.get("label", ""),
         label_correct=boolean(row.get("label_correct")),
         evaluations=number(row.get("gradient_evaluations")),
         seconds=number(row.get("seconds")),

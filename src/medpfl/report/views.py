@@ -59,6 +59,7 @@ class ImageResult:
     mse: float | None = None
     legacy_ssim: float | None = None
     legacy_mse: float | None = None
+    label: str = ""
     label_correct: bool | None = None
     evaluations: float | None = None
     seconds: float | None = None

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from medpfl.report import settings
+from medpfl.report.classes import class_contrast
 from medpfl.report.comparison import Change, DatasetOutcome, DefenseOutcome, closer_by, level
 from medpfl.report.formatting import (
     count,
@@ -174,6 +175,25 @@ def defense_left(outcome: DefenseOutcome) -> str:
         "blocked": "A guard stopped every case that did not fail.",
         "nothing": "No case has finished.",
     }[level(cell)]
+
+
+def classes_apart(cell: Cell) -> str:
+    """That an attack got through to the images of some classes only, and the usual reason; empty if it did not."""
+    found = class_contrast(cell)
+    if found is None:
+        return ""
+    whose = f"class {listed(list(found.covered))}"
+    text = (
+        f"All {count(found.images, 'image')} of {whose} stayed below the null baselines (median PSNR "
+        f"{decimals(found.covered_psnr, 1, 'dB')}), all of class {listed(list(found.exposed))} came out above them "
+        f"({decimals(found.exposed_psnr, 1, 'dB')})."
+    )
+    if not cell.defended:
+        return text
+    return (
+        f"{text} A model that already predicts a class sends a small gradient for its images, which noise covers "
+        "first: this is no protection for the other classes."
+    )
 
 
 def informed(outcome: DefenseOutcome) -> str:
