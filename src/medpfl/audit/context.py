@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from medpfl.audit.entries import DataEntry
 from medpfl.audit.grid import Cell
 from medpfl.audit.materials import Materials
 from medpfl.audit.spec import Spec
+from medpfl.data import check_named
 from medpfl.models import validate
 
 _ALWAYS = (
@@ -49,10 +52,16 @@ def _data(spec: Spec, cells: Sequence[Cell], materials: Materials) -> list[dict[
                     "null": len(divided.null),
                     "near_duplicates": divided.near_duplicates,
                     "dropped_by_patient": divided.dropped_by_patient,
-                    "notes": [*pool.dataset.notes, *divided.notes],
+                    "notes": [*_differs_from_published(entry), *pool.dataset.notes, *divided.notes],
                 }
             )
     return described
+
+
+def _differs_from_published(entry: DataEntry) -> list[str]:
+    """How the images differ from the published data set whose name the entry bears; empty for other names."""
+    path = getattr(entry.reader, "path", None)
+    return check_named(entry.name, path) if isinstance(path, Path) else []
 
 
 def _specific(cells: Sequence[Cell]) -> list[tuple[str, str]]:
