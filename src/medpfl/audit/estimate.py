@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from medpfl.audit.grid import Cell
-from medpfl.audit.plan import SMALL_MODEL_PARAMETERS
+from medpfl.audit.plan import SMALL_MODEL_PARAMETERS, Plan
 from medpfl.audit.preparation import Prepared
 from medpfl.core.domain import Batch
 from medpfl.federation.client import client_step
@@ -54,8 +54,13 @@ def _gradient_seconds(prepared: Prepared, cell: Cell) -> float:
     truth = prepared.materials.truth(cell, seed, 0)
     batch = Batch(truth.images, truth.labels)
     times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        client_step(model, batch, cell.recipe.recipe, generator=torch.Generator().manual_seed(0))
-        times.append(time.perf_counter() - started)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(Plan().threads)  # as the workers do; more would wait for each other on a busy machine
+    try:
+        for _ in range(5):
+            started = time.perf_counter()
+            client_step(model, batch, cell.recipe.recipe, generator=torch.Generator().manual_seed(0))
+            times.append(time.perf_counter() - started)
+    finally:
+        torch.set_num_threads(threads)
     return min(times)
