@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
+from itertools import product
 from typing import Any
 
 import pytest
@@ -163,3 +165,30 @@ def test_rounding_gives_counts_with_the_right_sum(estimate: list[float], total: 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=12))
 def test_rounding_leaves_whole_numbers_alone(counts: list[int]) -> None:
     assert round_to_sum(torch.tensor(counts, dtype=torch.float64), sum(counts)).tolist() == counts
+
+
+@given(
+    st.lists(st.floats(-1e15, 1e15) | st.floats(-3.0, 5.0), min_size=1, max_size=4),
+    st.integers(1, 4),
+)
+def test_counts_are_the_nearest_whole_numbers_with_that_sum(estimate: list[float], total: int) -> None:
+    """Against all candidates. Noise makes estimates of millions, which must not take millions of steps."""
+    found = round_to_sum(torch.tensor(estimate, dtype=torch.float64), total)
+    assert int(found.sum()) == total
+    candidates = [c for c in product(range(total + 1), repeat=len(estimate)) if sum(c) == total]
+    point = [Fraction(value) for value in estimate]
+    distance = [sum((value - count) ** 2 for value, count in zip(point, c, strict=True)) for c in candidates]
+    own = sum((value - int(count)) ** 2 for value, count in zip(point, found, strict=True))
+    slack = 1e-6 * (1 + max(abs(value) for value in estimate))
+    assert float(own - min(distance)) <= slack
+
+
+def test_noise_on_a_batch_gives_some_labels_at_once(make_model: Any, sigmoid_lenet: Any, observe: Observe) -> None:
+    model = make_model(sigmoid_lenet(classes=4), (1, 12, 12), 4)
+    clean = observe(model, torch.rand(2, 1, 12, 12), torch.tensor([0, 3]))
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        noisy = {n: t + 0.1 * torch.randn(t.shape, generator=generator) for n, t in clean.update.trainable.items()}
+        inference = infer_labels(replace(clean, update=replace(clean.update, trainable=noisy)))
+        assert inference.labels is not None
+        assert len(inference.labels) == 2

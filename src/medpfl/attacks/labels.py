@@ -84,24 +84,31 @@ def infer_labels(observation: Observation) -> LabelInference:
 
 
 def round_to_sum(estimate: Tensor, total: int) -> Tensor:
-    """Whole numbers >= 0 near `estimate` (classes,) that add up to `total`: floors, then the largest remainders.
+    """The whole numbers >= 0 with sum `total` that are nearest to `estimate` (classes,), however far off that is.
+
+    The estimate is moved to the nearest point of the simplex; there the floors go up by the largest remainders.
 
     >>> round_to_sum(torch.tensor([0.9, -0.2, 1.4]), 2).tolist()
     [1, 0, 1]
+    >>> round_to_sum(torch.tensor([3e12, -5e11, 7.0]), 2).tolist()
+    [2, 0, 0]
     """
-    clipped = estimate.double().clamp_min(0.0)
-    counts = clipped.floor().long()
-    remainder = clipped - counts
-    while int(counts.sum()) > total:
-        candidates = torch.where(counts > 0, remainder, torch.full_like(remainder, torch.inf))
-        worst = int(candidates.argmin())
-        counts[worst] -= 1
-        remainder[worst] += 1.0
-    while int(counts.sum()) < total:
-        best = int(remainder.argmax())
-        counts[best] += 1
-        remainder[best] -= 1.0
+    projected = _on_simplex(estimate.double().nan_to_num(), total)
+    counts = projected.floor().long()
+    lacking = total - int(counts.sum())
+    if lacking > 0:
+        counts[(projected - counts).argsort(descending=True, stable=True)[:lacking]] += 1
     return counts
+
+
+def _on_simplex(point: Tensor, total: int) -> Tensor:
+    """The nearest point with entries >= 0 and sum `total` (Held, Wolfe, Crowder 1974)."""
+    from_top = point - point.max()
+    ordered = from_top.sort(descending=True).values
+    ranks = torch.arange(1, len(point) + 1, dtype=point.dtype)
+    thresholds = (ordered.cumsum(0) - total) / ranks
+    kept = int((ordered > thresholds).sum())
+    return (from_top - thresholds[kept - 1]).clamp(0.0, float(total))
 
 
 def _bias_gradient(
