@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
+import click
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from medpfl.cli import compare, export, init, listing, show
+from medpfl.cli.help import Command
+from medpfl.cli.progress import progress
+from medpfl.cli.texts import duration, printable
 from medpfl.core.errors import InputError, Interrupted
 
 EXIT_INPUT = 2
@@ -24,8 +31,8 @@ EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     name="medpfl",
-    no_args_is_help=True,
     add_completion=False,
+    suggest_commands=False,  # Click suggests the same
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Shows what can be reconstructed of patients' images from the updates of a federated model.\n\n"
@@ -39,30 +46,6 @@ _ERR = Console(stderr=True)
 SpecPath = Annotated[Path, typer.Argument(help="the audit spec, YAML", show_default=False)]
 Folder = Annotated[Path, typer.Argument(help="an audit's output folder", show_default=False)]
 Workers = Annotated[int | None, typer.Option(min=0, help="worker processes; default one per core; 0: none")]
-
-
-class _Bar:
-    """Progress with the time left and the failures so far, on stderr."""
-
-    def __init__(self) -> None:
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[cases]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=_ERR,
-        )
-        self._task = self.progress.add_task("auditing", total=None, cases="")
-
-    def update(self, done: float, total: int, failed: int) -> None:
-        """Shows how far the audit is."""
-        failures = f", {failed} failed" if failed else ""
-        self.progress.update(
-            self._task, completed=done, total=max(total, 1), cases=f"{int(done)}/{total} cases{failures}"
-        )
 
 
 @app.command()
@@ -108,7 +91,7 @@ def check(
         if found is None:
             table.add_row(cell.id, "-", "-", "-", prepared.refusals[cell.id])
         else:
-            table.add_row(cell.id, str(found.cases), _duration(found.seconds), f"{found.memory / 2**20:.0f} MiB", "")
+            table.add_row(cell.id, str(found.cases), duration(found.seconds), f"{found.memory / 2**20:.0f} MiB", "")
     _OUT.print(table)
     for line in context["data"]:
         _OUT.print(
@@ -123,7 +106,7 @@ def check(
     for warning in context["warnings"]:
         _OUT.print(f"warning: {warning['defense']}: {warning['text']}", markup=False)
     _OUT.print(
-        f"{len(prepared.cells)} cells, {len(prepared.refusals)} refused; at most about {_duration(total)} on {workers} workers"
+        f"{len(prepared.cells)} cells, {len(prepared.refusals)} refused; at most about {duration(total)} on {workers} workers"
     )
 
 
@@ -152,9 +135,8 @@ def _audit(spec: Any, out: Path, workers: int | None, fail_if: str | None, as_js
     from medpfl.report import write_report
 
     condition = parse_limit(fail_if, "--fail-if") if fail_if is not None else None
-    bar = _Bar()
-    with bar.progress:
-        summary = run_audit(spec, out, workers=workers, listener=bar)
+    with _termination_interrupts(), progress(_ERR) as display:
+        summary = run_audit(spec, out, workers=workers, listener=display)
     report = out / "report.html"
     if summary.computed or not report.exists():
         report = write_report(out)
@@ -168,6 +150,23 @@ def _audit(spec: Any, out: Path, workers: int | None, fail_if: str | None, as_js
         _ERR.print(f"--fail-if holds: {condition}")
         return EXIT_FAIL_IF
     return EXIT_FAILED_CASES if summary.counts["failed"] else 0
+
+
+@contextmanager
+def _termination_interrupts() -> Iterator[None]:
+    """Inside, SIGTERM (a service manager, a batch system) stops the audit as Ctrl-C does."""
+
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only there signals can be handled
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _cells_table(cells: Any) -> Table:
@@ -202,12 +201,6 @@ def _cells_table(cells: Any) -> Table:
 
 def _number(value: Any, digits: int) -> str:
     return "-" if value is None or value != value else f"{value:.{digits}f}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 @app.command()
@@ -250,27 +243,36 @@ def demo(
 
 for module in (listing, init, show, compare, export):
     module.register(app)
+for command in app.registered_commands:
+    command.cls = Command
 
 
 def main() -> None:
     """Entry point: turns the project's errors into one message and an exit code."""
     try:
-        code = app(standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except InputError as error:
-        _ERR.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(EXIT_INPUT)
+        _end(EXIT_INPUT, f"error: {error}")
     except Interrupted as error:
-        _ERR.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        sys.exit(EXIT_INTERRUPTED)
-    except typer.Abort:
-        sys.exit(EXIT_INTERRUPTED)
-    except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
-    except Exception as error:
-        import click
-
-        if not isinstance(error, click.ClickException):
-            raise
-        error.show()
-        sys.exit(EXIT_INPUT)
+        _end(EXIT_INTERRUPTED, str(error))
+    except (typer.Abort, KeyboardInterrupt):
+        _end(EXIT_INTERRUPTED, "stopped")
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else "medpfl"
+        text = " ".join(error.format_message().split()).removesuffix(".")
+        _end(EXIT_INPUT, f"error: {text}; see `{command} --help`")
+    except click.ClickException as error:
+        _end(EXIT_INPUT, f"error: {error.format_message()}")
+    except OSError as error:  # a full disk, a folder that went away: nothing that a traceback would explain
+        where = f"{error.filename}: " if error.filename is not None else ""
+        _end(EXIT_INPUT, f"error: {where}{error.strerror or error}; nothing that was finished is lost: {_WAY_OUT}")
     sys.exit(code or 0)
+
+
+_WAY_OUT = "mend the cause and run the same command again"
+
+
+def _end(code: int, message: str) -> NoReturn:
+    """Says one line on stderr and exits."""
+    typer.echo(printable(message), err=True)
+    sys.exit(code)

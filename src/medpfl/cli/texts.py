@@ -1,4 +1,4 @@
-"""Texts of an output folder, made fit for a terminal."""
+"""Texts for a terminal: names from an output folder, durations."""
 
 from __future__ import annotations
 
@@ -10,3 +10,14 @@ def printable(text: str) -> str:
     'a?[31mb'
     """
     return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that a person would use.
+
+    >>> duration(12.3), duration(600), duration(7200)
+    ('12 s', '10 min', '2.0 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

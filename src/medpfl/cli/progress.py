@@ -1,0 +1,111 @@
+"""How an audit comes along, on stderr: a bar in a terminal, now and then a line in a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from medpfl.cli.texts import duration
+
+LINES_EVERY = 60.0
+"""Seconds between two lines in a log."""
+
+
+class Display(Protocol):
+    """Shows progress from the first update on, so that an audit that is refused at once shows none."""
+
+    def update(self, done: float, total: int, failed: int) -> None:
+        """`done` of `total` cases are finished, running ones counted by their fraction; `failed` failed so far."""
+
+    def close(self) -> None:
+        """Shows how far it came."""
+
+
+@contextmanager
+def progress(console: Console) -> Iterator[Display]:
+    """A display that fits the console and is closed at the end, whatever happens."""
+    display: Display = Bar(console) if console.is_terminal else Lines(lambda text: console.print(text, soft_wrap=True))
+    try:
+        yield display
+    finally:
+        display.close()
+
+
+class Bar:
+    """A bar with the cases, the time left and the failures so far."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[cases]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task = self._progress.add_task("auditing", total=None, cases="")
+
+    def update(self, done: float, total: int, failed: int) -> None:
+        """Moves the bar."""
+        self._progress.update(self._task, completed=done, total=max(total, 1), cases=_cases(done, total, failed))
+        self._progress.start()
+
+    def close(self) -> None:
+        """Leaves the bar as it is."""
+        self._progress.stop()
+
+
+class Lines:
+    """One line at the start, at most one a minute, and one at the end.
+
+    >>> lines = Lines(print)
+    >>> lines.update(0, 8, 0)
+    auditing: 0/8 cases, 0 s
+    >>> lines.update(4, 8, 1)
+    >>> lines.close()
+    auditing: 4/8 cases, 1 failed, 0 s, about 0 s left
+    """
+
+    def __init__(
+        self, write: Callable[[str], object], every: float = LINES_EVERY, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._write = write
+        self._every = every
+        self._clock = clock
+        self._begun: tuple[float, float] | None = None  # time and cases done at the first update
+        self._latest = (0.0, 0, 0)
+        self._written = 0.0
+        self._shown: tuple[float, int, int] | None = None
+
+    def update(self, done: float, total: int, failed: int) -> None:
+        """Writes a line if it is time for one."""
+        self._latest = (done, total, failed)
+        if self._begun is None:
+            self._begun = (self._clock(), done)
+        elif self._clock() - self._written < self._every:
+            return
+        self._line()
+
+    def close(self) -> None:
+        """Writes the last line, unless it would repeat the one before."""
+        if self._begun is not None and self._latest != self._shown:
+            self._line()
+
+    def _line(self) -> None:
+        assert self._begun is not None  # both callers see to that
+        self._written, self._shown = self._clock(), self._latest
+        done, total, failed = self._latest
+        elapsed, gained = self._written - self._begun[0], done - self._begun[1]
+        left = f", about {duration(elapsed / gained * (total - done))} left" if gained > 0 and done < total else ""
+        self._write(f"auditing: {_cases(done, total, failed)}, {duration(elapsed)}{left}")
+
+
+def _cases(done: float, total: int, failed: int) -> str:
+    return f"{int(done)}/{total} cases" + (f", {failed} failed" if failed else "")
