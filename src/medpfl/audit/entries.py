@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass as config_dataclass
 from medpfl.attacks.base import Attack
 from medpfl.core.config import STRICT
 from medpfl.core.domain import Recipe
+from medpfl.core.functional import SSIM_WINDOW
 from medpfl.data import Reader
 from medpfl.defenses import Defense
 from medpfl.federation.channels import Channel
@@ -60,6 +61,14 @@ class DataSettings:
     near_duplicates: Annotated[
         float, Field(gt=0, le=1, description="thumbnail correlation above which a pool image is left out")
     ] = 0.95
+
+    def __post_init__(self) -> None:
+        sides = (self.size,) if isinstance(self.size, int) else self.size
+        if not sides or min(sides) < SSIM_WINDOW:
+            raise ValueError(
+                f"size {self.size}: expected at least {SSIM_WINDOW} pixels along every axis, "
+                "because SSIM cannot be measured on smaller images"
+            )
 
 
 @dataclass(frozen=True)

@@ -33,18 +33,20 @@ from medpfl.federation.training import TrainingConfig
 from medpfl.models import MODELS, Normalization
 
 _COMMON = ("name", "label", "only")
+_FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
 
 
 def _common(raw: Mapping[str, Any], axis: str, where: str, default_id: str) -> dict[str, Any]:
     """Id and `only` of an entry, checked."""
+    for key in ("label", "name"):
+        if raw.get(key) is not None and not isinstance(raw[key], str):
+            raise SpecError(f"{where}.{key}: expected text, found {raw[key]!r}")
     label = raw.get("label")
-    if label is not None and not isinstance(label, str):
-        raise SpecError(f"{where}.label: expected text, found {label!r}")
     identifier = label if label is not None else default_id
     if not _SAFE_ID.fullmatch(identifier):
         raise SpecError(
-            f"{where}: '{identifier}' cannot be an id; use a label of letters, digits, '.', '_' and '-' (60 at most)"
+            f"{where}: '{identifier}' cannot be an id; use a label of ASCII letters, digits, '.', '_' and '-' (60 at most)"
         )
     only = raw.get("only", {})
     if not isinstance(only, dict):
@@ -74,8 +76,10 @@ def _rest(raw: Mapping[str, Any], *taken: str) -> dict[str, Any]:
 
 def data_entry(raw: Mapping[str, Any], where: str, base: Path) -> DataEntry:
     reader_name = raw.get("reader")
-    if not isinstance(reader_name, str):
+    if reader_name is None:
         raise SpecError(f"{where}: missing key 'reader' (one of {', '.join(READERS.names())})")
+    if not isinstance(reader_name, str):
+        raise SpecError(f"{where}.reader: expected one of {', '.join(READERS.names())}, found {reader_name!r}")
     reader_class = _lookup(READERS, reader_name, f"{where}.reader")
     settings_keys = field_names(DataSettings)
     reader_keys = field_names(reader_class)
@@ -92,9 +96,7 @@ def data_entry(raw: Mapping[str, Any], where: str, base: Path) -> DataEntry:
             raise SpecError(f"{where}.path: expected text, found {reader_values['path']!r}")
         reader_values["path"] = resolve_path(reader_values["path"], base)
     reader = build(reader_class, reader_values, where, settings_keys_hint(settings_keys))
-    name = raw.get("name", reader_name)
-    if not isinstance(name, str):
-        raise SpecError(f"{where}.name: expected text, found {name!r}")
+    name = raw.get("name") or reader_name
     params = {"reader": reader_name, **as_plain(reader), **plain_reader, **as_plain(settings)}
     return DataEntry(**_common(raw, "dataset", where, name), name=name, params=params, reader=reader, settings=settings)
 
@@ -119,7 +121,7 @@ def model_entry(raw: Mapping[str, Any], where: str, base: Path) -> ModelEntry:
         )
     factory = raw.get("factory")
     if factory is not None:
-        if not isinstance(factory, str) or not re.fullmatch(r"[\w.]+:[\w.]+", factory):
+        if not isinstance(factory, str) or not _FACTORY.fullmatch(factory):
             raise SpecError(f"{where}.factory: expected 'package.module:callable', found {factory!r}")
         source = factory
         name = raw.get("name") or factory.rpartition(":")[2]
@@ -177,7 +179,7 @@ def _state(value: Any, where: str, base: Path) -> tuple[Any, TrainingConfig | No
 
 def recipe_entry(raw: Mapping[str, Any], where: str, _base: Path) -> RecipeEntry:
     recipe = build(Recipe, _rest(raw), where, _COMMON)
-    name = raw.get("name", recipe.default_id)
+    name = raw.get("name") or recipe.default_id
     return RecipeEntry(**_common(raw, "recipe", where, name), name=name, params=as_plain(recipe), recipe=recipe)
 
 
@@ -190,19 +192,19 @@ def threat_model_entry(raw: Mapping[str, Any], where: str, _base: Path) -> Threa
             raise SpecError(
                 f"{where}: unknown key '{key}': {suggestion(str(key), ('can', 'knows', 'withhold', *_COMMON))}"
             )
-    can = _words(values.get("can", []), CAPABILITIES, f"{where}.can")
+    can = _words(values.get("can") or [], CAPABILITIES, f"{where}.can")
     if not can <= threat_model.capabilities:
         raise SpecError(f"{where}.can: {name} cannot change anything; use malicious_server")
     auxiliary: str | None = None
     knows: set[str] = set()
-    listed = values.get("knows", [])
+    listed = values.get("knows") or []
     for item in listed if isinstance(listed, list) else [listed]:
         if isinstance(item, dict) and set(item) == {"auxiliary"} and isinstance(item["auxiliary"], str):
             auxiliary = item["auxiliary"]
             knows.add("auxiliary")
         else:
             knows |= _words([item], KNOWLEDGE, f"{where}.knows")
-    withhold = _words(values.get("withhold", []), ("recipe",), f"{where}.withhold")
+    withhold = _words(values.get("withhold") or [], ("recipe",), f"{where}.withhold")
     params = {
         "can": sorted(can),
         "knows": sorted(knows - ({"auxiliary"} if auxiliary else set()))
@@ -224,7 +226,7 @@ def _words(values: Any, known: Any, where: str) -> frozenset[str]:
     if not isinstance(values, list):
         raise SpecError(f"{where}: expected a list, found {values!r}")
     for value in values:
-        if value not in known:
+        if not isinstance(value, str) or value not in known:
             raise SpecError(f"{where}: unknown '{value}': {suggestion(str(value), known)}")
     return frozenset(values)
 
@@ -254,7 +256,7 @@ def attack_entry(raw: Mapping[str, Any], where: str, _base: Path) -> AttackEntry
     values = _rest(raw, "preset")
     preset = raw.get("preset")
     if preset is not None:
-        if preset not in attack_class.presets:
+        if not isinstance(preset, str) or preset not in attack_class.presets:
             raise SpecError(
                 f"{where}.preset: unknown preset '{preset}': {suggestion(str(preset), attack_class.presets)}"
             )

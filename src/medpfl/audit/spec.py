@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from medpfl.audit.entries import (
     SPEC_KEYS,
     AttackEntry,
@@ -23,6 +21,7 @@ from medpfl.audit.entries import (
 )
 from medpfl.audit.entry_parsing import PARSERS
 from medpfl.audit.limits import Limit, parse_limit
+from medpfl.audit.yaml_text import read_yaml
 from medpfl.core.errors import SpecError, suggestion
 
 _OTHER_KEYS = (
@@ -68,17 +67,14 @@ def load_spec(path: Path) -> Spec:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise SpecError(f"{path}: no such file; `medpfl init` writes a spec") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: cannot be read as text ({error})") from None
-    try:
-        plain = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        detail = " ".join(str(error).split())
-        raise SpecError(f"{path}: not valid YAML: {detail}") from None
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from None
+    except UnicodeDecodeError:
+        raise SpecError(f"{path}: is no text in UTF-8; give the path of a YAML file") from None
+    plain = read_yaml(text, str(path))
     if not isinstance(plain, dict):
-        raise SpecError(
-            f"{path}: expected a mapping with `data`, `models`, `attacks`, ..., found {type(plain).__name__}"
-        )
+        found = {type(None): "nothing", list: "a list", str: "text"}.get(type(plain), repr(plain))
+        raise SpecError(f"{path}: expected a mapping with `data`, `models`, `attacks`, ..., found {found}")
     return parse_spec(plain, base=path.parent)
 
 
@@ -159,10 +155,10 @@ def _seeds(plain: Mapping[str, Any]) -> tuple[int, ...]:
     whole = (
         isinstance(seeds, list)
         and seeds
-        and all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in seeds)
+        and all(isinstance(s, int) and not isinstance(s, bool) and 0 <= s < 2**63 for s in seeds)
     )
     if not whole:
-        raise SpecError(f"seeds: expected whole numbers from 0, found {seeds!r}")
+        raise SpecError(f"seeds: expected whole numbers from 0 to 2**63 - 1, found {seeds!r}")
     if len(set(seeds)) != len(seeds):
         raise SpecError(f"seeds: each seed once, found {seeds!r}")
     return tuple(seeds)
@@ -171,7 +167,7 @@ def _seeds(plain: Mapping[str, Any]) -> tuple[int, ...]:
 def _typed(plain: Mapping[str, Any], key: str, kind: Any, default: Any) -> Any:
     value = plain.get(key, default)
     if value is not default and (not isinstance(value, kind) or isinstance(value, bool)):
-        raise SpecError(f"{key}: expected {getattr(kind, '__name__', 'a number')}, found {value!r}")
+        raise SpecError(f"{key}: expected {'text' if kind is str else 'a number'}, found {value!r}")
     return value
 
 

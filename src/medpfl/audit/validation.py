@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
@@ -34,20 +35,45 @@ def build(config: type[T], values: Mapping[str, Any], where: str, extra_known: t
         raise SpecError(describe(error, where, values)) from None
 
 
+_WORDS = (
+    (r"^Field required", "a longer list"),
+    (r"^Tuple should have", "a list with"),
+    (r"^String should have", "text with"),
+    (r"^Input should (be )?", ""),
+    (r"^(greater|less) than", r"a number \1 than"),
+    (r"a valid string", "text"),
+    (r"a valid tuple", "a list"),
+    (r"a valid integer", "a whole number"),
+    (r"valid boolean", "true or false"),
+    (r"valid ", ""),
+)
+"""Words of pydantic (for Python objects) and ours (for YAML)."""
+
+
 def describe(error: ValidationError, where: str, values: Mapping[str, Any]) -> str:
     """One sentence for the first problem, and how many more there are."""
     problems = error.errors(include_url=False)
     first = problems[0]
-    place = ".".join([where, *[str(part) for part in first["loc"] if part in values or isinstance(part, int)]])
-    message = first["msg"].removeprefix("Value error, ")
-    found = first.get("input")
-    shown = repr(found)
-    found_text = "" if first["type"] == "missing" else f", found {shown if len(shown) < 80 else shown[:77] + '...'}"
-    if first["type"] == "missing":
-        place = where
-        message = f"missing key '{first['loc'][-1]}'"
-    more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
-    return f"{place}: {message[0].lower() + message[1:]}{found_text}{more}"
+    field = first["loc"][0] if first["loc"] else None
+    others = len({problem["loc"][:1] for problem in problems}) - 1
+    more = f" (and {others} more wrong keys)" if others > 1 else " (and another wrong key)" if others else ""
+    if field is None:  # a check of several fields together says itself what it found
+        message = first["msg"].removeprefix("Value error, ")
+        return f"{where}: {message}{more}"
+    if first["type"] == "missing" and len(first["loc"]) == 1:
+        return f"{where}: missing key '{field}'{more}"
+    wanted = dict.fromkeys(_wanted(problem["msg"]) for problem in problems if problem["loc"][0] == field)
+    found = repr(values.get(str(field), first.get("input")))
+    shown = found if len(found) < 80 else found[:77] + "..."
+    return f"{where}.{field}: expected {', or '.join(wanted)}, found {shown}{more}"
+
+
+def _wanted(message: str) -> str:
+    """What pydantic expects, in the words of a spec."""
+    text = re.sub(r"(, unable to parse| after validation|, not \d).*", "", message.removeprefix("Value error, "))
+    for theirs, ours in _WORDS:
+        text = re.sub(theirs, ours, text)
+    return text
 
 
 def as_plain(config: Any) -> dict[str, Any]:

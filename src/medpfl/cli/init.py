@@ -94,7 +94,9 @@ def init(
         data = _ask("Folder or file with the images", "--data PATH")
     path = resolve_path(data, Path()) if data is not None and reader != PHANTOM else None
     if path is not None and reader is None:
-        reader = guess_reader(path) or _ask(f"Reader ({', '.join(READERS.names())})", "--reader NAME")
+        reader = guess_reader(path) or _ask(
+            f"Reader ({', '.join(READERS.names())})", f"--reader NAME (no known file in '{path}' suggests one)"
+        )
     if model is None:
         model = _ask("Model (`medpfl list models`, or package.module:callable)", "--model NAME", "lenet_dlg")
     if ":" not in model:
@@ -239,7 +241,5 @@ def _write_new(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
-    except FileExistsError:
-        raise InputError(f"{path}: exists already and is not overwritten; give another name with --out") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); give another place with --out") from None

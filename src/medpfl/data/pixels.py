@@ -97,7 +97,7 @@ def read_image_file(path: Path) -> Tensor:
 
 
 def _reason(error: BaseException) -> str:
-    text = str(error).split("\n", 1)[0]
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error).split("\n", 1)[0]
     if isinstance(error, UnidentifiedImageError) or not text:
         return "unknown format" if text else type(error).__name__
     return text

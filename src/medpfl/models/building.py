@@ -58,7 +58,7 @@ def _made_by_factory(
         with isolated_randomness(generator):
             try:
                 module = factory(**arguments)
-            except Exception as error:  # a user's factory may raise anything
+            except (Exception, SystemExit) as error:  # a user's factory may raise anything
                 raise ModelError(f"factory '{name}' raised {summary_of(error)}") from error
     if not isinstance(module, nn.Module):
         raise ModelError(f"factory '{name}' returned {type(module).__name__}, expected a torch.nn.Module")
@@ -85,7 +85,7 @@ def _imported(name: str, search_path: Sequence[Path]) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         places = ", ".join([*(f"'{folder}'" for folder in search_path), "the installed packages"])
         raise ModelError(f"factory '{name}': found no module '{error.name}' in {places}") from error
-    except Exception as error:  # importing a user's module may raise anything
+    except (Exception, SystemExit) as error:  # importing a user's module may raise anything
         raise ModelError(f"factory '{name}' cannot be imported: {summary_of(error)}") from error
     for part in attribute.split("."):
         if not hasattr(found, part):

@@ -23,15 +23,15 @@ class Normalization:
         tuple[FiniteFloat, ...], Field(min_length=1, description="standard deviation of each channel, above 0")
     ]
 
-    def check(self, channels: int) -> None:
-        """Raises `ModelError` unless there is one positive standard deviation and one mean per channel."""
+    def check(self, channels: int, where: str) -> None:
+        """Raises `ModelError` that names `where` unless there is one mean and one positive deviation per channel."""
         if len(self.mean) != channels or len(self.std) != channels:
             raise ModelError(
-                f"normalize: mean has {len(self.mean)} and std {len(self.std)} values, "
+                f"{where}, normalize: mean has {len(self.mean)} and std {len(self.std)} values, "
                 f"but the images have {channels} channels: give one value of each per channel"
             )
         if min(self.std) <= 0:
-            raise ModelError(f"normalize: std must be above 0 for every channel, found {list(self.std)}")
+            raise ModelError(f"{where}, normalize: std must be above 0 for every channel, found {list(self.std)}")
 
 
 class Normalize(nn.Module):

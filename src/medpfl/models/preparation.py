@@ -42,7 +42,7 @@ def prepare(
     if reason is not None:
         raise ModelError(f"model '{name}' cannot be audited: {reason}")
     if normalize is not None:
-        normalize.check(image_shape[0])
+        normalize.check(image_shape[0], f"model '{name}'")
     whole = _functional_copy(module, name)
     attention = any(isinstance(layer, nn.MultiheadAttention) for layer in whole.modules())
     model = _split(_wrapped(whole, normalize, attention), name, image_shape, task)

@@ -113,7 +113,7 @@ def _forward(model: GlobalModel, images: Tensor) -> tuple[Any, dict[str, Tensor]
             return model.forward(images)
     except ModelError:
         raise
-    except Exception as error:  # a user's forward pass may raise anything
+    except (Exception, SystemExit) as error:  # a user's forward pass may raise anything
         raise ModelError(
             f"model '{model.name}' cannot run on images of shape {tuple(model.image_shape)}: {summary_of(error)}"
         ) from error
@@ -138,6 +138,12 @@ def _check_output(model: GlobalModel, output: Any) -> None:
 
 
 def summary_of(error: BaseException) -> str:
-    """Kind and first line of another's exception, for the end of a message."""
+    """Kind and first sentence of another's exception, for the end of a message.
+
+    >>> summary_of(RuntimeError("no central directory. This is an internal error."))
+    'RuntimeError: no central directory'
+    """
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return f"{type(error).__name__}: {lines[0].partition('. ')[0].removesuffix('.')[:300]}"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pickle
 import struct
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from medpfl.core.domain import GlobalModel, Tensors
-from medpfl.core.errors import ModelError
+from medpfl.core.errors import ModelError, StoreError
 from medpfl.models.probe import summary_of
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
@@ -38,6 +40,7 @@ TORCH_ERRORS = (
     AssertionError,
     ImportError,
     struct.error,
+    SafetensorError,
 )
 """What `torch.load` raises on files that are truncated or something else."""
 
@@ -59,10 +62,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """The named tensors in a checkpoint file; raises `ModelError` if it holds code or is damaged."""
     try:
         with path.open("rb") as file:
-            start = file.read(2)
+            start = file.read(9)
     except OSError as error:
         raise ModelError(f"checkpoint '{path}' cannot be opened: {summary_of(error)}") from error
-    if start == b"PK" or start[:1] == b"\x80":
+    safetensors = start[8:] == b"{"  # its header is JSON after eight bytes of length, which may look like a pickle
+    if not safetensors and (start[:2] == b"PK" or start[:1] == b"\x80"):
         return _tensors_in(_read_torch(path), path)
     try:
         return dict(load_file(path))
@@ -75,7 +79,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"checkpoint '{path}' contains code or objects beside tensors and is not loaded: where you trust it, "
@@ -187,13 +193,23 @@ def fingerprint(model: GlobalModel) -> str:
 
 
 def save_model(model: GlobalModel, path: Path, *, key: str) -> None:
-    """Writes the model's tensors as safetensors, atomically. `key` says what they were computed from."""
+    """Writes the model's tensors as safetensors, atomically. `key` says what they were computed from.
+
+    Raises `StoreError` where the file cannot be written.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _state_names(model).items()}
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    save_file(tensors, partial, metadata={"format": "pt", "medpfl_key": key})
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial, metadata={"format": "pt", "medpfl_key": key})
+        partial.replace(path)
+    except (SafetensorError, OSError) as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise StoreError(
+            f"{path}: the trained model cannot be written ({summary_of(error)}); make room and try again"
+        ) from error
 
 
 def load_model(model: GlobalModel, path: Path, *, key: str) -> GlobalModel:

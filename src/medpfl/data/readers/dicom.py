@@ -250,7 +250,10 @@ def _read_header(file: Found) -> _Header | None:
     """The header of a file with pixels, None for DICOM files of other kinds. Raises DataError for a broken file."""
     with _reading(file.path):
         header = dcmread(file.path, stop_before_pixels=True, specific_tags=[*_HEADER])
-        keyword = header.get("SOPClassUID", "").keyword if "SOPClassUID" in header else ""
+        said = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
+        if not said and "Rows" not in header:
+            raise DataError(f"'{file.path}' does not say what it holds; it is truncated or corrupt")
+        keyword = getattr(said, "keyword", "")
         is_image = "Rows" in header or "ImageStorage" in keyword or keyword == "SegmentationStorage"
         if not is_image:
             return None
