@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
 from medpfl.core.errors import StoreError
+
+WAY_ON = "mend the cause and run the same command again"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -20,8 +23,22 @@ def write_atomically(path: Path, content: bytes) -> None:
             handle.write(content)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StoreError(
-            f"{path}: cannot be written ({error.strerror}); nothing that was finished is lost: "
-            "mend the cause and run the same command again"
-        ) from None
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise unwritable(path, error) from None
+
+
+def append(path: Path, text: str) -> None:
+    """Adds text to a private file (mode 0600). Raises StoreError."""
+    try:
+        with open(path, "a", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as handle:
+            handle.write(text)
+    except OSError as error:
+        raise unwritable(path, error) from None
+
+
+def unwritable(path: Path, error: OSError) -> StoreError:
+    """What to raise where a file of an output folder cannot be written: full disk, no permission, a folder in the way."""
+    return StoreError(
+        f"{path}: cannot be written ({error.strerror or error}); nothing that was finished is lost: {WAY_ON}"
+    )

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from medpfl.audit.context import describe
 from medpfl.audit.entries import AXES
-from medpfl.audit.files import write_atomically
+from medpfl.audit.files import append, write_atomically
 from medpfl.audit.plan import Chunk, Plan
 from medpfl.audit.preparation import Prepared, prepare
 from medpfl.audit.spec import Spec
@@ -57,23 +57,29 @@ def run_audit(spec: Spec, out: Path, *, workers: int | None = None, listener: Li
     """
     out = Path(out)
     store = Store(out)
-    with store.open():
-        plan = _plan(store)
-        prepared = prepare(spec, out / "cache", plan)
-        _register(store, prepared)
-        pending = store.pending()
-        if pending:
-            store.set("context", describe(spec, prepared.cells, prepared.materials))
-        write_atomically(out / "spec.yaml", spec_as_run(spec, out))
-        job = Job(spec.plain, spec.base, out, dict(prepared.images_per_victim), plan.threads)
-        loop = _Loop(store, spec, job, listener or NoListener())
-        try:
-            loop.run(pending, default_workers() if workers is None else workers)
-        except KeyboardInterrupt:
-            write_tables(store, spec)
-            raise Interrupted(f"stopped; run the same command again to go on with what is in {out}") from None
-        cells = write_tables(store, spec)
-        return AuditSummary(out, store.counts(), tuple(cells), len(pending))
+    try:
+        with store.open():
+            return _run(spec, out, store, default_workers() if workers is None else workers, listener or NoListener())
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped; run the same command again to go on with what is in {out}") from None
+
+
+def _run(spec: Spec, out: Path, store: Store, workers: int, listener: Listener) -> AuditSummary:
+    plan = _plan(store)
+    prepared = prepare(spec, out / "cache", plan)
+    _register(store, prepared)
+    pending = store.pending()
+    if pending:
+        store.set("context", describe(spec, prepared.cells, prepared.materials))
+    write_atomically(out / "spec.yaml", spec_as_run(spec, out))
+    job = Job(spec.plain, spec.base, out, dict(prepared.images_per_victim), plan.threads)
+    try:
+        _Loop(store, spec, job, listener).run(pending, workers)
+    except KeyboardInterrupt:
+        write_tables(store, spec)
+        raise
+    cells = write_tables(store, spec)
+    return AuditSummary(out, store.counts(), tuple(cells), len(pending))
 
 
 def default_workers() -> int:
@@ -212,17 +218,17 @@ class _Loop:
             self._queue.insert(0, (chunk, reason))
 
     def _died(self, event: Died) -> None:
-        reason = f"its process was killed twice (exit code {event.exit_code}; out of memory?)"
-        self._log(f"{event.chunk.id}: the process ended with exit code {event.exit_code}\n")
+        code = event.exit_code
+        how = f"killed by signal {-code}; out of memory?" if code is not None and code < 0 else f"exit code {code}"
+        reason = f"its process ended twice ({how})"
+        self._log(f"{event.chunk.id}: the process ended ({how})\n")
         if self._store.crashed(event.chunk) < 2:
             self._queue.insert(0, (event.chunk, None))
         else:
             self._again(event.chunk, reason)
 
     def _log(self, text: str) -> None:
-        path = self._job.out / "failures.log"
-        with open(path, "a", opener=lambda name, flags: os.open(name, flags, 0o600)) as handle:
-            handle.write(f"{now()}\n{text}\n")
+        append(self._job.out / "failures.log", f"{now()}\n{text}\n")
 
     def _tell(self) -> None:
         counts = self._store.counts()

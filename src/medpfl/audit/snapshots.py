@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 from medpfl.audit.files import write_atomically
 from medpfl.core.seeding import content_hash
 from medpfl.core.session import State
+from medpfl.models.state import TORCH_ERRORS
 
 INTERVAL = 20.0
 """Seconds between two snapshots of a chunk; at most this much work is lost, plus one solver step."""
@@ -31,7 +33,7 @@ class FileSession:
         """The last snapshot, None if there is none or it cannot be read."""
         try:
             state: State = torch.load(self.path, weights_only=True)
-        except (FileNotFoundError, EOFError, RuntimeError, pickle.UnpicklingError):
+        except (*TORCH_ERRORS, pickle.UnpicklingError):
             return None
         return state
 
@@ -51,4 +53,5 @@ class FileSession:
 
     def close(self) -> None:
         """Removes the snapshot: the chunk's results are stored."""
-        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # one that stays is never read again
+            self.path.unlink()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from medpfl.audit.files import WAY_ON
 from medpfl.audit.plan import Chunk, case_id
 from medpfl.core.errors import StoreError
 
@@ -56,29 +57,39 @@ class Store:
     @contextlib.contextmanager
     def open(self) -> Iterator[Store]:
         """Opens and locks the store; creates the folder with mode 0700. Raises StoreError."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not self.path.exists():
-                occupied = [found.name for found in self.folder.iterdir() if not found.name.startswith(".")]
-                if occupied:
-                    raise StoreError(
-                        f"{self.folder}: the folder is not empty and holds no audit ({occupied[0]}); choose an empty one"
-                    )
-            self.folder.chmod(0o700)
-            connection = sqlite3.connect(self.path, timeout=1.0, isolation_level=None)
-        except PermissionError:
-            raise StoreError(f"{self.folder}: no permission to write there; choose another --out") from None
-        except (OSError, sqlite3.Error) as error:
-            raise StoreError(f"{self.folder}: cannot be used as output folder ({error})") from None
-        with self._locked(), contextlib.closing(connection):
+        with contextlib.ExitStack() as opened:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._check_empty_or_audit()
+                self.folder.chmod(0o700)
+                opened.enter_context(self._locked())
+                connection = sqlite3.connect(self.path, timeout=1.0, isolation_level=None)
+                opened.enter_context(contextlib.closing(connection))
+            except PermissionError:
+                raise StoreError(f"{self.folder}: no permission to write there; choose another --out") from None
+            except (OSError, sqlite3.Error) as error:
+                reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+                raise StoreError(
+                    f"{self.folder}: cannot be used as output folder ({reason}); choose another --out"
+                ) from None
             self._connection = connection
             try:
-                with self.transaction():
-                    connection.executescript(_TABLES)
+                self._create_tables()
                 self._check_schema()
                 yield self
             finally:
                 self._connection = None
+
+    def _check_empty_or_audit(self) -> None:
+        """An empty store is none: it was cut off before its tables were there, or it lost them."""
+        if self.path.exists() and (self.path.is_dir() or self.path.stat().st_size):
+            return
+        occupied = [found.name for found in self.folder.iterdir() if not found.name.startswith((".", self.path.name))]
+        if occupied:
+            raise StoreError(
+                f"{self.folder}: the folder is not empty and holds no audit ({sorted(occupied)[0]} without a usable "
+                f"{self.path.name}); choose an empty --out"
+            )
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -96,6 +107,14 @@ class Store:
                 ) from None
             yield
 
+    def _create_tables(self) -> None:
+        with self.transaction() as connection:
+            found = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if found and not found >= {"meta", "cells", "chunks", "results"}:
+            raise StoreError(f"{self.path}: is a database of something else, no audit; choose another --out")
+        with self.transaction() as connection:
+            connection.executescript(f"BEGIN; {_TABLES} COMMIT;")
+
     @property
     def _database(self) -> sqlite3.Connection:
         if self._connection is None:
@@ -108,9 +127,12 @@ class Store:
         try:
             with self._database as connection:
                 yield connection
-        except sqlite3.DatabaseError as error:
+        except sqlite3.OperationalError as error:
+            raise StoreError(f"{self.path}: {error}; nothing that was finished is lost: {WAY_ON}") from None
+        except (sqlite3.DatabaseError, json.JSONDecodeError) as error:
             raise StoreError(
-                f"{self.path}: {error}; nothing that was finished is lost: mend the cause and run the same command again"
+                f"{self.path}: is damaged ({error}); put back a copy of it, or use another --out: "
+                "the tables and images beside it are left as they are"
             ) from None
 
     def _check_schema(self) -> None:
@@ -126,7 +148,7 @@ class Store:
         """A stored value, or None."""
         with self.transaction() as connection:
             row = connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return None if row is None else json.loads(row[0])
+            return None if row is None else json.loads(row[0])
 
     def set(self, key: str, value: Any) -> None:
         """Stores a JSON-like value."""
@@ -139,9 +161,10 @@ class Store:
             rows = connection.execute(
                 "SELECT cell, fingerprint, columns, refusal FROM cells ORDER BY ordinal"
             ).fetchall()
-        return [
-            StoredCell(cell, fingerprint, json.loads(columns), refusal) for cell, fingerprint, columns, refusal in rows
-        ]
+            return [
+                StoredCell(cell, fingerprint, json.loads(columns), refusal)
+                for cell, fingerprint, columns, refusal in rows
+            ]
 
     def add_cells(self, cells: Sequence[StoredCell], chunks: Sequence[Chunk], order: Sequence[str]) -> None:
         """Adds new cells with their chunks and brings all cells into the given order."""
@@ -169,7 +192,7 @@ class Store:
             rows = connection.execute(
                 "SELECT cell, seed, victims FROM chunks WHERE status = 'pending' ORDER BY rowid"
             ).fetchall()
-        return [Chunk(cell, seed, tuple(json.loads(victims))) for cell, seed, victims in rows]
+            return [Chunk(cell, seed, tuple(json.loads(victims))) for cell, seed, victims in rows]
 
     def crashed(self, chunk: Chunk) -> int:
         """Counts that a chunk killed its process; returns how often it has."""
@@ -214,7 +237,7 @@ class Store:
             rows = connection.execute(
                 "SELECT results.data FROM results JOIN cells USING (cell) ORDER BY cell, victim, position, seed"
             ).fetchall()
-        return [json.loads(row[0]) for row in rows]
+            return [json.loads(row[0]) for row in rows]
 
     def counts(self) -> dict[str, int]:
         """Cases by status, and all planned ones under `cases`."""
@@ -223,5 +246,5 @@ class Store:
                 connection.execute("SELECT status, COUNT(DISTINCT case_id) FROM results GROUP BY status").fetchall()
             )
             planned = connection.execute("SELECT victims FROM chunks WHERE status != 'split'").fetchall()
-        cases = sum(len(json.loads(row[0])) for row in planned)
+            cases = sum(len(json.loads(row[0])) for row in planned)
         return {"cases": cases, **{status: int(found.get(status, 0)) for status in ("done", "failed", "blocked")}}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import os
 import signal
+import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -15,7 +19,7 @@ from typing import Any
 import torch
 
 from medpfl.audit.execute import compute, failed_rows
-from medpfl.audit.grid import cells
+from medpfl.audit.grid import Cell, cells
 from medpfl.audit.materials import Materials
 from medpfl.audit.plan import Chunk
 from medpfl.audit.snapshots import FileSession
@@ -23,6 +27,7 @@ from medpfl.audit.spec import parse_spec
 from medpfl.core.errors import InputError
 
 _CONTEXT = multiprocessing.get_context("spawn")
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -77,24 +82,31 @@ class Computer:
     """Computes chunks in this process; used by workers and by audits without worker processes."""
 
     def __init__(self, job: Job) -> None:
-        spec = parse_spec(job.plain, job.base)
         self._job = job
-        self._cells = {cell.id: cell for cell in cells(spec)}
-        self._materials = Materials(spec, job.out / "cache", job.images_per_victim)
+        self._known: tuple[dict[str, Cell], Materials] | None = None
+
+    def _prepared(self) -> tuple[dict[str, Cell], Materials]:
+        """Cells by id, and what their cases are made of; made with the first chunk, so that its errors are reported."""
+        if self._known is None:
+            spec = parse_spec(self._job.plain, self._job.base)
+            materials = Materials(spec, self._job.out / "cache", self._job.images_per_victim)
+            self._known = ({cell.id: cell for cell in cells(spec)}, materials)
+        return self._known
 
     def run(self, chunk: Chunk, report: Any, give_up: str | None = None) -> Finished | Raised:
         """The rows of a chunk; `give_up` is the reason why its cases count as failed without being computed."""
-        cell = self._cells[chunk.cell]
         session = FileSession(self._job.out / "snapshots", chunk.id, lambda fraction: report(Progress(chunk, fraction)))
         threads = torch.get_num_threads()
         torch.set_num_threads(self._job.threads)
         try:
+            known, materials = self._prepared()
+            cell = known[chunk.cell]
             if give_up is not None:
-                return Finished(chunk, failed_rows(self._materials, cell, chunk, give_up))
-            return Finished(chunk, compute(self._materials, cell, chunk, self._job.out, session))
+                return Finished(chunk, failed_rows(materials, cell, chunk, give_up))
+            return Finished(chunk, compute(materials, cell, chunk, self._job.out, session))
         except InputError as error:
             return Raised(chunk, str(error), traceback.format_exc(), input_error=True)
-        except Exception as error:  # noqa: BLE001 - whatever an attack raises fails its cases with the reason, not the audit
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an attack raises fails its cases with the reason, not the audit
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             return Raised(chunk, reason, traceback.format_exc(), input_error=False)
         finally:
@@ -102,14 +114,35 @@ class Computer:
 
 
 def _work(job: Job, connection: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in _STOPPING:  # the parent decides when its workers end, also when both get the signal
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     computer = Computer(job)
     while True:
-        try:
-            task = connection.recv()
-        except EOFError:
-            return
+        task = connection.recv()
         connection.send(computer.run(task[0], connection.send, task[1]))
+
+
+def _end_with_parent() -> None:
+    """Ends this process at once when its parent is gone, however that ended: nobody waits for the results."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Inside, SIGINT and SIGTERM wait; processes that are started here are spared them before they can ignore them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # it would let the signals through when the first process is started
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Pool:
@@ -126,7 +159,7 @@ class Pool:
 
     def __exit__(self, *_: object) -> None:
         for process, connection in [*self._idle, *((process, c) for c, (process, _) in self._busy.items())]:
-            process.terminate()
+            process.kill()
             process.join(5)
             connection.close()
 
@@ -142,14 +175,22 @@ class Pool:
 
     def start(self, chunk: Chunk, give_up: str | None = None) -> None:
         """Hands a chunk to an idle worker, or to a new one."""
-        process, connection = self._idle.pop() if self._idle else self._spawn()
-        connection.send((chunk, give_up))
-        self._busy[connection] = (process, chunk)
+        while True:
+            process, connection = self._idle.pop() if self._idle else self._spawn()
+            try:
+                connection.send((chunk, give_up))
+            except OSError:  # it was killed while it had nothing to do: no chunk's fault
+                process.join(5)
+                connection.close()
+                continue
+            self._busy[connection] = (process, chunk)
+            return
 
     def _spawn(self) -> tuple[SpawnProcess, Connection]:
         ours, theirs = _CONTEXT.Pipe()
         process = _CONTEXT.Process(target=_work, args=(self._job, theirs), daemon=True)
-        process.start()
+        with _signals_held():
+            process.start()
         theirs.close()
         return process, ours
 
@@ -161,7 +202,7 @@ class Pool:
             process, chunk = self._busy[ready]
             try:
                 event: Event = ready.recv()
-            except (EOFError, ConnectionResetError):
+            except (EOFError, OSError):
                 process.join(5)
                 del self._busy[ready]
                 found.append(Died(chunk, process.exitcode))
