@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,10 +40,14 @@ class Pool:
 
 
 class Materials:
-    """Makes and keeps what a process needs. Everything follows from the spec and the cache folder."""
+    """Makes and keeps what a process needs. Everything follows from the spec and the cache folder.
 
-    def __init__(self, spec: Spec, cache: Path, images_per_victim: dict[str, int]) -> None:
+    threads: with how many threads models are trained, whatever the process uses otherwise: their number changes bits.
+    """
+
+    def __init__(self, spec: Spec, cache: Path, images_per_victim: dict[str, int], threads: int = 1) -> None:
         self.spec = spec
+        self._threads = threads
         self._cache_folder = cache
         self._images_per_victim = images_per_victim
         self._kept: dict[tuple[Any, ...], Any] = {}
@@ -170,17 +175,28 @@ class Materials:
         path = self._cache_folder / f"model-{key}.safetensors"
         if path.exists():
             return load_model(model, path, key=key)
-        trained, _ = train(
-            model,
-            pool.dataset.images[indices],
-            pool.dataset.targets[indices],
-            config,
-            generator("training", seed, data.id, entry.name, as_plain(config)),
-            session,
-        )
+        with _torch_threads(self._threads):
+            trained, _ = train(
+                model,
+                pool.dataset.images[indices],
+                pool.dataset.targets[indices],
+                config,
+                generator("training", seed, data.id, entry.name, as_plain(config)),
+                session,
+            )
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         save_model(trained, path, key=key)
         return trained
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def images_per_victim(cells: list[Cell]) -> dict[str, int]:

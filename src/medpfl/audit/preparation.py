@@ -37,7 +37,7 @@ def prepare(spec: Spec, cache: Path, plan: Plan) -> Prepared:
     """Loads data and models and checks every cell. Raises InputError."""
     found = cells(spec)
     needed = images_per_victim(found)
-    materials = Materials(spec, cache, needed)
+    materials = Materials(spec, cache, needed, plan.threads)
     refusals: dict[str, str] = {}
     planned: list[Chunk] = []
     for cell in found:
