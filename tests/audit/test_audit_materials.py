@@ -1,17 +1,22 @@
-"""What cases are made of: the same for the same spec, whatever surrounds it."""
+"""What cases are made of: the same for the same spec whatever surrounds it, and just what was granted."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
-from medpfl.audit.grid import cells
+from medpfl.attacks import cpl
+from medpfl.audit import execute
+from medpfl.audit.grid import cells, refusal
+from medpfl.audit.materials import Materials
 from medpfl.audit.plan import Plan
 from medpfl.audit.preparation import prepare
 from medpfl.audit.spec import parse_spec
 
+EVERYTHING = ["labels", "logits", "masks", "batch_norm_statistics", "auxiliary", "defense"]
 DATA = {"name": "brain", "reader": "phantom", "size": 32, "count": 96, "victims": 2}
 
 
@@ -30,3 +35,42 @@ def test_a_trained_model_does_not_depend_on_the_threads_of_the_process(tmp_path:
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
+
+
+def _observed(base: Path) -> tuple[Any, Any, torch.Tensor]:
+    plain: dict[str, Any] = {
+        "data": [{**DATA, "size": 16}],
+        "models": [{"name": "resnet18_cifar"}],
+        "recipes": [{"batch_size": 3, "batch_norm": "train"}],
+        "threat_models": [{"name": "honest_server", "knows": EVERYTHING}],
+    }
+    spec = parse_spec(plain, base=base)
+    (cell,) = cells(spec)
+    materials = Materials(spec, base / "cache", {"brain": 3})
+    truth = materials.truth(cell, 0, 1)
+    update = execute._client_round(materials, cell, 0, 1, truth)
+    return cell, execute._observe(materials, cell, 0, 1, truth, update), truth.images
+
+
+def test_an_attack_gets_the_batch_statistics_that_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpl.CPL, "uses", lambda _: frozenset({"batch_norm_statistics", "masks"}))
+    cell, observation, images = _observed(tmp_path)
+    statistics = observation.knowledge.batch_norm_statistics
+    first = torch.nn.functional.conv2d(images, observation.model.parameters["conv1.weight"], padding=1)
+    torch.testing.assert_close(statistics["bn1.mean"], first.mean(dim=(0, 2, 3)))
+    torch.testing.assert_close(statistics["bn1.variance"], first.var(dim=(0, 2, 3), correction=0))
+    assert cell.oracle == "batch_norm_statistics"
+    assert observation.knowledge.labels is None
+
+
+def test_nothing_is_handed_out_or_named_that_the_attack_does_not_read(tmp_path: Path) -> None:
+    cell, observation, _ = _observed(tmp_path)
+    assert cell.oracle == ""
+    assert not cell.adaptive
+    assert all(value is None for value in vars(observation.knowledge).values())
+
+
+def test_an_attack_that_needs_masks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpl.CPL, "requires", lambda _: frozenset({"masks"}))
+    cell, _, _ = _observed(tmp_path)
+    assert "segmentation masks" in (refusal(cell) or "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from medpfl.audit.plan import Chunk, case_id
 from medpfl.core.domain import (
     Batch,
     Failure,
+    GlobalModel,
     Knowledge,
     Observation,
     Reconstruction,
@@ -26,7 +27,7 @@ from medpfl.core.seeding import generator
 from medpfl.core.session import Session
 from medpfl.federation.rounds import run_round
 from medpfl.metrics.nulls import null_baselines
-from medpfl.metrics.scoring import ImageScore, score
+from medpfl.metrics.scoring import ImageScore, as_label, score
 from medpfl.metrics.truth import GroundTruth
 from medpfl.models import Normalization
 
@@ -93,6 +94,9 @@ def _observe(
     knowledge = Knowledge(
         labels=truth.labels if "labels" in read else None,
         logits=model.forward(truth.images)[0].detach() if "logits" in read else None,
+        batch_norm_statistics=_batch_norm_statistics(model, truth.images, cell.recipe.recipe.batch_norm)
+        if "batch_norm_statistics" in read
+        else None,
         auxiliary=materials.auxiliary(cell, seed) if "auxiliary" in read else None,
         defense=cell.defense.defense.mechanism() if "defense" in read else None,
     )
@@ -100,6 +104,28 @@ def _observe(
     return Observation(
         model=model, update=update, recipe=recipe, threat_model=cell.threat_model.name, knowledge=knowledge
     )
+
+
+def _batch_norm_statistics(model: GlobalModel, images: Tensor, mode: Literal["train", "eval"]) -> dict[str, Tensor]:
+    """Per batch norm layer `LAYER.mean` and `LAYER.variance` (biased) of what it receives for the private images."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, received: Tensor) -> None:
+        axes = [axis for axis in range(received.ndim) if axis != 1]
+        found[f"{name}.variance"], found[f"{name}.mean"] = torch.var_mean(received, dim=axes, correction=0)
+
+    handles = [
+        layer.register_forward_pre_hook(lambda _, inputs, name=name: keep(name, inputs[0]))
+        for name, layer in model.module.named_modules()
+        if getattr(layer, "functional_batch_norm", False)
+    ]
+    try:
+        with torch.no_grad():
+            model.forward(images, batch_norm=mode)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 def _case_rows(
@@ -235,7 +261,7 @@ def _failed(
             "status": "failed",
             "reason": reason,
             "success": False,
-            "label": truth.labels[position].tolist(),
+            "label": as_label(truth.labels[position]),
             "seconds": seconds,
             **_null_columns(nulls, position),
         }
