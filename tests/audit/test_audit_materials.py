@@ -10,6 +10,7 @@ import torch
 
 from medpfl.attacks import cpl
 from medpfl.audit import execute
+from medpfl.audit.context import describe
 from medpfl.audit.grid import cells, refusal
 from medpfl.audit.materials import Materials
 from medpfl.audit.plan import Plan
@@ -74,3 +75,12 @@ def test_an_attack_that_needs_masks_is_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(cpl.CPL, "requires", lambda _: frozenset({"masks"}))
     cell, _, _ = _observed(tmp_path)
     assert "segmentation masks" in (refusal(cell) or "")
+
+
+@pytest.mark.parametrize(("batch_size", "said"), [(1, False), (4, True)])
+def test_the_report_says_that_batches_are_balanced(batch_size: int, said: bool, tmp_path: Path) -> None:
+    plain: dict[str, Any] = {"data": [DATA], "recipes": [{"batch_size": batch_size}]}
+    spec = parse_spec(plain, base=tmp_path)
+    prepared = prepare(spec, tmp_path / "cache", Plan())
+    titles = [entry["title"] for entry in describe(spec, prepared.cells, prepared.materials)["assumptions"]]
+    assert ("Balanced clients" in titles) is said

@@ -70,6 +70,11 @@ def _specific(cells: Sequence[Cell]) -> list[tuple[str, str]]:
         found.append(
             ("One image per update", "Updates of single images are the easiest to invert; larger batches are harder.")
         )
+    if any(cell.recipe.recipe.private_images > 1 for cell in cells):
+        found.append(
+            ("Balanced clients", "The images of a client take turns over the classes. Attacks that read one image per "
+             "class find more in such batches than where one class prevails.")
+        )  # fmt: skip
     if any(cell.model.state.startswith("untrained") for cell in cells):
         found.append(
             ("Untrained models", "Most published attacks work best early in training; later rounds may leak less.")
