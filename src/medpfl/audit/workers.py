@@ -133,16 +133,26 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM wait; processes that are started here are spared them before they can ignore them."""
-    if not hasattr(signal, "pthread_sigmask"):
+    """Inside, SIGINT and SIGTERM wait; processes that are started here are spared them before they can ignore them.
+
+    The mask is for the new process. It does not hold back this one, where any other thread may take a signal for all:
+    that is what the handlers are for.
+    """
+    if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
         yield
         return
     resource_tracker.ensure_running()  # it would let the signals through when the first process is started
+    held: list[int] = []
+    handlers = {number: signal.signal(number, lambda number, _: held.append(number)) for number in _STOPPING}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if held:
+            signal.raise_signal(held[0])
 
 
 class Pool:
@@ -176,23 +186,27 @@ class Pool:
     def start(self, chunk: Chunk, give_up: str | None = None) -> None:
         """Hands a chunk to an idle worker, or to a new one."""
         while True:
-            process, connection = self._idle.pop() if self._idle else self._spawn()
+            if not self._idle:
+                self._spawn()
+            process, connection = self._idle[-1]
+            self._busy[connection] = (process, chunk)
+            self._idle.pop()
             try:
                 connection.send((chunk, give_up))
             except OSError:  # it was killed while it had nothing to do: no chunk's fault
+                del self._busy[connection]
                 process.join(5)
                 connection.close()
                 continue
-            self._busy[connection] = (process, chunk)
             return
 
-    def _spawn(self) -> tuple[SpawnProcess, Connection]:
+    def _spawn(self) -> None:
         ours, theirs = _CONTEXT.Pipe()
         process = _CONTEXT.Process(target=_work, args=(self._job, theirs), daemon=True)
         with _signals_held():
             process.start()
+            self._idle.append((process, ours))
         theirs.close()
-        return process, ours
 
     def events(self, timeout: float) -> list[Event]:
         """What has happened since the last call, after waiting for at most `timeout` seconds."""
