@@ -207,11 +207,22 @@ def test_an_update_with_nan_fails_alone(attack: Attack, observations: list[Obser
         assert torch.equal(result.images, one.images)
 
 
-def test_updates_without_any_signal_do_not_crash(attack: Attack, observations: list[Observation]) -> None:
-    nothing = {name: torch.zeros_like(tensor) for name, tensor in observations[0].update.trainable.items()}
-    silent = replace(observations[0], update=replace(observations[0].update, trainable=nothing))
-    result = run(attack, [silent])[0]
-    assert isinstance(result, Failure) or bool(torch.isfinite(result.images).all())
+@pytest.mark.parametrize("kind", ["gradient", "delta", "weights"])
+def test_an_update_that_changes_nothing_shows_nothing(
+    attack: Attack, kind: Any, observations: list[Observation]
+) -> None:
+    silent = observations[1]
+    nothing = {name: torch.zeros_like(tensor) for name, tensor in silent.update.trainable.items()}
+    kept = dict(silent.model.parameters) if kind == "weights" else nothing
+    update = replace(silent.update, kind=kind, trainable=kept)
+    silent = replace(silent, update=update, recipe=Recipe(update=kind))
+    first, middle, last = reconstructions(run(attack, [observations[0], silent, observations[2]]))
+    assert middle.images.shape == (0, 1, 8, 8)
+    assert middle.labels is None
+    assert middle.gradient_evaluations == 0
+    assert "nothing came back" in middle.stop_reason
+    assert "update is zero" in middle.stop_reason
+    assert len(first.images) == len(last.images) == 1
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 6), (1, 6, 5, 4)], ids=["grey", "color", "volume"])

@@ -88,6 +88,31 @@ def test_single_images_of_a_batch_are_found(make_model: Any, observe: Observe) -
     assert float(errors.max()) < 1e-8
 
 
+def test_no_active_unit_gives_nothing_and_is_no_breakdown(
+    make_model: Any, dense_net: Any, observe: Observe, blobs: Any
+) -> None:
+    model = make_model(dense_net(64, 9, activation=nn.ReLU()), (1, 8, 8))
+    with torch.no_grad():
+        model.parameters["1.bias"].fill_(-1000.0)
+    result = read(observe(model, blobs(2, (1, 8, 8)), torch.tensor([0, 1])))
+    assert result.images.shape == (0, 1, 8, 8)
+    assert "no unit of '1' was active" in result.stop_reason
+
+
+@pytest.mark.parametrize(("bias", "why"), [(0.0, "makes no error"), (0.2, "no class of the batch")])
+def test_a_last_layer_that_shows_no_class_gives_nothing(
+    bias: float, why: str, make_model: Any, dense_net: Any, observe: Observe, blobs: Any, multi_label: Any
+) -> None:
+    model = make_model(dense_net(64, 9), (1, 8, 8), task=multi_label(3))
+    observation = observe(model, blobs(2, (1, 8, 8)), torch.zeros(2, 3))
+    trainable = dict(observation.update.trainable)
+    trainable["3.bias"] = torch.full_like(trainable["3.bias"], bias)
+    observation = replace(observation, update=replace(observation.update, trainable=trainable))
+    result = only(FeatureReadout(iterations=5).reconstruct([observation], [torch.Generator()]))
+    assert result.images.shape == (0, 1, 8, 8)
+    assert why in result.stop_reason
+
+
 @pytest.mark.parametrize(
     ("net", "reason"),
     [

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -62,6 +63,38 @@ def test_an_audit_leaves_the_files_of_the_contract(tmp_path: Path) -> None:
     assert json.loads((out / "summary.json").read_text())["finished"] is True
     again = yaml.safe_load((out / "spec.yaml").read_text())
     assert parse_spec(again, out).seeds == (3,)
+
+
+DEAD_NET = """
+from torch import nn
+
+
+def build(image_shape, classes):
+    pixels = image_shape[0] * image_shape[1] * image_shape[2]
+    net = nn.Sequential(nn.Flatten(), nn.Linear(pixels, 8), nn.ReLU(), nn.Linear(8, classes))
+    nn.init.constant_(net[1].bias, -100.0)
+    return net
+"""
+"""A net whose hidden units are active for no image."""
+
+
+def test_images_for_which_nothing_came_back_are_scored_against_mid_grey(tmp_path: Path) -> None:
+    (tmp_path / "dead_net.py").write_text(DEAD_NET)
+    spec = plain(
+        models=[{"name": "dead", "factory": "dead_net:build"}],
+        defenses=[{"name": "none"}],
+        attacks=[{"name": "first_layer_readout"}],
+    )
+    out = tmp_path / "out"
+    assert run_audit(parse_spec(spec, tmp_path), out, workers=0).counts["failed"] == 0
+    for row in rows(out):
+        assert (row["status"], row["candidate"], row["candidates"], row["objective"]) == ("done", "", "0", "")
+        assert "no unit of '1' was active" in row["stop_reason"]
+        truth = np.load((out / row["truth_image"]).with_suffix(".npz"))
+        error = np.mean((truth[truth.files[0]].astype(np.float64) - 0.5) ** 2)
+        assert float(row["mse"]) == pytest.approx(error, rel=1e-5)
+    (cell,) = csv.DictReader((out / "cells.csv").open())
+    assert (cell["done"], cell["failed"], cell["asr"], cell["complete"]) == ("3", "0", "0.0", "true")
 
 
 def test_running_again_computes_nothing_and_more_cells_extend(tmp_path: Path) -> None:

@@ -52,7 +52,8 @@ class Attack(ABC):
         """One result per observation, in order. Observations share architecture, shapes and example count.
 
         One generator per observation: the result for an observation does not depend on its companions except through
-        floating-point rounding. Breaking down on one observation gives a `Failure` in its place.
+        floating-point rounding. Breaking down on one observation gives a `Failure` in its place; finding nothing to
+        read in a finite update is no failure and gives a reconstruction without images (`updates.nothing_came_back`).
         """
 
 

@@ -18,7 +18,7 @@ from medpfl.attacks.matching.features import feature_objective
 from medpfl.attacks.matching.gradients import BatchedObjective, Layout, why_not_computable
 from medpfl.attacks.matching.initialization import uniform
 from medpfl.attacks.matching.lbfgs import LBFGS
-from medpfl.attacks.updates import gradient_view, why_no_readout, why_unusable
+from medpfl.attacks.updates import gradient_view, nothing_came_back, settled_at_once, why_no_readout
 from medpfl.core.config import STRICT
 from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction
 from medpfl.core.session import NO_SESSION, Session
@@ -95,8 +95,8 @@ class FeatureReadout(Attack):
         features: list[Tensor] = []
         for place, observation in enumerate(observations):
             read = self._features(observation)
-            results.append(read if isinstance(read, Failure) else Failure("not searched"))
-            if not isinstance(read, Failure):
+            results.append(Failure("not searched") if isinstance(read, Tensor) else read)
+            if isinstance(read, Tensor):
                 places += [place] * len(read)
                 features += list(read)
         if not features:
@@ -113,10 +113,11 @@ class FeatureReadout(Attack):
             results[place] = _reconstruction(observations[place], mine)
         return results
 
-    def _features(self, observation: Observation) -> Tensor | Failure:
-        """Features (K, inputs) of the images that the last layer shows."""
-        reason = why_unusable(observation) or self.why_not(observation.model, observation.recipe)
-        if reason is not None:
+    def _features(self, observation: Observation) -> Tensor | Reconstruction | Failure:
+        """Features (K, inputs) of the images that the last layer shows, or what comes of an update without any."""
+        if (settled := settled_at_once(observation)) is not None:
+            return settled
+        if (reason := self.why_not(observation.model, observation.recipe)) is not None:
             return Failure(reason)
         layer = last_dense(observation.model)
         assert isinstance(layer, DenseLayer)
@@ -124,13 +125,17 @@ class FeatureReadout(Attack):
         tensors = gradient_view(observation).tensors
         weight, bias = tensors[layer.weight], tensors[layer.bias]
         if not bool(bias.abs().max() > 0):
-            return Failure("the last layer's bias gradient is zero: the model makes no error on the private images")
+            return nothing_came_back(
+                observation, "the last layer's bias gradient is zero, the model makes no error on the private images"
+            )
         if observation.examples == 1:
             return (bias @ weight / bias.square().sum())[None]
         labels = infer_labels(observation).labels
         present = torch.unique(labels) if labels is not None else torch.nonzero(bias < 0).flatten()
         present = present[bias[present] != 0]
-        return weight[present] / bias[present, None] if len(present) else Failure("no class of the batch shows itself")
+        if not len(present):
+            return nothing_came_back(observation, "no class of the batch shows itself in the last layer")
+        return weight[present] / bias[present, None]
 
     def _search(
         self,

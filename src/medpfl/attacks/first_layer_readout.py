@@ -13,7 +13,7 @@ from torch import Tensor
 from medpfl.attacks.base import ATTACKS, Attack
 from medpfl.attacks.labels import infer_labels
 from medpfl.attacks.layers import DenseLayer, first_dense, layer_input
-from medpfl.attacks.updates import gradient_view, why_no_readout, why_unusable
+from medpfl.attacks.updates import gradient_view, nothing_came_back, settled_at_once, why_no_readout
 from medpfl.core.config import STRICT
 from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction
 from medpfl.core.session import NO_SESSION, Session
@@ -72,10 +72,11 @@ class FirstLayerReadout(Attack):
         return results
 
     def _read(self, observation: Observation) -> Reconstruction | Failure:
-        reason = why_unusable(observation) or self.why_not(observation.model, observation.recipe)
-        if reason is not None:
-            return Failure(reason)
         model = observation.model
+        if (settled := settled_at_once(observation)) is not None:
+            return settled
+        if (reason := self.why_not(model, observation.recipe)) is not None:
+            return Failure(reason)
         layer = first_dense(model)
         assert isinstance(layer, DenseLayer)
         assert layer.bias is not None
@@ -85,7 +86,7 @@ class FirstLayerReadout(Attack):
         view = gradient_view(observation)
         weight, bias = view.tensors[layer.weight], view.tensors[layer.bias]
         if not bool(bias.abs().max() > 0):
-            return Failure(f"no unit of '{layer.module}' was active: its bias gradient is zero")
+            return nothing_came_back(observation, f"no unit of '{layer.module}' was active, its bias gradient is zero")
         if observation.examples == 1:
             inputs = (bias @ weight / bias.square().sum())[None]
             notes: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from medpfl.core.domain import Observation, Recipe
+from medpfl.core.domain import Failure, Observation, Recipe, Reconstruction
 
 CLIP_MARGIN = 1e-4
 """An update whose norm comes this close (relatively) to the clipping bound counts as clipped."""
@@ -27,14 +27,34 @@ class GradientView:
     notes: tuple[str, ...] = ()
 
 
-def why_unusable(observation: Observation) -> str | None:
-    """The reason why nothing can be read from the update's trainable tensors; None if something can."""
-    tensors = observation.update.trainable.values()
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
-        return "the update contains values that are not finite"
-    if not any(bool(tensor.any()) for tensor in tensors):
-        return "the update is zero: the private images change nothing in the model"
+def settled_at_once(observation: Observation) -> Reconstruction | Failure | None:
+    """What comes of an update that no attack needs to look into; None if it is worth an attack.
+
+    Trainable tensors that are not finite break every attack down: a `Failure`. An update that changes nothing is
+    finite and shows nothing: no images come back.
+    """
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in observation.update.trainable.values()):
+        return Failure("the update contains values that are not finite")
+    sent = observation.update.trainable if observation.update.kind == "gradient" else change(observation)
+    if not any(bool(tensor.any()) for tensor in sent.values()):
+        return nothing_came_back(observation, "the update is zero, the private images change nothing in the model")
     return None
+
+
+def nothing_came_back(observation: Observation, why: str) -> Reconstruction:
+    """A reconstruction without images: the attack did its work and the update showed it nothing.
+
+    The private images are then scored against the adversary's fallback, as all for which no image comes back. `why`
+    is half a sentence for the report.
+    """
+    return Reconstruction(
+        images=torch.zeros((0, *observation.model.image_shape)),
+        labels=None,
+        objective=float("nan"),
+        trace=(),
+        gradient_evaluations=0,
+        stop_reason=f"nothing came back: {why}",
+    )
 
 
 def change(observation: Observation) -> dict[str, Tensor]:

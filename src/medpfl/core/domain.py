@@ -232,9 +232,10 @@ class Observation:
 class Reconstruction:
     """What an attack returns for one observation.
 
-    images: (K, C, *spatial) in [0, 1], K <= observation.examples, ranked best first by the attack's own score.
+    images: (K, C, *spatial) in [0, 1], K <= observation.examples, ranked best first by the attack's own score. None
+    (K = 0) where the update showed the attack nothing: that is no failure, and `stop_reason` says why.
     labels: (K,) int64 or (K, classes) float, None if the attack infers none.
-    objective: the attack's own final objective. trace: (gradient evaluations, objective) pairs.
+    objective: the attack's own final objective, NaN without images. trace: (gradient evaluations, objective) pairs.
     gradient_evaluations: model gradient computations spent on this observation, all restarts and line searches.
     unclamped: the same images before clamping, for the papers' legacy metrics only.
     notes: what the attack can tell about why it worked or failed, in plain sentences.

@@ -18,7 +18,7 @@ from medpfl.attacks.matching.objectives import DISTANCES, top_tensors
 from medpfl.attacks.matching.priors import smooth
 from medpfl.attacks.matching.problem import Precision, Problem, build_problem
 from medpfl.attacks.matching.states import Solver
-from medpfl.attacks.updates import why_unusable
+from medpfl.attacks.updates import settled_at_once
 from medpfl.core.domain import Failure, Observation, Reconstruction
 from medpfl.core.session import Session
 
@@ -69,13 +69,13 @@ def invert(
     session: Session,
     settings: Inversion,
 ) -> list[Reconstruction | Failure]:
-    """Searches the images of every observation; an observation that cannot be attacked gives a `Failure` only."""
+    """Searches the images of every observation; one that cannot be attacked gives a `Failure`, one without any signal no images."""
     results: list[Reconstruction | Failure] = [Failure("not attacked")] * len(observations)
     cases: list[_Case] = []
     for place, (observation, generator) in enumerate(zip(observations, generators, strict=True)):
         inference = _labels(observation, settings.labels)
-        if (reason := why_unusable(observation)) is not None:
-            results[place] = Failure(reason)
+        if (settled := settled_at_once(observation)) is not None:
+            results[place] = settled
         elif inference.reason is not None:
             results[place] = Failure(inference.reason)
         elif observation.recipe is None and observation.update.kind != "gradient" and settings.distance != "cosine":
