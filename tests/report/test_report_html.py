@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from medpfl.core.errors import StoreError
@@ -248,6 +249,19 @@ def test_missing_files_leave_a_report_that_says_less(
         (folder / name).unlink()
     for images in (True, False):
         Page(write_report(folder, images=images).read_text(encoding="utf-8"))
+
+
+def test_a_guess_without_the_update_is_not_called_a_reconstruction(
+    make_audit: Callable[..., Path], make_spec: Callable[..., Any]
+) -> None:
+    folder = make_audit([make_spec()], victims=1)
+    table = pd.read_csv(folder / "results.csv", dtype=str, keep_default_na=False)
+    table["candidate"], table["stop_reason"] = "", "nothing came back: no unit of <b> was active"
+    table.to_csv(folder / "results.csv", index=False)
+    page = Page(write_report(folder).read_text(encoding="utf-8"))
+    assert "nothing came back: guess without the update" in page.text
+    assert "dlg: no unit of <b> was active (1 case in 1 cell)" in page.text
+    assert not any("Reconstruction by" in (image["alt"] or "") for image in page.all("img"))
 
 
 def test_missing_images_are_told_and_the_rest_is_shown(

@@ -21,7 +21,7 @@ from medpfl.report.figures import success_svg
 from medpfl.report.formatting import DASH
 from medpfl.report.gallery import chosen_victims, gallery, picture
 from medpfl.report.loading import load_audit
-from medpfl.report.problems import failure_groups, refusal_groups
+from medpfl.report.problems import failure_groups, refusal_groups, silent_groups
 from medpfl.report.redaction import REMOVED, without_items
 from medpfl.report.table import cell_table
 from medpfl.report.views import Audit, Cell, ImageResult, Measured
@@ -231,6 +231,15 @@ def test_failures_are_grouped_by_reason_and_counted_as_cases() -> None:
     ]
     refused = [Cell(str(i), axes(), status="refused", reason=reason) for i, reason in enumerate("abb")]
     assert [(group.reason, len(group.cells)) for group in refusal_groups(refused)] == [("b", 2), ("a", 1)]
+
+
+def test_cases_for_which_nothing_came_back_are_told_with_their_reason_and_are_no_failures() -> None:
+    silent = [row(n, 0.1, fallback=True, stop_reason="nothing came back: no unit was active") for n in range(2)]
+    partly = [row(2, 0.1, fallback=True), row(2, 0.9, position=1)]
+    cell = Cell("c", axes(), results=(*silent, *partly))
+    assert failure_groups([cell]) == ()
+    (group,) = silent_groups([cell])
+    assert (group.attack, group.reason, group.cases) == ("dlg", "no unit was active", ("c/v0", "c/v1"))
 
 
 def test_redaction_removes_names_from_texts_and_leaves_everything_else() -> None:

@@ -115,6 +115,7 @@ def _image_result(row: Row) -> ImageResult:
         stop_reason=row.get("stop_reason", ""),
         truth_image=row.get("truth_image", ""),
         reconstruction_image=row.get("reconstruction_image", ""),
+        fallback=row.get("status") == "done" and row.get("candidate") == "",
         null_ssim={null: value for null, value in null_ssim.items() if value is not None},
     )
 

@@ -30,6 +30,32 @@ class RefusalGroup:
     cells: tuple[Cell, ...]
 
 
+@dataclass(frozen=True)
+class SilentGroup:
+    """Finished cases of one attack that got no image from the update, for one reason."""
+
+    attack: str
+    reason: str
+    cells: tuple[str, ...]
+    cases: tuple[str, ...]
+
+
+def silent_groups(cells: Sequence[Cell]) -> tuple[SilentGroup, ...]:
+    """Finished cases for whose images nothing at all came back, the most frequent reason first."""
+    groups: dict[tuple[str, str], dict[str, str]] = {}
+    for cell in cells:
+        answered = {result.case for result in cell.results if not result.fallback}
+        for result in cell.results:
+            if result.fallback and result.case not in answered:
+                reason = result.stop_reason.removeprefix("nothing came back: ") or "no reason was stored"
+                groups.setdefault((cell.attack, reason), {})[result.case] = cell.id
+    found = [
+        SilentGroup(*key, cells=tuple(dict.fromkeys(cases.values())), cases=tuple(cases))
+        for key, cases in groups.items()
+    ]
+    return tuple(sorted(found, key=lambda group: -len(group.cases)))
+
+
 def failure_groups(cells: Sequence[Cell]) -> tuple[FailureGroup, ...]:
     """Failed and blocked cases, the most frequent reason first."""
     groups: dict[tuple[str, str, str], dict[str, str]] = {}

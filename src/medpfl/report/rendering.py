@@ -22,7 +22,7 @@ from medpfl.report.figures import NULL_STYLES, Style, line_style, success_svg
 from medpfl.report.gallery import gallery
 from medpfl.report.glossary import LIMITS, glossary
 from medpfl.report.loading import load_audit
-from medpfl.report.problems import SHOWN_CASES, defense_warnings, failure_groups, refusal_groups
+from medpfl.report.problems import SHOWN_CASES, defense_warnings, failure_groups, refusal_groups, silent_groups
 from medpfl.report.redaction import without_items
 from medpfl.report.table import cell_table, namer
 from medpfl.report.views import Audit, Measured
@@ -93,6 +93,7 @@ def render(audit: Audit, folder: Path, *, images: bool) -> str:
             gallery=gallery(audit.cells, folder) if images else None,
             opened={outcome.strongest.id for outcome in found if outcome.strongest is not None},
             failures=failure_groups(audit.cells),
+            silent=silent_groups(audit.cells),
             shown_cases=SHOWN_CASES,
             refusals=refusal_groups(audit.cells),
             warnings=warnings,

@@ -42,7 +42,10 @@ class Null:
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One private image: a row of `results.csv`. `null_ssim` maps null baselines to this image's score, if stored."""
+    """One private image: a row of `results.csv`. `null_ssim` maps null baselines to this image's score, if stored.
+
+    `fallback` says that nothing came back for it and the adversary's best guess without an update was scored.
+    """
 
     case: str
     cell: str
@@ -66,6 +69,7 @@ class ImageResult:
     stop_reason: str = ""
     truth_image: str = ""
     reconstruction_image: str = ""
+    fallback: bool = False
     null_ssim: Mapping[str, float] = field(default_factory=dict)
 
     @property
