@@ -197,6 +197,22 @@ def test_progress_in_a_log_is_a_line_a_minute() -> None:
     ]
 
 
+def test_training_is_shown_too() -> None:
+    seconds, written = [0.0], list[str]()
+    lines = Lines(written.append, clock=lambda: seconds[0])
+    lines.update(0, 4, 0)
+    for moment, fraction in ((1, 0.1), (61, 0.25), (62, 0.3), (140, 1.0)):
+        seconds[0] = moment
+        lines.training("films/lenet_dlg/s0", fraction)
+    assert written == ["auditing: 0/4 cases, 0 s", "training films/lenet_dlg/s0: 25%"]
+    screen = io.StringIO()
+    with progress(Console(file=screen, force_terminal=True, width=160)) as display:
+        display.update(0, 4, 0)
+        display.training("films/lenet_dlg/s0", 0.25)
+        display.update(0, 4, 0)
+    assert "training films/lenet_dlg/s0 25%" in screen.getvalue()
+
+
 def test_progress_in_a_terminal_is_a_bar_from_the_first_update_on() -> None:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=120)

@@ -97,7 +97,7 @@ def _findings(spec: Spec, cells: Sequence[Cell], materials: Materials) -> list[d
         if key in done:
             continue
         done.add(key)
-        model = materials.model(cell.dataset, cell.model, spec.seeds[0], 0)
+        model = materials.initial_model(cell.dataset, cell.model, spec.seeds[0], 0)
         for finding in validate(model, cell.recipe.recipe, try_derivatives=False):
             seen[(cell.model.id, finding.code, finding.message)] = {
                 "model": cell.model.id,

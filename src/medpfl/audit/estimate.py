@@ -35,7 +35,7 @@ def estimate(prepared: Prepared) -> list[CellEstimate]:
     found = []
     for cell in prepared.runnable:
         seed = prepared.spec.seeds[0]
-        model = prepared.materials.model(cell.dataset, cell.model, seed, 0)
+        model = prepared.materials.initial_model(cell.dataset, cell.model, seed, 0)
         key = (cell.dataset.id, cell.model.id, cell.recipe.id)
         if key not in timed:
             timed[key] = _gradient_seconds(prepared, cell)
@@ -50,7 +50,7 @@ def estimate(prepared: Prepared) -> list[CellEstimate]:
 
 def _gradient_seconds(prepared: Prepared, cell: Cell) -> float:
     seed = prepared.spec.seeds[0]
-    model = prepared.materials.model(cell.dataset, cell.model, seed, 0)
+    model = prepared.materials.initial_model(cell.dataset, cell.model, seed, 0)
     truth = prepared.materials.truth(cell, seed, 0)
     batch = Batch(truth.images, truth.labels)
     times = []

@@ -38,6 +38,7 @@ Nulls = Mapping[str, Mapping[str, list[float]]]
 
 def compute(materials: Materials, cell: Cell, chunk: Chunk, out: Path, session: Session) -> list[Row]:
     """Result rows of all cases of a chunk, one per private image; images are written below `out`."""
+    materials.model(cell.dataset, cell.model, chunk.seed, chunk.victims[0])  # training it is no case's time
     started = time.perf_counter()
     truths = {victim: materials.truth(cell, chunk.seed, victim) for victim in chunk.victims}
     observations: dict[int, Observation] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,19 +13,20 @@ import torch
 from torch import Tensor
 
 from medpfl.audit.entries import DataEntry, ModelEntry
+from medpfl.audit.files import locked, unwritable
 from medpfl.audit.grid import Cell
+from medpfl.audit.snapshots import FileSession
 from medpfl.audit.spec import Spec
 from medpfl.audit.validation import as_plain
 from medpfl.core.domain import Auxiliary, GlobalModel
 from medpfl.core.errors import SpecError
 from medpfl.core.seeding import content_hash, generator
-from medpfl.core.session import NO_SESSION, Session
 from medpfl.core.tasks import SingleLabel
 from medpfl.data import Dataset, Split, load_dataset, near_duplicates_of, split
 from medpfl.federation.training import train
 from medpfl.metrics.truth import GroundTruth
 from medpfl.models import build_model, imagenet_weights, load_checkpoint
-from medpfl.models.state import load_model, save_model
+from medpfl.models.state import fingerprint, load_model, save_model
 
 T = TypeVar("T")
 
@@ -43,11 +44,20 @@ class Materials:
     """Makes and keeps what a process needs. Everything follows from the spec and the cache folder.
 
     threads: with how many threads models are trained, whatever the process uses otherwise: their number changes bits.
+    training: is told which model is being trained and how far it has come (0 to 1).
     """
 
-    def __init__(self, spec: Spec, cache: Path, images_per_victim: dict[str, int], threads: int = 1) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        cache: Path,
+        images_per_victim: dict[str, int],
+        threads: int = 1,
+        training: Callable[[str, float], object] | None = None,
+    ) -> None:
         self.spec = spec
         self._threads = threads
+        self._tell = training or (lambda *_: None)
         self._cache_folder = cache
         self._images_per_victim = images_per_victim
         self._kept: dict[tuple[Any, ...], Any] = {}
@@ -126,7 +136,16 @@ class Materials:
         return Auxiliary(source.images[keep], source.targets[keep])
 
     def model(self, data: DataEntry, entry: ModelEntry, seed: int, victim: int | None = None) -> GlobalModel:
-        """The model that the server sends; `victim` matters for `untrained_per_victim` only."""
+        """The model that the server sends; `victim` matters for `untrained_per_victim` only.
+
+        A trained model comes from the cache folder, or is trained now while other processes that need it wait.
+        """
+        if entry.state != "trained":
+            return self.initial_model(data, entry, seed, victim)
+        return self._once(("trained", data.id, entry.id, seed), lambda: self._trained(data, entry, seed))
+
+    def initial_model(self, data: DataEntry, entry: ModelEntry, seed: int, victim: int | None = None) -> GlobalModel:
+        """The same before any training here: what all checks look at, because it costs no time."""
         key = victim if entry.state == "untrained_per_victim" else None
         return self._once(("model", data.id, entry.id, seed, key), lambda: self._make_model(data, entry, seed, key))
 
@@ -154,39 +173,61 @@ class Materials:
         if entry.state == "checkpoint":
             assert entry.checkpoint is not None  # set together with the state
             return load_checkpoint(model, entry.checkpoint)
-        if entry.state == "trained":
-            return self._trained(model, data, entry, seed)
         return model
 
-    def _trained(
-        self, model: GlobalModel, data: DataEntry, entry: ModelEntry, seed: int, session: Session = NO_SESSION
-    ) -> GlobalModel:
-        config = entry.training
-        assert config is not None  # set together with the state
-        pool = self.pool(data, seed)
-        indices = list(pool.split.training)
-        if config.victims == "included":
-            indices += [index for group in pool.split.victims for index in group]
+    def training_images(self, data: DataEntry, entry: ModelEntry, seed: int) -> list[int]:
+        """Places of the images that a trained model is trained on. Raises SpecError when there are none."""
+        assert entry.training is not None  # set together with the state
+        divided = self.pool(data, seed).split
+        indices = list(divided.training)
+        if entry.training.victims == "included":
+            indices += [index for group in divided.victims for index in group]
         if not indices:
             raise SpecError(
                 f"models '{entry.id}': '{data.id}' leaves no images to train on; use fewer victims or more images"
             )
-        key = content_hash(entry.params, seed, data.id, pool.fingerprint)
+        return indices
+
+    def _trained(self, data: DataEntry, entry: ModelEntry, seed: int) -> GlobalModel:
+        initial = self.initial_model(data, entry, seed)
+        key = content_hash(entry.params, seed, data.id, self.pool(data, seed).fingerprint, fingerprint(initial))
         path = self._cache_folder / f"model-{key}.safetensors"
-        if path.exists():
-            return load_model(model, path, key=key)
-        with _torch_threads(self._threads):
-            trained, _ = train(
-                model,
-                pool.dataset.images[indices],
-                pool.dataset.targets[indices],
-                config,
-                generator("training", seed, data.id, entry.name, as_plain(config)),
-                session,
-            )
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        save_model(trained, path, key=key)
+        with self._alone(path):
+            if path.exists():
+                return load_model(initial, path, key=key)
+            name = model_key(data, entry, seed)
+            session = FileSession(self._cache_folder, path.name, lambda fraction: self._tell(name, fraction))
+            trained = self._train(initial, data, entry, seed, session)
+            save_model(trained, path, key=key)
+            session.close()
+            self._tell(name, 1.0)
         return trained
+
+    def _train(
+        self, initial: GlobalModel, data: DataEntry, entry: ModelEntry, seed: int, session: FileSession
+    ) -> GlobalModel:
+        config = entry.training
+        assert config is not None  # set together with the state
+        dataset, indices = self.dataset(data), self.training_images(data, entry, seed)
+        stream = generator("training", seed, data.id, entry.name, as_plain(config))
+        with _torch_threads(self._threads):
+            return train(initial, dataset.images[indices], dataset.targets[indices], config, stream, session)[0]
+
+    @contextmanager
+    def _alone(self, path: Path) -> Iterator[None]:
+        """Inside, no other process makes the file `path`: the first one trains, the others wait and load."""
+        with ExitStack() as held:
+            try:
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                held.enter_context(locked(path.with_suffix(".lock"), wait=True))
+            except OSError as error:
+                raise unwritable(path, error) from None
+            yield
+
+
+def model_key(data: DataEntry, entry: ModelEntry, seed: int) -> str:
+    """Names a model of an audit, for instance `brain_mri/lenet_dlg/s0`."""
+    return f"{data.id}/{entry.id}/s{seed}"
 
 
 @contextmanager

@@ -34,7 +34,7 @@ class Prepared:
 
 
 def prepare(spec: Spec, cache: Path, plan: Plan) -> Prepared:
-    """Loads data and models and checks every cell. Raises InputError."""
+    """Loads data and models and checks every cell; trains nothing. Raises InputError."""
     found = cells(spec)
     needed = images_per_victim(found)
     materials = Materials(spec, cache, needed, plan.threads)
@@ -46,8 +46,10 @@ def prepare(spec: Spec, cache: Path, plan: Plan) -> Prepared:
         if reason is not None:
             refusals[cell.id] = reason
             continue
-        model = materials.model(cell.dataset, cell.model, spec.seeds[0], 0)
-        planned += chunks(spec, cell, model, plan)
+        planned += chunks(spec, cell, materials.initial_model(cell.dataset, cell.model, spec.seeds[0], 0), plan)
+        if cell.model.state == "trained":
+            for seed in spec.seeds:
+                materials.training_images(cell.dataset, cell.model, seed)
     fingerprints = {
         f"{entry.id}/s{seed}": materials.pool(entry, seed).fingerprint
         for entry in spec.data
@@ -58,7 +60,7 @@ def prepare(spec: Spec, cache: Path, plan: Plan) -> Prepared:
 
 
 def _refused_by_model(cell: Cell, materials: Materials, seed: int) -> str | None:
-    model = materials.model(cell.dataset, cell.model, seed, 0)
+    model = materials.initial_model(cell.dataset, cell.model, seed, 0)
     problems = check_recipe(cell.recipe.recipe, model, cell.defense.defense)
     if problems:
         return problems[0]

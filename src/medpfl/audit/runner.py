@@ -17,7 +17,7 @@ from medpfl.audit.preparation import Prepared, prepare
 from medpfl.audit.spec import Spec
 from medpfl.audit.store import Store, StoredCell
 from medpfl.audit.tables import now, spec_as_run, write_tables
-from medpfl.audit.workers import Computer, Died, Finished, Job, Pool, Progress, Raised
+from medpfl.audit.workers import Computer, Died, Event, Finished, Job, Pool, Progress, Raised, Training
 from medpfl.core.errors import InputError as _InputError
 from medpfl.core.errors import Interrupted, StoreError
 
@@ -31,11 +31,17 @@ class Listener(Protocol):
     def update(self, done: float, total: int, failed: int) -> None:
         """`done` of `total` cases are finished, running ones counted by their fraction; `failed` failed so far."""
 
+    def training(self, model: str, fraction: float) -> None:
+        """A model is being trained before its cases can be computed; 1 is the end."""
+
 
 class NoListener:
     """Tells nobody."""
 
     def update(self, done: float, total: int, failed: int) -> None:
+        """Does nothing."""
+
+    def training(self, model: str, fraction: float) -> None:
         """Does nothing."""
 
 
@@ -185,7 +191,10 @@ class _Loop:
                 for event in pool.events(timeout=1.0):
                     self._handle(event)
 
-    def _handle(self, event: Progress | Finished | Raised | Died) -> None:
+    def _handle(self, event: Event) -> None:
+        if isinstance(event, Training):
+            self._listener.training(event.model, event.fraction)
+            return
         if isinstance(event, Progress):
             self._fractions[event.chunk.id] = event.fraction * len(event.chunk.victims)
         elif isinstance(event, Finished):

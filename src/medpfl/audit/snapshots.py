@@ -22,7 +22,7 @@ INTERVAL = 20.0
 class FileSession:
     """A `Session` that keeps its snapshot in one file and reports fractions of the work."""
 
-    def __init__(self, folder: Path, chunk: str, report: Callable[[float], None], interval: float = INTERVAL) -> None:
+    def __init__(self, folder: Path, chunk: str, report: Callable[[float], object], interval: float = INTERVAL) -> None:
         self.path = folder / f"{content_hash(chunk)}.pt"
         self._report = report
         self._interval = interval

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from medpfl.audit.files import WAY_ON
+from medpfl.audit.files import WAY_ON, locked
 from medpfl.audit.plan import Chunk, case_id
 from medpfl.core.errors import StoreError
 
@@ -93,14 +93,9 @@ class Store:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        try:
-            import fcntl
-        except ImportError:  # no advisory locks on this platform: SQLite's own locks still protect the store
-            yield
-            return
-        with (self.folder / ".lock").open("w") as handle:
+        with contextlib.ExitStack() as held:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held.enter_context(locked(self.folder / ".lock", wait=False))
             except BlockingIOError:
                 raise StoreError(
                     f"{self.folder}: another audit is running in this folder; wait for it or stop it"

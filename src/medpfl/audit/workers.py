@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -50,6 +50,14 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Training:
+    """A model is being trained before its cases can be computed; it has come so far (0 to 1)."""
+
+    model: str
+    fraction: float
+
+
+@dataclass(frozen=True)
 class Finished:
     """A chunk's result rows."""
 
@@ -75,7 +83,7 @@ class Died:
     exit_code: int | None
 
 
-Event = Progress | Finished | Raised | Died
+Event = Progress | Training | Finished | Raised | Died
 
 
 class Computer:
@@ -84,17 +92,27 @@ class Computer:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._known: tuple[dict[str, Cell], Materials] | None = None
+        self._report: Callable[[Progress | Training], object] = lambda _: None
 
     def _prepared(self) -> tuple[dict[str, Cell], Materials]:
         """Cells by id, and what their cases are made of; made with the first chunk, so that its errors are reported."""
         if self._known is None:
             spec = parse_spec(self._job.plain, self._job.base)
-            materials = Materials(spec, self._job.out / "cache", self._job.images_per_victim)
+            materials = Materials(
+                spec,
+                self._job.out / "cache",
+                self._job.images_per_victim,
+                self._job.threads,
+                lambda model, fraction: self._report(Training(model, fraction)),
+            )
             self._known = ({cell.id: cell for cell in cells(spec)}, materials)
         return self._known
 
-    def run(self, chunk: Chunk, report: Any, give_up: str | None = None) -> Finished | Raised:
+    def run(
+        self, chunk: Chunk, report: Callable[[Progress | Training], object], give_up: str | None = None
+    ) -> Finished | Raised:
         """The rows of a chunk; `give_up` is the reason why its cases count as failed without being computed."""
+        self._report = report
         session = FileSession(self._job.out / "snapshots", chunk.id, lambda fraction: report(Progress(chunk, fraction)))
         threads = torch.get_num_threads()
         torch.set_num_threads(self._job.threads)
@@ -221,7 +239,7 @@ class Pool:
                 del self._busy[ready]
                 found.append(Died(chunk, process.exitcode))
                 continue
-            if not isinstance(event, Progress):
+            if not isinstance(event, Progress | Training):
                 del self._busy[ready]
                 self._idle.append((process, ready))
             found.append(event)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from medpfl.cli.texts import duration
@@ -21,6 +22,9 @@ class Display(Protocol):
 
     def update(self, done: float, total: int, failed: int) -> None:
         """`done` of `total` cases are finished, running ones counted by their fraction; `failed` failed so far."""
+
+    def training(self, model: str, fraction: float) -> None:
+        """A model is being trained before its cases can be computed; 1 is the end."""
 
     def close(self) -> None:
         """Shows how far it came."""
@@ -57,6 +61,11 @@ class Bar:
         self._progress.update(self._task, completed=done, total=max(total, 1), cases=_cases(done, total, failed))
         self._progress.start()
 
+    def training(self, model: str, fraction: float) -> None:
+        """Says so in front of the bar."""
+        text = f"training {escape(model)} {fraction:.0%}" if fraction < 1 else "auditing"
+        self._progress.update(self._task, description=text)
+
     def close(self) -> None:
         """Leaves the bar as it is."""
         self._progress.stop()
@@ -92,6 +101,12 @@ class Lines:
         elif self._clock() - self._written < self._every:
             return
         self._line()
+
+    def training(self, model: str, fraction: float) -> None:
+        """Writes a line if it is time for one."""
+        if fraction < 1 and self._clock() - self._written >= self._every:
+            self._written = self._clock()
+            self._write(f"training {model}: {fraction:.0%}")
 
     def close(self) -> None:
         """Writes the last line, unless it would repeat the one before."""
