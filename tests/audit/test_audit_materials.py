@@ -84,3 +84,26 @@ def test_the_report_says_that_batches_are_balanced(batch_size: int, said: bool, 
     prepared = prepare(spec, tmp_path / "cache", Plan())
     titles = [entry["title"] for entry in describe(spec, prepared.cells, prepared.materials)["assumptions"]]
     assert ("Balanced clients" in titles) is said
+
+
+def test_another_data_entry_as_auxiliary_knowledge_is_listed_without_the_victims_patients(tmp_path: Path) -> None:
+    """Phantoms of one seed and number of patients draw the same people, here in other poses."""
+    drawn = {"reader": "phantom", "size": 16, "seed": 4, "patients": 12}
+    plain: dict[str, Any] = {
+        "data": [
+            {**drawn, "name": "here", "count": 24, "victims": 3, "near_duplicates": 1.0},
+            {**drawn, "name": "there", "count": 36, "victims": 0},
+        ],
+        "threat_models": [{"name": "honest_server", "knows": [{"auxiliary": "there"}]}],
+    }
+    spec = parse_spec(plain, base=tmp_path)
+    prepared = prepare(spec, tmp_path / "cache", Plan())
+    (cell,) = prepared.cells
+    auxiliary = prepared.materials.auxiliary(cell, 0)
+    assert auxiliary is not None
+    here, there = describe(spec, prepared.cells, prepared.materials)["data"]
+    assert (here["dataset"], here["victims"]) == ("here", 3)
+    assert (there["dataset"], there["images"], there["victims"]) == ("there", 36, 0)
+    assert (there["dropped_by_patient"], there["near_duplicates"]) == (9, 0)
+    assert there["auxiliary"] == len(auxiliary.images) == 27
+    assert "attack 'here'" in there["notes"][0]

@@ -55,7 +55,6 @@ def test_images_targets_and_keys_are_kept_in_order() -> None:
     assert dataset.targets.tolist() == [2, 0]
     assert dataset.items == ("x", "y")
     assert dataset.patients == ("p", None)
-    assert dataset.sites == ("s", None)
     assert dataset.task == SingleLabel(3)
     assert dataset.notes == ("a note",)
 

@@ -26,7 +26,6 @@ def dataset(
         targets=torch.tensor(labels, dtype=torch.int64),
         items=tuple(str(index) for index in range(count)),
         patients=tuple(patients or [None] * count),
-        sites=(None,) * count,
         class_names=tuple(str(label) for label in range(max(labels) + 1)),
         task=SingleLabel(max(2, max(labels) + 1)),
     )

@@ -55,6 +55,38 @@ def _data(spec: Spec, cells: Sequence[Cell], materials: Materials) -> list[dict[
                     "notes": [*_differs_from_published(entry), *pool.dataset.notes, *divided.notes],
                 }
             )
+    return described + _borrowed(spec, cells, materials)
+
+
+def _borrowed(spec: Spec, cells: Sequence[Cell], materials: Materials) -> list[dict[str, Any]]:
+    """Data entries that are auxiliary knowledge, once for each data entry whose victims they stand beside."""
+    pairs = {
+        (cell.dataset.id, cell.threat_model.auxiliary): cell.dataset
+        for cell in cells
+        if cell.threat_model.auxiliary is not None
+    }
+    described = []
+    for (attacked, other), entry in pairs.items():
+        for seed in spec.seeds:
+            source, borrowed = materials.borrowed(entry, other, seed)
+            described.append(
+                {
+                    "dataset": other,
+                    "seed": seed,
+                    "images": len(source),
+                    "victims": 0,
+                    "training": 0,
+                    "auxiliary": len(borrowed.indices),
+                    "null": 0,
+                    "near_duplicates": borrowed.near_duplicates,
+                    "dropped_by_patient": borrowed.dropped_by_patient,
+                    "notes": [
+                        f"Auxiliary knowledge of adversaries who attack '{attacked}'.",
+                        *source.notes,
+                        *borrowed.notes,
+                    ],
+                }
+            )
     return described
 
 

@@ -22,7 +22,7 @@ from medpfl.core.domain import Auxiliary, GlobalModel
 from medpfl.core.errors import SpecError
 from medpfl.core.seeding import content_hash, generator
 from medpfl.core.tasks import SingleLabel
-from medpfl.data import Dataset, Split, load_dataset, near_duplicates_of, split
+from medpfl.data import Borrowed, Dataset, Split, borrow, load_dataset, split
 from medpfl.federation.training import train
 from medpfl.metrics.truth import GroundTruth
 from medpfl.models import build_model, imagenet_weights, load_checkpoint
@@ -123,17 +123,27 @@ class Materials:
         if threat_model.auxiliary is None:
             indices = list(pool.split.auxiliary)
             return Auxiliary(pool.dataset.images[indices], pool.dataset.targets[indices])
-        other = self.spec.entry("dataset", threat_model.auxiliary)
-        assert isinstance(other, DataEntry)  # _check_auxiliary found it among the data entries
-        source = self.dataset(other)
-        if source.images.shape[1:] != pool.dataset.images.shape[1:]:
-            raise SpecError(
-                f"data entry '{other.id}' gives images {tuple(source.images.shape[1:])}, but as auxiliary knowledge for "
-                f"'{cell.dataset.id}' they must be {tuple(pool.dataset.images.shape[1:])}; give both the same size and channels"
-            )
-        victims = pool.dataset.images[[index for indices in pool.split.victims for index in indices]]
-        keep = ~near_duplicates_of(source.images, victims, cell.dataset.settings.near_duplicates)
-        return Auxiliary(source.images[keep], source.targets[keep])
+        source, borrowed = self.borrowed(cell.dataset, threat_model.auxiliary, seed)
+        indices = list(borrowed.indices)
+        return Auxiliary(source.images[indices], source.targets[indices])
+
+    def borrowed(self, entry: DataEntry, other: str, seed: int) -> tuple[Dataset, Borrowed]:
+        """What of the data entry with the id `other` is auxiliary knowledge against the victims of `entry`."""
+
+        def make() -> tuple[Dataset, Borrowed]:
+            lender = self.spec.entry("dataset", other)
+            assert isinstance(lender, DataEntry)  # _check_auxiliary found it among the data entries
+            pool, source = self.pool(entry, seed), self.dataset(lender)
+            if source.images.shape[1:] != pool.dataset.images.shape[1:]:
+                raise SpecError(
+                    f"data entry '{other}' gives images {tuple(source.images.shape[1:])}, but as auxiliary knowledge "
+                    f"for '{entry.id}' they must be {tuple(pool.dataset.images.shape[1:])}; give both the same size "
+                    "and channels"
+                )
+            private = [index for indices in pool.split.victims for index in indices] + list(pool.split.bystanders)
+            return source, borrow(source, pool.dataset, private, entry.settings.near_duplicates)
+
+        return self._once(("borrowed", entry.id, other, seed), make)
 
     def model(self, data: DataEntry, entry: ModelEntry, seed: int, victim: int | None = None) -> GlobalModel:
         """The model that the server sends; `victim` matters for `untrained_per_victim` only.

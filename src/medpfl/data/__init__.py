@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from medpfl.data.auxiliary import Borrowed, borrow
 from medpfl.data.base import READERS, UNLABELED, Reader
 from medpfl.data.dataset import Dataset, load_dataset
 from medpfl.data.named import DATASETS, NamedDataset, check_named
@@ -21,6 +22,7 @@ __all__ = [
     "READERS",
     "UNLABELED",
     "Aspect",
+    "Borrowed",
     "CsvReader",
     "Dataset",
     "DicomReader",
@@ -31,6 +33,7 @@ __all__ = [
     "PhantomReader",
     "Reader",
     "Split",
+    "borrow",
     "check_named",
     "load_dataset",
     "near_duplicates_of",

@@ -21,8 +21,8 @@ from medpfl.data.resizing import Aspect, resize, to_channels
 class Dataset:
     """Images (N, C, *spatial) in [0, 1] with their targets: int64 (N,), or float (N, classes) for several labels.
 
-    `items` are unique names without patient text. `patients` and `sites` are opaque keys for splitting. `notes` say in
-    plain sentences what is unusual about the data.
+    `items` are unique names without patient text. `patients` are opaque keys for splitting. `notes` say in plain
+    sentences what is unusual about the data.
     """
 
     name: str
@@ -30,7 +30,6 @@ class Dataset:
     targets: Tensor
     items: tuple[str, ...]
     patients: tuple[str | None, ...]
-    sites: tuple[str | None, ...]
     class_names: tuple[str, ...]
     task: Task
     notes: tuple[str, ...] = ()
@@ -74,7 +73,6 @@ def load_dataset(
         targets=_targets(samples, multi_label),
         items=items,
         patients=tuple(sample.patient for sample in samples),
-        sites=tuple(sample.site for sample in samples),
         class_names=class_names,
         task=MultiLabel(len(class_names)) if multi_label else SingleLabel(max(2, len(class_names))),
         notes=(*reader.notes(), *_constant_notes(samples)),

@@ -17,7 +17,7 @@ from medpfl.core.errors import DataError, suggestion
 from medpfl.data.base import READERS, UNLABELED, Label, Reader, pick
 from medpfl.data.paths import require_access
 from medpfl.data.pixels import read_image_file
-from medpfl.data.pseudonyms import derive_key, pseudonym
+from medpfl.data.pseudonyms import derive_key, patient_key, pseudonym
 
 _TRUE = {"1", "1.0", "true", "yes"}
 _FALSE = {"0", "0.0", "", "false", "no"}
@@ -28,8 +28,8 @@ class _Row:
     number: int
     path: str
     label: Label
-    patient: str | None
-    site: str | None
+    patient: str
+    site: str
 
 
 @READERS.register(
@@ -42,7 +42,7 @@ class CsvReader(Reader):
     """Reads the images that a CSV file lists, in its order.
 
     One label column holds a class name, or several joined by `separator`; several label columns hold 0 or 1 each and
-    are the classes. Patients and sites leave as keyed pseudonyms. The item is the path as written, or row and file
+    are the classes. Patients and sites leave as keyed pseudonyms; equal texts in two CSV files mean one patient. The item is the path as written, or row and file
     name where that leads out of the CSV file's folder.
     """
 
@@ -77,10 +77,8 @@ class CsvReader(Reader):
         key = derive_key([self.path])
         rows = self._rows(records, self._class_names(records))
         for row in pick(rows, [row.label for row in rows], maximum):
-            patient, site = (
-                None if not text else pseudonym(key, kind, text)
-                for kind, text in (("patient", row.patient), ("site", row.site))
-            )
+            patient = patient_key(row.patient) if row.patient else None
+            site = pseudonym(key, "site", row.site) if row.site else None
             yield Sample(read_image_file(self._file(row)), row.label, self._item(row), patient, site)
 
     def _records(self) -> list[dict[str, str]]:

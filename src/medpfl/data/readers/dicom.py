@@ -26,7 +26,7 @@ from medpfl.data.base import READERS, Reader, pick
 from medpfl.data.dicom_pixels import Window, frame_values, install_hint, undecodable
 from medpfl.data.listing import Found, classes_of, find_files
 from medpfl.data.pixels import to_image
-from medpfl.data.pseudonyms import derive_key, pseudonym
+from medpfl.data.pseudonyms import derive_key, patient_key, pseudonym
 
 _SUFFIXES = (".dcm", ".dicom", ".ima")
 
@@ -143,7 +143,7 @@ class DicomReader(Reader):
                 image=self._image(opened[1], frame, path),
                 label=label,
                 item=f"{name}#{frame}",
-                patient=pseudonym(key, "patient", patient) if patient else name,
+                patient=patient_key(patient) if patient else patient_key("", within=path),
                 site=pseudonym(key, "site", header.site) if header.site else None,
             )
 

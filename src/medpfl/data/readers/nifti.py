@@ -17,7 +17,7 @@ from medpfl.core.errors import DataError
 from medpfl.data.base import READERS, Reader, spread_evenly
 from medpfl.data.listing import Found, classes_of, find_files
 from medpfl.data.pixels import FloatArray, apply_window, percentile_window, to_image
-from medpfl.data.pseudonyms import derive_key, pseudonym
+from medpfl.data.pseudonyms import derive_key, patient_key, pseudonym
 from medpfl.data.volumes import load_volume
 
 _BIDS_SUBJECT = re.compile(r"(?:^|/)(sub-[A-Za-z0-9]+)")
@@ -88,11 +88,9 @@ class NiftiReader(Reader):
                 continue
             volume = self._volume(file.path)
             name = pseudonym(key, "item", file.name)
-            subject = _BIDS_SUBJECT.search(file.name)
-            patient = pseudonym(key, "patient", subject[1]) if subject else name
             for number in self._kept(volume) if chosen is None else chosen[position]:
                 image = to_image(self._slice(volume, number), f"'{file.path}', slice {number}")
-                yield Sample(image, label, f"{name}#{number}", patient)
+                yield Sample(image, label, f"{name}#{number}", _patient(file))
 
     def _listed(self) -> tuple[list[Found], tuple[str, ...], list[int]]:
         suffixes = (".nii", ".nii.gz")
@@ -120,3 +118,13 @@ class NiftiReader(Reader):
         if isinstance(start, float) or isinstance(stop, float):
             start, stop = (int(round(bound * count, 6)) for bound in (start, stop))
         return range(count)[int(start) : int(stop) : step]
+
+
+def _patient(file: Found) -> str:
+    """The BIDS subject inside its data set, that is, beside the folders of the other subjects; else the file."""
+    subject = _BIDS_SUBJECT.search(file.name)
+    if subject is None:
+        return patient_key("", within=file.path)
+    beside = Path(file.path.as_posix().removesuffix(file.name[subject.start(1) :]))
+    folder = next((folder for folder in (beside, *beside.parents) if folder.name == subject[1]), None)
+    return patient_key(subject[1], within=beside if folder is None else folder.parent)
