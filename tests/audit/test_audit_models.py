@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 import threading
 import time
 from functools import partial
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from medpfl.audit import materials as materials_module
 from medpfl.audit import parse_spec, run_audit
@@ -22,7 +25,7 @@ from medpfl.audit.plan import Plan
 from medpfl.audit.preparation import prepare
 from medpfl.audit.snapshots import FileSession
 from medpfl.core.domain import GlobalModel
-from medpfl.core.errors import SpecError
+from medpfl.core.errors import InputError, SpecError, StoreError
 from medpfl.federation.training import train
 
 DATA = {"name": "films", "reader": "phantom", "kind": "chest", "count": 30, "size": 16, "victims": 2}
@@ -136,3 +139,90 @@ def test_training_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.M
     assert steps == [1, 2, 3, 4, 5, 6, 7, 8]
     assert all(torch.equal(whole.parameters[name], resumed.parameters[name]) for name in whole.parameters)
     assert not list((tmp_path / "stopped").glob("*.pt"))
+
+
+NET = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, channels, size, classes):
+        super().__init__()
+        self.last = nn.Linear(channels * size * size, classes)
+        nn.init.constant_(self.last.weight, {weight})
+
+    def forward(self, images):
+        return {forward}
+"""
+SENT = "self.last(torch.sigmoid(images.flatten(1)))"
+MORE = ["none", {"name": "gaussian", "std": 0.1}]
+
+
+def write_net(folder: Path, weight: float = 0.01, forward: str = SENT) -> dict[str, Any]:
+    sys.modules.pop("nets_of_ours", None)
+    (folder / "nets_of_ours.py").write_text(NET.format(weight=weight, forward=forward))
+    return {"factory": "nets_of_ours:Net"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"weight": 0.0101}, {"forward": SENT.replace("sigmoid", "tanh")}],
+    ids=["another initialization", "the same tensors, another computation"],
+)
+@pytest.mark.parametrize("state", ["untrained", TRAINED["state"]], ids=["untrained", "trained"])
+def test_a_changed_factory_is_refused(
+    change: dict[str, Any], state: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    out = tmp_path / "out"
+    model = {**write_net(tmp_path), "state": state}
+    run_audit(parse_spec(plain(models=[model]), tmp_path), out, workers=0)
+    before = rows(out)
+    write_net(tmp_path, **change)
+    for defenses in (["none"], MORE):
+        with pytest.raises(StoreError, match=r"the model films/Net/s0 is not the one .*--out"):
+            run_audit(parse_spec(plain(models=[model], defenses=defenses), tmp_path), out, workers=0)
+    assert rows(out) == before
+    write_net(tmp_path)
+    assert run_audit(parse_spec(plain(models=[model], defenses=MORE), tmp_path), out, workers=0).counts["done"] == 4
+
+
+def test_a_changed_checkpoint_is_refused(tmp_path: Path) -> None:
+    out, path = tmp_path / "out", tmp_path / "net.pt"
+    model = {**write_net(tmp_path), "state": "./net.pt"}
+    weights = {"last.weight": torch.full((3, 256), 0.01), "last.bias": torch.zeros(3)}
+    torch.save(weights, path)
+    run_audit(parse_spec(plain(models=[model]), tmp_path), out, workers=0)
+    before = rows(out)
+    weights["last.bias"][0] = 1e-7
+    torch.save(weights, path)
+    with pytest.raises(StoreError, match=r"the model films/Net/s0 .*checkpoint.*--out"):
+        run_audit(parse_spec(plain(models=[model], defenses=MORE), tmp_path), out, workers=0)
+    assert rows(out) == before
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_another_trained_model_is_refused_before_its_cases_are_computed(workers: int, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_audit(parse_spec(plain(), tmp_path), out, workers=0)
+    before = rows(out)
+    (path,) = (out / "cache").glob("*.safetensors")
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    original, tensors = path.read_bytes(), load_file(path)
+    save_file({name: tensor * 1.001 for name, tensor in tensors.items()}, path, metadata=metadata)
+    more = parse_spec(plain(defenses=MORE), tmp_path)
+    with pytest.raises(InputError, match=r"the trained model films/lenet_dlg/s0 .*--out"):
+        run_audit(more, out, workers=workers)
+    assert rows(out) == before
+    path.write_bytes(original)
+    assert run_audit(more, out, workers=0).counts["done"] == 4
+
+
+def test_a_model_whose_cached_file_was_deleted_is_trained_again(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_audit(parse_spec(plain(), tmp_path), out, workers=0)
+    (path,) = (out / "cache").glob("*.safetensors")
+    path.unlink()
+    assert run_audit(parse_spec(plain(defenses=MORE), tmp_path), out, workers=0).counts["done"] == 4

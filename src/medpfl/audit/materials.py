@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from medpfl.audit.snapshots import FileSession
 from medpfl.audit.spec import Spec
 from medpfl.audit.validation import as_plain
 from medpfl.core.domain import Auxiliary, GlobalModel
-from medpfl.core.errors import SpecError
+from medpfl.core.errors import SpecError, StoreError
 from medpfl.core.seeding import content_hash, generator
 from medpfl.core.tasks import SingleLabel
 from medpfl.data import Borrowed, Dataset, Split, borrow, load_dataset, split
@@ -45,6 +45,7 @@ class Materials:
 
     threads: with how many threads models are trained, whatever the process uses otherwise: their number changes bits.
     training: is told which model is being trained and how far it has come (0 to 1).
+    known: fingerprints of trained models by `model_key`; another model under that name raises StoreError.
     """
 
     def __init__(
@@ -54,9 +55,13 @@ class Materials:
         images_per_victim: dict[str, int],
         threads: int = 1,
         training: Callable[[str, float], object] | None = None,
+        known: Mapping[str, str] | None = None,
     ) -> None:
         self.spec = spec
         self._threads = threads
+        self._known = dict(known or {})
+        self.trained: dict[str, str] = {}
+        """Fingerprints of the trained models that were made so far, by `model_key`."""
         self._tell = training or (lambda *_: None)
         self._cache_folder = cache
         self._images_per_victim = images_per_victim
@@ -152,7 +157,7 @@ class Materials:
         """
         if entry.state != "trained":
             return self.initial_model(data, entry, seed, victim)
-        return self._once(("trained", data.id, entry.id, seed), lambda: self._trained(data, entry, seed))
+        return self._once(("trained", data.id, entry.id, seed), lambda: self._checked(data, entry, seed))
 
     def initial_model(self, data: DataEntry, entry: ModelEntry, seed: int, victim: int | None = None) -> GlobalModel:
         """The same before any training here: what all checks look at, because it costs no time."""
@@ -198,6 +203,13 @@ class Materials:
             )
         return indices
 
+    def _checked(self, data: DataEntry, entry: ModelEntry, seed: int) -> GlobalModel:
+        name, model = model_key(data, entry, seed), self._trained(data, entry, seed)
+        self.trained[name] = fingerprint(model)
+        if self._known.get(name, self.trained[name]) != self.trained[name]:
+            raise another_trained_model(name, self._cache_folder.parent)
+        return model
+
     def _trained(self, data: DataEntry, entry: ModelEntry, seed: int) -> GlobalModel:
         initial = self.initial_model(data, entry, seed)
         key = content_hash(entry.params, seed, data.id, self.pool(data, seed).fingerprint, fingerprint(initial))
@@ -238,6 +250,14 @@ class Materials:
 def model_key(data: DataEntry, entry: ModelEntry, seed: int) -> str:
     """Names a model of an audit, for instance `brain_mri/lenet_dlg/s0`."""
     return f"{data.id}/{entry.id}/s{seed}"
+
+
+def another_trained_model(name: str, folder: Path) -> StoreError:
+    """What to raise where a trained model is not the one that an audit's earlier results were computed with."""
+    return StoreError(
+        f"{folder}: the trained model {name} is not the one that earlier results were computed with "
+        "(its file in the cache was changed, or it was trained again elsewhere); put the file back or use another --out"
+    )
 
 
 @contextmanager

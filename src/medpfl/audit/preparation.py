@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from medpfl.audit.grid import Cell, cells, refusal
-from medpfl.audit.materials import Materials, images_per_victim
+from medpfl.audit.identity import identity
+from medpfl.audit.materials import Materials, images_per_victim, model_key
 from medpfl.audit.plan import Chunk, Plan, chunks
 from medpfl.audit.spec import Spec
 from medpfl.core.functional import require_ssim_size
@@ -26,6 +28,8 @@ class Prepared:
     materials: Materials
     images_per_victim: Mapping[str, int]
     data_fingerprints: Mapping[str, str]
+    models: Mapping[str, Mapping[str, Any]]
+    """What tells the models of the first seed from others, before any training here."""
 
     @property
     def runnable(self) -> list[Cell]:
@@ -40,13 +44,18 @@ def prepare(spec: Spec, cache: Path, plan: Plan) -> Prepared:
     materials = Materials(spec, cache, needed, plan.threads)
     refusals: dict[str, str] = {}
     planned: list[Chunk] = []
+    models: dict[str, Mapping[str, Any]] = {}
     for cell in found:
         require_ssim_size(tuple(materials.dataset(cell.dataset).images.shape[2:]))
         reason = refusal(cell) or _refused_by_model(cell, materials, spec.seeds[0])
         if reason is not None:
             refusals[cell.id] = reason
             continue
-        planned += chunks(spec, cell, materials.initial_model(cell.dataset, cell.model, spec.seeds[0], 0), plan)
+        model = materials.initial_model(cell.dataset, cell.model, spec.seeds[0], 0)
+        planned += chunks(spec, cell, model, plan)
+        key = model_key(cell.dataset, cell.model, spec.seeds[0])
+        if key not in models:
+            models[key] = identity(model)
         if cell.model.state == "trained":
             for seed in spec.seeds:
                 materials.training_images(cell.dataset, cell.model, seed)
@@ -56,7 +65,7 @@ def prepare(spec: Spec, cache: Path, plan: Plan) -> Prepared:
         if entry.id in needed
         for seed in spec.seeds
     }
-    return Prepared(spec, tuple(found), refusals, tuple(planned), materials, needed, fingerprints)
+    return Prepared(spec, tuple(found), refusals, tuple(planned), materials, needed, fingerprints, models)
 
 
 def _refused_by_model(cell: Cell, materials: Materials, seed: int) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +12,8 @@ from typing import Any, Protocol
 from medpfl.audit.context import describe
 from medpfl.audit.entries import AXES
 from medpfl.audit.files import append, write_atomically
+from medpfl.audit.identity import is_same
+from medpfl.audit.materials import another_trained_model
 from medpfl.audit.plan import Chunk, Plan
 from medpfl.audit.preparation import Prepared, prepare
 from medpfl.audit.spec import Spec
@@ -78,7 +80,9 @@ def _run(spec: Spec, out: Path, store: Store, workers: int, listener: Listener) 
     if pending:
         store.set("context", describe(spec, prepared.cells, prepared.materials))
     write_atomically(out / "spec.yaml", spec_as_run(spec, out))
-    job = Job(spec.plain, spec.base, out, dict(prepared.images_per_victim), plan.threads)
+    job = Job(
+        spec.plain, spec.base, out, dict(prepared.images_per_victim), plan.threads, store.get("trained_models") or {}
+    )
     try:
         _Loop(store, spec, job, listener).run(pending, workers)
     except KeyboardInterrupt:
@@ -142,6 +146,13 @@ def _register(store: Store, prepared: Prepared) -> None:
                 f"{store.folder}: the images or the division of {key} are not those that the audit was started with "
                 f"(changed files, or a recipe that needs more images per victim); {way_out}"
             )
+    models = store.get("models") or {}
+    for key, stored_model in models.items():
+        if key in prepared.models and not is_same(stored_model, prepared.models[key]):
+            raise StoreError(
+                f"{store.folder}: the model {key} is not the one that the audit was started with "
+                f"(another checkpoint file, or code that makes another model); {way_out}"
+            )
     new = [
         StoredCell(
             cell.id,
@@ -161,6 +172,7 @@ def _register(store: Store, prepared: Prepared) -> None:
     store.add_cells(new, [chunk for chunk in prepared.chunks if chunk.cell in names], list(current))
     store.set("general", general)
     store.set("data", {**fingerprints, **prepared.data_fingerprints})
+    store.set("models", {**prepared.models, **models})
 
 
 class _Loop:
@@ -174,6 +186,7 @@ class _Loop:
         self._queue: list[tuple[Chunk, str | None]] = []
         self._fractions: dict[str, float] = {}
         self._written = time.monotonic()
+        self._trained = dict(job.trained)
 
     def run(self, pending: Sequence[Chunk], workers: int) -> None:
         self._queue = [(chunk, None) for chunk in pending]
@@ -211,12 +224,23 @@ class _Loop:
     def _finish(self, event: Finished) -> None:
         from medpfl.audit.snapshots import FileSession
 
+        self._check_trained(event.trained)
         self._store.finish(event.chunk, event.rows)
         FileSession(self._job.out / "snapshots", event.chunk.id, lambda _: None).close()
         self._fractions.pop(event.chunk.id, None)
         if time.monotonic() - self._written > TABLES_EVERY:
             write_tables(self._store, self._spec)
             self._written = time.monotonic()
+
+    def _check_trained(self, found: Mapping[str, str]) -> None:
+        """Remembers trained models when they are first used."""
+        new = {name: fingerprint for name, fingerprint in found.items() if name not in self._trained}
+        for name, fingerprint in found.items():
+            if self._trained.get(name, fingerprint) != fingerprint:
+                raise another_trained_model(name, self._job.out)
+        if new:
+            self._trained |= new
+            self._store.set("trained_models", self._trained)
 
     def _again(self, chunk: Chunk, reason: str) -> None:
         """A chunk that failed as a whole is run case by case; a single case fails with the reason."""

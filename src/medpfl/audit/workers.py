@@ -39,6 +39,8 @@ class Job:
     out: Path
     images_per_victim: dict[str, int]
     threads: int
+    trained: Mapping[str, str]
+    """Fingerprints of the trained models that earlier results were computed with."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,11 @@ class Training:
 
 @dataclass(frozen=True)
 class Finished:
-    """A chunk's result rows."""
+    """A chunk's result rows, and the fingerprints of the trained models that this process has used so far."""
 
     chunk: Chunk
     rows: list[dict[str, Any]]
+    trained: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ class Computer:
                 self._job.images_per_victim,
                 self._job.threads,
                 lambda model, fraction: self._report(Training(model, fraction)),
+                self._job.trained,
             )
             self._known = ({cell.id: cell for cell in cells(spec)}, materials)
         return self._known
@@ -120,8 +124,10 @@ class Computer:
             known, materials = self._prepared()
             cell = known[chunk.cell]
             if give_up is not None:
-                return Finished(chunk, failed_rows(materials, cell, chunk, give_up))
-            return Finished(chunk, compute(materials, cell, chunk, self._job.out, session))
+                rows = failed_rows(materials, cell, chunk, give_up)
+            else:
+                rows = compute(materials, cell, chunk, self._job.out, session)
+            return Finished(chunk, rows, dict(materials.trained))
         except InputError as error:
             return Raised(chunk, str(error), traceback.format_exc(), input_error=True)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an attack raises fails its cases with the reason, not the audit
