@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from medpfl.core.errors import SpecError, suggestion
+from medpfl.core.planned import not_in_this_version
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -24,7 +25,7 @@ class Entry(Generic[T]):
 
 
 class Registry(Generic[T]):
-    """Names of one kind. Duplicates are refused; unknown names raise with the nearest known one.
+    """Names of one kind. Duplicates are refused; unknown names raise with the nearest known one, planned ones say so.
 
     >>> numbers: Registry[int] = Registry("number")
     >>> numbers.add("one", 1, summary="the first")
@@ -56,7 +57,13 @@ class Registry(Generic[T]):
         try:
             return self._entries[name]
         except KeyError:
-            raise SpecError(f"unknown {self.kind} '{name}': {suggestion(name, self._entries)}") from None
+            raise SpecError(self.why_missing(name)) from None
+
+    def why_missing(self, name: str) -> str:
+        """What to tell somebody who asks for a name that is not registered."""
+        if not_in_this_version(self.kind, name):
+            return f"the {self.kind} '{name}' is not in this version, which has: {', '.join(self.names())}"
+        return f"unknown {self.kind} '{name}': {suggestion(name, self._entries)}"
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
