@@ -301,6 +301,21 @@ def test_presets_are_valid_settings(name: str) -> None:
         ATTACKS[name].item(**values)
 
 
+@pytest.mark.parametrize(
+    ("name", "convention"),
+    [
+        ("cpl", "range_0"),
+        ("dlg", "range_1_8bit"),
+        ("feature_readout", "range_1"),
+        ("first_layer_readout", "range_1"),
+        ("gradinv", "range_255_normalized"),
+        ("idlg", "range_0"),
+    ],
+)
+def test_legacy_scores_follow_the_source_and_are_plain_without_one(name: str, convention: str) -> None:
+    assert ATTACKS[name].item.legacy_convention == convention
+
+
 @pytest.mark.parametrize("name", sorted(SETTINGS))
 def test_descriptions_say_what_and_whence(name: str) -> None:
     entry = ATTACKS[name]

@@ -68,7 +68,6 @@ class FeatureReadout(Attack):
         "published": {"total_variation": 0.0},
         "quick": {"iterations": 200},
     }
-    legacy_convention: ClassVar[str] = "range_0"
 
     def why_not(self, model: GlobalModel, recipe: Recipe | None) -> str | None:
         """The last layer must be dense with a bias, called once, and trained by plain SGD."""
