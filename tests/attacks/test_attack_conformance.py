@@ -293,6 +293,33 @@ def test_gradinv_with_given_labels_needs_them(
     assert labels.tolist() == [1]
 
 
+@pytest.mark.parametrize("kind", ["gradient", "delta", "weights"])
+@pytest.mark.parametrize("withheld", [False, True], ids=["recipe known", "recipe withheld"])
+def test_what_is_refused_at_once_is_what_would_fail(
+    attack: Attack, kind: Any, withheld: bool, observations: list[Observation], as_kind: Any
+) -> None:
+    (seen,) = observations[:1]
+    seen = seen if kind == "gradient" else as_kind(seen, kind, 0.01)
+    seen = replace(seen, recipe=None if withheld else seen.recipe)
+    reason = attack.why_not(seen.model, seen.recipe, seen.update.kind, seen.examples)
+    (result,) = run(attack, [seen])
+    assert (reason is None) == isinstance(result, Reconstruction), (reason, result)
+    assert reason is None or (withheld and "withheld" in reason)
+
+
+@pytest.mark.parametrize("recipe", [None, Recipe(batch_size=2)], ids=["recipe withheld", "recipe known"])
+def test_multi_label_batches_are_refused_at_once_where_they_would_fail(
+    recipe: Recipe | None, make_model: Any, dense_net: Any, observe: Observe, blobs: Any, multi_label: Any
+) -> None:
+    model = make_model(dense_net(64, 24), (1, 8, 8), task=multi_label(3))
+    seen = observe(model, blobs(2, (1, 8, 8)), torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]]))
+    seen = replace(seen, recipe=recipe)
+    attack = GradInv(iterations=2)
+    assert "multi-label" in (attack.why_not(model, recipe, "gradient", 2) or "")
+    assert attack.why_not(model, recipe, "gradient", 1) is None
+    assert isinstance(run(attack, [seen])[0], Failure)
+
+
 @pytest.mark.parametrize("name", sorted(SETTINGS))
 def test_presets_are_valid_settings(name: str) -> None:
     presets = ATTACKS[name].item.presets

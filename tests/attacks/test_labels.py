@@ -146,11 +146,11 @@ def test_models_without_a_classification_layer_are_refused_with_the_reason(make_
             output: torch.Tensor = self.head(images).flatten(1)
             return output
 
-    reason = why_no_labels(make_model(ConvolutionHead(), (1, 8, 8)), Recipe())
+    reason = why_no_labels(make_model(ConvolutionHead(), (1, 8, 8)), 1)
     assert reason is not None
     assert "no dense layer" in reason
     hidden = nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.LayerNorm(3))
-    reason = why_no_labels(make_model(hidden, (1, 8, 8)), Recipe())
+    reason = why_no_labels(make_model(hidden, (1, 8, 8)), 1)
     assert reason is not None
     assert "come after" in reason
 

@@ -124,7 +124,7 @@ def test_a_last_layer_that_shows_no_class_gives_nothing(
     ],
 )
 def test_first_layers_that_hide_the_image_are_refused(net: nn.Module, reason: str, make_model: Any) -> None:
-    found = FirstLayerReadout().why_not(make_model(net, (1, 8, 8)), Recipe())
+    found = FirstLayerReadout().why_not(make_model(net, (1, 8, 8)), Recipe(), "gradient", 1)
     assert found is not None
     assert reason in found
 
@@ -132,9 +132,9 @@ def test_first_layers_that_hide_the_image_are_refused(net: nn.Module, reason: st
 @pytest.mark.parametrize("attack", [FirstLayerReadout(), FeatureReadout()])
 def test_adam_clients_are_refused(attack: Any, make_model: Any, dense_net: Any) -> None:
     model = make_model(dense_net(64, 9), (1, 8, 8))
-    assert "adam" in attack.why_not(model, Recipe(update="delta", optimizer="adam"))
-    assert attack.why_not(model, Recipe(update="delta", local_steps=3)) is None
-    assert attack.why_not(model, None) is None
+    assert "adam" in attack.why_not(model, Recipe(update="delta", optimizer="adam"), "delta", 1)
+    assert attack.why_not(model, Recipe(update="delta", local_steps=3), "delta", 3) is None
+    assert attack.why_not(model, None, "delta", 3) is None
 
 
 def many_features(make_model: Any, double: bool = True) -> Any:

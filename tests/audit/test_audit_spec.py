@@ -10,6 +10,8 @@ import pytest
 from medpfl.attacks import ATTACKS
 from medpfl.audit.grid import cells, refusal
 from medpfl.audit.limits import all_satisfy, any_satisfies, parse_limit
+from medpfl.audit.plan import Plan
+from medpfl.audit.preparation import prepare
 from medpfl.audit.spec import load_spec, parse_spec
 from medpfl.core.errors import InputError
 from medpfl.core.planned import PLANNED
@@ -107,3 +109,20 @@ def test_names_of_later_versions_are_told_as_such_until_they_are_there(registry:
             registry[name]
     with pytest.raises(InputError, match="unknown"):
         registry[PLANNED[registry.kind][0] + "s"]
+
+
+@pytest.mark.parametrize(
+    ("update", "refused"), [("gradient", set()), ("delta", {"cpl", "dlg"}), ("weights", {"cpl", "dlg"})]
+)
+def test_attacks_that_need_a_withheld_recipe_are_refused_before_any_compute(
+    update: str, refused: set[str], tmp_path: Path
+) -> None:
+    plain = spec(
+        recipes=[{"update": update}],
+        threat_models=[{"name": "honest_server", "withhold": ["recipe"]}],
+        attacks=["cpl", "dlg", "gradinv"],
+    )
+    prepared = prepare(parse_spec(plain, tmp_path), tmp_path / "cache", Plan())
+    reasons = {cell.attack.id: prepared.refusals[cell.id] for cell in prepared.cells if cell.id in prepared.refusals}
+    assert set(reasons) == refused
+    assert all("withheld" in reason and update in reason for reason in reasons.values())

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction
+from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
 from medpfl.core.registry import Registry
 from medpfl.core.session import NO_SESSION, Session
 
@@ -34,8 +34,12 @@ class Attack(ABC):
         """Granted knowledge that this configuration reads if it is there. It sees nothing beyond these two."""
         return frozenset()
 
-    def why_not(self, model: GlobalModel, recipe: Recipe | None) -> str | None:
-        """The reason why this attack cannot run on such a model and recipe; None if it can."""
+    def why_not(self, model: GlobalModel, recipe: Recipe | None, update: UpdateKind, examples: int) -> str | None:
+        """The reason why this attack cannot run on such a model and recipe; None if it can.
+
+        update, examples: kind of the update and number of its images, which are known also where the recipe is
+        withheld (None).
+        """
         return None
 
     def evaluations(self, model: GlobalModel, images: int) -> int:

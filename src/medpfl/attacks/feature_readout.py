@@ -20,7 +20,7 @@ from medpfl.attacks.matching.initialization import uniform
 from medpfl.attacks.matching.lbfgs import LBFGS
 from medpfl.attacks.updates import gradient_view, nothing_came_back, settled_at_once, why_no_readout
 from medpfl.core.config import STRICT
-from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction
+from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
 from medpfl.core.session import NO_SESSION, Session
 
 NOT_MET = 1e-4
@@ -69,7 +69,7 @@ class FeatureReadout(Attack):
         "quick": {"iterations": 200},
     }
 
-    def why_not(self, model: GlobalModel, recipe: Recipe | None) -> str | None:
+    def why_not(self, model: GlobalModel, recipe: Recipe | None, update: UpdateKind, examples: int) -> str | None:
         """The last layer must be dense with a bias, called once, and trained by plain SGD."""
         layer = last_dense(model)
         if isinstance(layer, str):
@@ -116,7 +116,8 @@ class FeatureReadout(Attack):
         """Features (K, inputs) of the images that the last layer shows, or what comes of an update without any."""
         if (settled := settled_at_once(observation)) is not None:
             return settled
-        if (reason := self.why_not(observation.model, observation.recipe)) is not None:
+        known = (observation.model, observation.recipe, observation.update.kind, observation.examples)
+        if (reason := self.why_not(*known)) is not None:
             return Failure(reason)
         layer = last_dense(observation.model)
         assert isinstance(layer, DenseLayer)

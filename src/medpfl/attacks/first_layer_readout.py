@@ -15,7 +15,7 @@ from medpfl.attacks.labels import infer_labels
 from medpfl.attacks.layers import DenseLayer, first_dense, layer_input
 from medpfl.attacks.updates import gradient_view, nothing_came_back, settled_at_once, why_no_readout
 from medpfl.core.config import STRICT
-from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction
+from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
 from medpfl.core.session import NO_SESSION, Session
 
 UNITS_COMPARED = 4096
@@ -48,7 +48,7 @@ class FirstLayerReadout(Attack):
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {"published": {}, "quick": {}}
 
-    def why_not(self, model: GlobalModel, recipe: Recipe | None) -> str | None:
+    def why_not(self, model: GlobalModel, recipe: Recipe | None, update: UpdateKind, examples: int) -> str | None:
         """The first trainable layer must be dense with a bias and see an affine map of the image, pixel by pixel."""
         layer = first_dense(model)
         if isinstance(layer, str):
@@ -75,7 +75,9 @@ class FirstLayerReadout(Attack):
         model = observation.model
         if (settled := settled_at_once(observation)) is not None:
             return settled
-        if (reason := self.why_not(model, observation.recipe)) is not None:
+        if (
+            reason := self.why_not(model, observation.recipe, observation.update.kind, observation.examples)
+        ) is not None:
             return Failure(reason)
         layer = first_dense(model)
         assert isinstance(layer, DenseLayer)

@@ -17,7 +17,7 @@ from medpfl.attacks.matching.gradients import Layout
 from medpfl.attacks.matching.initialization import INITIALIZATIONS, Initialization
 from medpfl.attacks.matching.inversion import Inversion, invert
 from medpfl.core.config import STRICT
-from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction
+from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
 from medpfl.core.session import NO_SESSION, Session
 from medpfl.models import Normalize
 
@@ -79,9 +79,9 @@ class GradInv(Attack):
         """The labels, if they are to be given."""
         return frozenset({"labels"}) if self.labels == "given" else frozenset()
 
-    def why_not(self, model: GlobalModel, recipe: Recipe | None) -> str | None:
+    def why_not(self, model: GlobalModel, recipe: Recipe | None, update: UpdateKind, examples: int) -> str | None:
         """Labels that cannot be inferred are the only obstacle."""
-        return why_no_labels(model, recipe) if self.labels == "inferred" else None
+        return why_no_labels(model, examples) if self.labels == "inferred" else None
 
     def evaluations(self, model: GlobalModel, images: int) -> int:
         """All restarts to the end."""

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from medpfl.attacks.layers import DenseLayer, last_dense, layer_input, why_no_single_input
 from medpfl.attacks.updates import batch_norm_mode, gradient_view
-from medpfl.core.domain import GlobalModel, Observation, Recipe
+from medpfl.core.domain import GlobalModel, Observation
 
 PROBES = 16
 """Uniform random images that the attacker runs through the model to learn its typical features and outputs."""
@@ -47,12 +47,12 @@ class LabelInference:
     reason: str | None = None
 
 
-def why_no_labels(model: GlobalModel, recipe: Recipe | None) -> str | None:
-    """The reason why labels cannot be inferred for such a model and recipe; None if they can."""
+def why_no_labels(model: GlobalModel, examples: int) -> str | None:
+    """The reason why labels cannot be inferred for such a model and that many images; None if they can."""
     layer = last_dense(model)
     if isinstance(layer, str):
         return f"labels cannot be inferred: {layer}"
-    if model.task.name == "multi_label" and recipe is not None and recipe.private_images > 1:
+    if model.task.name == "multi_label" and examples > 1:
         return "labels cannot be inferred: a multi-label batch shows how often a class occurs, not in which image"
     if layer.bias is None and (reason := why_no_single_input(model, layer)) is not None:
         return f"labels cannot be inferred: {reason}"
@@ -62,7 +62,7 @@ def why_no_labels(model: GlobalModel, recipe: Recipe | None) -> str | None:
 def infer_labels(observation: Observation) -> LabelInference:
     """Labels of all private images of one observation, from its update alone."""
     model, examples = observation.model, observation.examples
-    if (reason := why_no_labels(model, observation.recipe)) is not None:
+    if (reason := why_no_labels(model, examples)) is not None:
         return LabelInference(None, reason=reason)
     layer = last_dense(model)
     assert isinstance(layer, DenseLayer)
@@ -72,8 +72,6 @@ def infer_labels(observation: Observation) -> LabelInference:
     if not bool(torch.isfinite(bias_gradient).all()):
         return LabelInference(None, reason="labels cannot be inferred: the last layer's update is not finite")
     if model.task.name == "multi_label":
-        if examples > 1:
-            return LabelInference(None, reason="labels cannot be inferred: several images with several labels each")
         present = (bias_gradient < 0).to(torch.float32)
         spread = bias_gradient.abs()
         confidence = float(spread.min() / spread.max().clamp_min(torch.finfo(torch.float64).tiny))

@@ -14,8 +14,9 @@ from medpfl.attacks.labels import why_no_labels
 from medpfl.attacks.matching.initialization import INITIALIZATIONS
 from medpfl.attacks.matching.inversion import Inversion, Labels, invert
 from medpfl.attacks.matching.lbfgs import LBFGS
+from medpfl.attacks.updates import why_no_scale
 from medpfl.core.config import STRICT
-from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction
+from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
 from medpfl.core.session import NO_SESSION, Session
 
 PUBLISHED: dict[str, Any] = {
@@ -76,9 +77,10 @@ class LBFGSMatching(Attack):
     initialization: ClassVar[str] = "normal"
     label_source: ClassVar[Labels] = "inferred"
 
-    def why_not(self, model: GlobalModel, recipe: Recipe | None) -> str | None:
-        """Labels that cannot be inferred are the only obstacle."""
-        return why_no_labels(model, recipe) if self.label_source == "inferred" else None
+    def why_not(self, model: GlobalModel, recipe: Recipe | None, update: UpdateKind, examples: int) -> str | None:
+        """Labels that cannot be inferred, and gradients of unknown scale, are the only obstacles."""
+        labels = why_no_labels(model, examples) if self.label_source == "inferred" else None
+        return labels or why_no_scale(recipe, update)
 
     def evaluations(self, model: GlobalModel, images: int) -> int:
         """All restarts with the longest line searches."""

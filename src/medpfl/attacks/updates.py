@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from medpfl.core.domain import Failure, Observation, Recipe, Reconstruction
+from medpfl.core.domain import Failure, Observation, Recipe, Reconstruction, UpdateKind
 
 CLIP_MARGIN = 1e-4
 """An update whose norm comes this close (relatively) to the clipping bound counts as clipped."""
@@ -102,6 +102,13 @@ def why_no_readout(recipe: Recipe | None) -> str | None:
     if recipe is None or recipe.update == "gradient" or recipe.optimizer == "sgd":
         return None
     return f"{recipe.optimizer} scales every entry on its own, which destroys the ratios that are read out; needs SGD"
+
+
+def why_no_scale(recipe: Recipe | None, update: UpdateKind) -> str | None:
+    """The reason why an update shows a gradient's direction only; None if it shows its length too."""
+    if recipe is not None or update == "gradient":
+        return None
+    return f"the recipe of this {update} update is withheld, so the gradient's scale is unknown: match its direction"
 
 
 def batch_norm_mode(recipe: Recipe | None) -> Literal["train", "eval"]:

@@ -77,5 +77,6 @@ def _refused_by_model(cell: Cell, materials: Materials, seed: int) -> str | None
     refused = [finding.message for finding in findings if finding.severity == "refusal"]
     if refused:
         return refused[0]
-    recipe = None if "recipe" in cell.threat_model.withhold else cell.recipe.recipe
-    return cell.attack.attack.why_not(model, recipe)
+    recipe = cell.recipe.recipe
+    known = None if "recipe" in cell.threat_model.withhold else recipe
+    return cell.attack.attack.why_not(model, known, recipe.update, recipe.private_images)

@@ -18,7 +18,7 @@ from medpfl.attacks.matching.objectives import DISTANCES, top_tensors
 from medpfl.attacks.matching.priors import smooth
 from medpfl.attacks.matching.problem import Precision, Problem, build_problem
 from medpfl.attacks.matching.states import Solver
-from medpfl.attacks.updates import settled_at_once
+from medpfl.attacks.updates import settled_at_once, why_no_scale
 from medpfl.core.domain import Failure, Observation, Reconstruction
 from medpfl.core.session import Session
 
@@ -78,8 +78,11 @@ def invert(
             results[place] = settled
         elif inference.reason is not None:
             results[place] = Failure(inference.reason)
-        elif observation.recipe is None and observation.update.kind != "gradient" and settings.distance != "cosine":
-            results[place] = Failure("the recipe is withheld, so the gradient's scale is unknown: match its direction")
+        elif (
+            settings.distance != "cosine"
+            and (reason := why_no_scale(observation.recipe, observation.update.kind)) is not None
+        ):
+            results[place] = Failure(reason)
         else:
             cases.append(_Case(place, observation, generator, inference))
     if cases:
