@@ -47,12 +47,15 @@ class GradInv(Attack):
 
     The presets `published` (MedPFL's runs on an untrained model) and `published_trained` differ in the tensors that
     are matched, the weight of total variation and the median filter.
+
+    TV is measured on images in [0, 1]. The authors' code measures it on the normalized input, where the same weight
+    counts 1 / standard deviation times as much; a model without normalization makes no difference between the two.
     """
 
     iterations: Annotated[int, Field(ge=1, description="Adam steps per restart")] = 1_000
     restarts: Annotated[int, Field(ge=1, description="starts, the one with the lowest objective is kept")] = 1
     learning_rate: Annotated[float, Field(gt=0, description="step of Adam, in units of the normalized input")] = 0.1
-    total_variation: Annotated[float, Field(ge=0, description="weight of total variation")] = 1e-4
+    total_variation: Annotated[float, Field(ge=0, description="weight of total variation on [0, 1]; authors' code: on the normalized input")] = 1e-4
     layers: Annotated[
         Literal["all", "top10"], Field(description="match all tensors, or the ten with the largest observed norm")
     ] = "all"
