@@ -18,12 +18,11 @@ CLIP_MARGIN = 1e-4
 class GradientView:
     """An update turned into a gradient of the mean loss at the received model, in float64.
 
-    tensors: one entry per trainable tensor. exact: whether this is that gradient up to rounding; otherwise it is a
-    mean over local steps, or known up to a positive factor only. notes: why it is not exact.
+    tensors: one entry per trainable tensor. notes: why it is not that gradient up to rounding, but a mean over local
+    steps, or known up to a positive factor only; empty if it is.
     """
 
     tensors: dict[str, Tensor]
-    exact: bool
     notes: tuple[str, ...] = ()
 
 
@@ -77,24 +76,24 @@ def gradient_view(observation: Observation) -> GradientView:
     if observation.update.kind == "gradient":
         tensors = {name: tensor.double() for name, tensor in observation.update.trainable.items()}
         if recipe is not None and recipe.gradient_clip is not None and _norm(tensors) >= _almost(recipe.gradient_clip):
-            return GradientView(tensors, False, ("the client's clipping scaled the gradient by an unknown factor",))
-        return GradientView(tensors, True)
+            return GradientView(tensors, ("the client's clipping scaled the gradient by an unknown factor",))
+        return GradientView(tensors)
     moved = change(observation)
     if recipe is None:
         tensors = {name: -tensor for name, tensor in moved.items()}
-        return GradientView(tensors, False, ("the recipe is withheld, so the gradient's scale is unknown",))
+        return GradientView(tensors, ("the recipe is withheld, so the gradient's scale is unknown",))
     steps = recipe.local_steps * recipe.epochs
     tensors = {name: -tensor / (recipe.learning_rate * steps) for name, tensor in moved.items()}
     if recipe.weight_decay and recipe.optimizer != "adam":
         old = observation.model.parameters
         tensors = {name: tensor - recipe.weight_decay * old[name].double() for name, tensor in tensors.items()}
     if recipe.optimizer != "sgd":
-        return GradientView(tensors, False, (f"{recipe.optimizer} shows little more than the gradient's signs",))
+        return GradientView(tensors, (f"{recipe.optimizer} shows little more than the gradient's signs",))
     if steps > 1:
-        return GradientView(tensors, False, (f"the update mixes {steps} local steps",))
+        return GradientView(tensors, (f"the update mixes {steps} local steps",))
     if recipe.gradient_clip is not None and _norm(tensors) >= _almost(recipe.gradient_clip):
-        return GradientView(tensors, False, ("the client's clipping scaled the gradient by an unknown factor",))
-    return GradientView(tensors, True)
+        return GradientView(tensors, ("the client's clipping scaled the gradient by an unknown factor",))
+    return GradientView(tensors)
 
 
 def why_no_readout(recipe: Recipe | None) -> str | None:

@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from medpfl.audit.files import WAY_ON, locked
 from medpfl.audit.plan import Chunk, case_id
@@ -16,8 +16,6 @@ from medpfl.core.errors import StoreError
 
 SCHEMA = 1
 """Version of the store and of the files beside it."""
-
-ChunkStatus = Literal["pending", "done", "split"]
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
