@@ -1,70 +1,24 @@
-"""The client step against plain PyTorch loops with torch.optim."""
+"""The client step against plain PyTorch loops with torch.optim, and its derivatives."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from medpfl.core.domain import Batch, ClientState, GlobalModel, Recipe, Update
-from medpfl.core.errors import ModelError, SpecError
+from medpfl.core.domain import Batch, Recipe, Update
 from medpfl.core.tasks import MultiLabel, SingleLabel
 from medpfl.federation.client import client_step
-from medpfl.federation.hooks import Hooks
 from medpfl.models import build_model, prepare
 
 CLASSES = 3
 SHAPE = (2, 6, 6)
 
-
-class SmallNet(nn.Module):
-    """Convolution, batch norm, smooth activation, dense layer."""
-
-    def __init__(self, norm: bool = True) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(2, 4, 3, padding=1, bias=not norm)  # before batch norm a bias has no gradient
-        self.norm: nn.Module = nn.BatchNorm2d(4, momentum=0.3) if norm else nn.Identity()
-        self.fc = nn.Linear(4 * 36, CLASSES)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Class scores."""
-        scores: Tensor = self.fc(torch.tanh(self.norm(self.conv(images))).flatten(1))
-        return scores
-
-
-def seeded_module(norm: bool = True) -> nn.Module:
-    """A float64 module whose batch norm has non-trivial running statistics."""
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        module = SmallNet(norm).double()
-        if isinstance(module.norm, nn.BatchNorm2d):
-            module.norm.running_mean = torch.rand(4, dtype=torch.float64)
-            module.norm.running_var = torch.rand(4, dtype=torch.float64) + 0.5
-            nn.init.uniform_(module.norm.weight, 0.5, 1.5)
-    return module
-
-
-def global_model(module: nn.Module) -> GlobalModel:
-    """The module as a global model that keeps its float64 values."""
-    model = prepare(module, name="small", image_shape=SHAPE, task=SingleLabel(CLASSES))
-    exact = dict(module.named_parameters()) | dict(module.named_buffers())
-    model = model.to(torch.float64)
-    for group in (model.parameters, model.buffers):
-        for name in group:
-            group[name].copy_(exact[name].detach())
-    return model
-
-
-def data(count: int) -> Batch:
-    """Random images with labels."""
-    generator = torch.Generator().manual_seed(count)
-    images = torch.rand((count, *SHAPE), dtype=torch.float64, generator=generator)
-    return Batch(images, torch.randint(0, CLASSES, (count,), generator=generator))
+Make = Callable[..., Any]
 
 
 def torch_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -126,7 +80,14 @@ OPTIONS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("batch_norm", ["train", "eval"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
-def test_weights_equal_plain_training(optimizer: dict[str, Any], options: dict[str, Any], batch_norm: Any) -> None:
+def test_weights_equal_plain_training(
+    optimizer: dict[str, Any],
+    options: dict[str, Any],
+    batch_norm: Any,
+    seeded_module: Make,
+    global_model: Make,
+    data: Make,
+) -> None:
     recipe = Recipe(
         update="weights",
         batch_size=4,
@@ -143,7 +104,7 @@ def test_weights_equal_plain_training(optimizer: dict[str, Any], options: dict[s
     assert update.examples == 12
 
 
-def test_last_batch_may_be_smaller() -> None:
+def test_last_batch_may_be_smaller(seeded_module: Make, global_model: Make, data: Make) -> None:
     recipe = Recipe(update="weights", batch_size=4, local_steps=3, images=10, precision="float64", batch_norm="train")
     module, batch = seeded_module(), data(10)
     update, _ = client_step(global_model(module), batch, recipe)
@@ -165,7 +126,7 @@ class Running(nn.Module):
         return scores
 
 
-def test_cumulative_statistics_and_frozen_layers() -> None:
+def test_cumulative_statistics_and_frozen_layers(data: Make) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = Running()
@@ -180,7 +141,7 @@ def test_cumulative_statistics_and_frozen_layers() -> None:
         torch.testing.assert_close(tensor, trained[name], rtol=1e-4, atol=1e-6)
 
 
-def test_delta_is_weights_minus_received_weights() -> None:
+def test_delta_is_weights_minus_received_weights(seeded_module: Make, global_model: Make, data: Make) -> None:
     recipe = Recipe(update="delta", batch_size=2, local_steps=2, epochs=2, precision="float64", learning_rate=0.2)
     module, batch = seeded_module(), data(4)
     update, _ = client_step(global_model(module), batch, recipe)
@@ -191,7 +152,9 @@ def test_delta_is_weights_minus_received_weights() -> None:
 
 @pytest.mark.parametrize("batch_norm", ["train", "eval"])
 @pytest.mark.parametrize("clip", [None, 0.1, 1e6])
-def test_gradient_equals_backward(batch_norm: Any, clip: float | None) -> None:
+def test_gradient_equals_backward(
+    batch_norm: Any, clip: float | None, seeded_module: Make, global_model: Make, data: Make
+) -> None:
     module, batch = seeded_module().train(batch_norm == "train"), data(5)
     model = global_model(module)
     recipe = Recipe(batch_size=5, batch_norm=batch_norm, precision="float64", gradient_clip=clip, weight_decay=0.5)
@@ -211,7 +174,7 @@ def test_gradient_equals_backward(batch_norm: Any, clip: float | None) -> None:
         assert not update.counters
 
 
-def test_multi_label_gradient_equals_backward() -> None:
+def test_multi_label_gradient_equals_backward(seeded_module: Make, data: Make) -> None:
     module = seeded_module().eval()
     model = prepare(module, name="small", image_shape=SHAPE, task=MultiLabel(CLASSES)).to(torch.float64)
     images, targets = data(3).images, torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 0]])
@@ -227,7 +190,7 @@ def test_multi_label_gradient_equals_backward() -> None:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_autocast_equals_plain_autocast(precision: Any, optimizer: Any) -> None:
+def test_autocast_equals_plain_autocast(precision: Any, optimizer: Any, seeded_module: Make, data: Make) -> None:
     dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
     module = seeded_module().float()
     module.get_parameter("fc.weight").data.mul_(8.0)
@@ -287,7 +250,7 @@ def cubes(tensors: Iterable[Tensor]) -> Tensor:
     return torch.stack([(tensor**3).sum() for tensor in tensors]).sum()
 
 
-def test_gradient_of_gradient_agrees_with_autograd() -> None:
+def test_gradient_of_gradient_agrees_with_autograd(seeded_module: Make, global_model: Make, data: Make) -> None:
     module, batch = seeded_module(), data(3)
     model = global_model(module)
     images = batch.images.clone().requires_grad_()
@@ -304,7 +267,9 @@ def test_gradient_of_gradient_agrees_with_autograd() -> None:
 
 
 @pytest.mark.parametrize("options", OPTIMIZERS, ids=str)
-def test_training_is_differentiable_in_the_images(options: dict[str, Any]) -> None:
+def test_training_is_differentiable_in_the_images(
+    options: dict[str, Any], seeded_module: Make, global_model: Make, data: Make
+) -> None:
     batch = data(4)
     model = global_model(seeded_module())
     recipe = Recipe(
@@ -330,7 +295,7 @@ def test_training_is_differentiable_in_the_images(options: dict[str, Any]) -> No
     torch.testing.assert_close((slope * direction).sum(), finite_difference, rtol=2e-4, atol=1e-8)
 
 
-def test_adam_stays_differentiable_where_a_gradient_is_zero() -> None:
+def test_adam_stays_differentiable_where_a_gradient_is_zero(data: Make) -> None:
     module = nn.Sequential(nn.Flatten(), nn.Linear(72, 4), nn.ReLU(), nn.Linear(4, CLASSES))
     with torch.no_grad():
         module.get_parameter("1.bias").fill_(-100.0)
@@ -339,169 +304,3 @@ def test_adam_stays_differentiable_where_a_gradient_is_zero() -> None:
     update, _ = client_step(model, Batch(images, torch.tensor([0])), Recipe(update="delta", optimizer="adam"))
     total = torch.stack([t.sum() for t in update.trainable.values()]).sum()
     assert bool(torch.isfinite(torch.autograd.grad(total, images)[0]).all())
-
-
-def test_clients_can_be_batched() -> None:
-    model = global_model(seeded_module())
-    recipe = Recipe(
-        update="weights",
-        batch_size=2,
-        local_steps=2,
-        optimizer="adam",
-        batch_norm="train",
-        precision="float64",
-        gradient_clip=0.5,
-        accumulation=2,
-    )
-    images = data(12).images.reshape(3, 4, *SHAPE)
-    targets = data(12).targets.reshape(3, 4)
-
-    def sent(images: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        update, _ = client_step(model, Batch(images, targets), recipe)
-        return {**update.trainable, **update.buffers}
-
-    batched = torch.func.vmap(sent)(images, targets)
-    for client in range(3):
-        for name, tensor in sent(images[client], targets[client]).items():
-            torch.testing.assert_close(batched[name][client], tensor, rtol=1e-9, atol=1e-11)
-
-
-def test_clients_with_their_own_models_can_be_batched() -> None:
-    models = [global_model(seeded_module()), global_model(seeded_module())]
-    for tensor in models[1].parameters.values():
-        tensor.mul_(1.5)
-    stacked = {name: torch.stack([m.parameters[name] for m in models]) for name in models[0].parameters}
-    batch, recipe = data(2), Recipe(batch_size=2, precision="float64")
-
-    def sent(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-        update, _ = client_step(replace(models[0], parameters=parameters), batch, recipe)
-        return dict(update.trainable)
-
-    batched = torch.func.vmap(sent)(stacked)
-    for index, model in enumerate(models):
-        for name, tensor in client_step(model, batch, recipe)[0].trainable.items():
-            torch.testing.assert_close(batched[name][index], tensor, rtol=1e-10, atol=1e-12)
-
-
-def test_nothing_of_the_caller_changes() -> None:
-    module, batch = seeded_module(), data(4)
-    model = global_model(module)
-    before = [t.clone() for g in (model.parameters, model.buffers, model.counters) for t in g.values()]
-    images, state = batch.images.clone(), {name: t.clone() for name, t in module.state_dict().items()}
-    random_state = torch.get_rng_state()
-    recipe = Recipe(update="weights", batch_size=2, local_steps=2, batch_norm="train", optimizer="adam")
-    first, _ = client_step(model, batch, recipe)
-    second, _ = client_step(model, batch, recipe)
-    after = [t for g in (model.parameters, model.buffers, model.counters) for t in g.values()]
-    assert all(torch.equal(one, two) for one, two in zip(before, after, strict=True))
-    assert torch.equal(images, batch.images)
-    assert all(torch.equal(state[name], tensor) for name, tensor in module.state_dict().items())
-    assert torch.equal(random_state, torch.get_rng_state())
-    assert all(torch.equal(first.trainable[name], second.trainable[name]) for name in first.trainable)
-
-
-class Recording(Hooks):
-    """Writes down the order in which it is called; clips each example's gradient to norm 1."""
-
-    clips_per_example = True
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-
-    def model(self, model: GlobalModel) -> GlobalModel:
-        self.calls.append("model")
-        return model
-
-    def batch(self, batch: Batch, generator: torch.Generator) -> Batch:
-        self.calls.append(f"batch {len(batch)}")
-        return batch
-
-    def per_example(self, gradients: Any, generator: torch.Generator) -> Any:
-        self.calls.append("per_example")
-        norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients.values()]).norm(dim=0)
-        factors = torch.clamp(1.0 / norms, max=1.0)
-        return {name: torch.einsum("n...,n->...", g, factors) / len(factors) for name, g in gradients.items()}
-
-    def update(self, update: Update, state: ClientState, generator: torch.Generator) -> tuple[Update, ClientState]:
-        self.calls.append("update")
-        return update, ClientState(state.rounds, {"memory": torch.ones(1)})
-
-
-def test_hooks_run_in_the_stated_order_and_clip_each_example() -> None:
-    hooks = Recording()
-    module, batch = seeded_module(norm=False), data(4)
-    recipe = Recipe(update="delta", batch_size=2, local_steps=2, precision="float64", learning_rate=0.1)
-    update, state = client_step(global_model(module), batch, recipe, hooks=hooks, state=ClientState(rounds=4))
-    assert hooks.calls == ["model", "batch 2", "per_example", "batch 2", "per_example", "update"]
-    assert state.rounds == 5
-    assert "memory" in state.tensors
-
-    plain = copy.deepcopy(module)
-    for begin in (0, 2):
-        total = [torch.zeros_like(p) for p in plain.parameters()]
-        for index in (begin, begin + 1):
-            loss = nn.functional.cross_entropy(plain(batch.images[index : index + 1]), batch.targets[index : index + 1])
-            gradients = torch.autograd.grad(loss, list(plain.parameters()))
-            norm = torch.cat([g.flatten() for g in gradients]).norm()
-            total = [t + g * min(1.0, 1.0 / norm.item()) / 2 for t, g in zip(total, gradients, strict=True)]
-        with torch.no_grad():
-            for parameter, gradient in zip(plain.parameters(), total, strict=True):
-                parameter.sub_(0.1 * gradient)
-    for name, parameter in plain.named_parameters():
-        torch.testing.assert_close(
-            update.trainable[name], (parameter - module.get_parameter(name)).detach(), rtol=1e-9, atol=1e-12
-        )
-
-
-class Emptying(Hooks):
-    """A Poisson sample that happens to be empty."""
-
-    def batch(self, batch: Batch, generator: torch.Generator) -> Batch:
-        return Batch(batch.images[:0], batch.targets[:0])
-
-
-class EmptyingPerExample(Emptying):
-    """The same with per-example gradients."""
-
-    clips_per_example = True
-
-    def per_example(self, gradients: Any, generator: torch.Generator) -> Any:
-        return {name: gradient.sum(dim=0) for name, gradient in gradients.items()}
-
-
-@pytest.mark.parametrize("hooks", [Emptying(), EmptyingPerExample()])
-def test_an_empty_batch_trains_nothing(hooks: Hooks) -> None:
-    update, _ = client_step(global_model(seeded_module()), data(2), Recipe(update="delta", batch_size=2), hooks=hooks)
-    assert all(not tensor.any() for tensor in update.trainable.values())
-    assert update.examples == 2
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"update": "gradient", "epochs": 2}, "update: gradient"),
-        ({"update": "delta", "batch_size": 2, "local_steps": 2, "images": 2}, "images: 2"),
-        ({"update": "delta", "batch_size": 2, "images": 5}, "between 1 and 2 images"),
-        ({"accumulation": 2}, "accumulation: 2"),
-        ({"betas": (0.9, 1.0)}, "betas"),
-    ],
-)
-def test_impossible_recipes_are_refused_with_the_field(settings: dict[str, Any], words: str) -> None:
-    with pytest.raises(SpecError, match=words):
-        client_step(global_model(seeded_module()), data(2), Recipe(**settings))
-
-
-@pytest.mark.parametrize("held", [2, 5])
-def test_a_client_must_hold_as_many_images_as_its_local_steps_take(held: int) -> None:
-    with pytest.raises(SpecError, match=f"3 to 4 images, but the client holds {held}"):
-        client_step(global_model(seeded_module()), data(held), Recipe(update="delta", batch_size=2, local_steps=2))
-
-
-def test_per_example_gradients_with_batch_statistics_are_refused() -> None:
-    with pytest.raises(SpecError, match="batch_norm: eval"):
-        client_step(global_model(seeded_module()), data(2), Recipe(batch_size=2, batch_norm="train"), hooks=Recording())
-
-
-def test_images_of_another_shape_are_refused() -> None:
-    with pytest.raises(ModelError, match=r"\(2, 6, 6\).*\(2, 5, 6\)"):
-        client_step(global_model(seeded_module()), Batch(torch.rand(1, 2, 5, 6), torch.tensor([0])), Recipe())
