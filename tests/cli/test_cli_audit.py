@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -195,6 +196,25 @@ def test_progress_in_a_log_is_a_line_a_minute() -> None:
         "auditing: 7/10 cases, 1 failed, 61 s, about 61 s left",
         "auditing: 10/10 cases, 1 failed, 2 min",
     ]
+
+
+def test_nobody_else_can_read_what_an_audit_leaves(medpfl: Medpfl, write_spec: WriteSpec, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    before = os.umask(0o022)
+    try:
+        spec = write_spec(tmp_path, models=[{"name": "lenet_dlg", "state": {"trained": {"steps": 1}}}])
+        assert medpfl("audit", spec, "--out", out, "--workers", 0).code == 0
+        (out / "audit.sqlite").chmod(0o644)
+        (out / ".lock").chmod(0o644)
+        assert medpfl("audit", spec, "--out", out, "--workers", 0).code == 0
+        assert medpfl("export", out, "--to", tmp_path / "copy").code == 0
+    finally:
+        os.umask(before)
+    for folder in (out, tmp_path / "copy"):
+        found = [folder, *folder.rglob("*")]
+        assert {path.suffix for path in found} >= {".csv", ".png", ".npz", ".html"}
+        for path in found:
+            assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
 
 
 def test_training_is_shown_too() -> None:

@@ -15,11 +15,11 @@ WAY_ON = "mend the cause and run the same command again"
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a private file (mode 0600) by renaming a complete one into place. Raises StoreError.
 
-    Folders are created with mode 0700.
+    Missing folders are created with mode 0700.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_folder(path.parent)
         with open(temporary, "wb", opener=_private) as handle:
             handle.write(content)
         temporary.replace(path)
@@ -49,9 +49,23 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
     except ImportError:  # no advisory locks on this platform
         yield
         return
-    with open(path, "w", opener=_private) as handle:
+    make_private(path)
+    with path.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+
+
+def make_private_folder(folder: Path) -> None:
+    """Creates a folder and all that are missing above it with mode 0700; leaves those that are there. Raises OSError."""
+    if not folder.is_dir():
+        make_private_folder(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def make_private(path: Path) -> None:
+    """Lets only the owner read and write the file; creates it if it is not there. Raises OSError."""
+    with open(path, "ab", opener=_private):
+        path.chmod(0o600)
 
 
 def _private(name: str, flags: int) -> int:

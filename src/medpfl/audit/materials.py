@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from medpfl.audit.entries import DataEntry, ModelEntry
-from medpfl.audit.files import locked, unwritable
+from medpfl.audit.files import locked, make_private_folder, unwritable
 from medpfl.audit.grid import Cell
 from medpfl.audit.snapshots import FileSession
 from medpfl.audit.spec import Spec
@@ -240,7 +240,7 @@ class Materials:
         """Inside, no other process makes the file `path`: the first one trains, the others wait and load."""
         with ExitStack() as held:
             try:
-                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                make_private_folder(path.parent)
                 held.enter_context(locked(path.with_suffix(".lock"), wait=True))
             except OSError as error:
                 raise unwritable(path, error) from None

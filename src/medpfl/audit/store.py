@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medpfl.audit.files import WAY_ON, locked
+from medpfl.audit.files import WAY_ON, locked, make_private
 from medpfl.audit.plan import Chunk, case_id
 from medpfl.core.errors import StoreError
 
@@ -61,6 +61,7 @@ class Store:
                 self._check_empty_or_audit()
                 self.folder.chmod(0o700)
                 opened.enter_context(self._locked())
+                make_private(self.path)  # SQLite gives its journal the same mode
                 connection = sqlite3.connect(self.path, timeout=1.0, isolation_level=None)
                 opened.enter_context(contextlib.closing(connection))
             except PermissionError:

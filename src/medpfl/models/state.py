@@ -193,7 +193,7 @@ def fingerprint(model: GlobalModel) -> str:
 
 
 def save_model(model: GlobalModel, path: Path, *, key: str) -> None:
-    """Writes the model's tensors as safetensors, atomically. `key` says what they were computed from.
+    """Writes the model's tensors as private safetensors (mode 0600), atomically. `key` says what they were computed from.
 
     Raises `StoreError` where the file cannot be written.
     """
@@ -203,6 +203,7 @@ def save_model(model: GlobalModel, path: Path, *, key: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, partial, metadata={"format": "pt", "medpfl_key": key})
+        partial.chmod(0o600)
         partial.replace(path)
     except (SafetensorError, OSError) as error:
         with contextlib.suppress(OSError):
