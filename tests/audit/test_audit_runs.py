@@ -61,7 +61,10 @@ def test_an_audit_leaves_the_files_of_the_contract(tmp_path: Path) -> None:
     assert [cell["status"] for cell in cells].count("refused") == 2
     assert all("labels" in cell["reason"] for cell in cells if cell["status"] == "refused")
     assert json.loads((out / "summary.json").read_text())["finished"] is True
+    assert json.loads((out / "summary.json").read_text())["schema"] == 1
+    assert all(list(row)[-1] == "schema" and row["schema"] == "1" for row in (*found, *cells))
     again = yaml.safe_load((out / "spec.yaml").read_text())
+    assert again["environment"]["schema"] == 1
     assert parse_spec(again, out).seeds == (3,)
 
 

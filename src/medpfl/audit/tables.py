@@ -27,6 +27,7 @@ RESULT_COLUMNS = (
     "candidate", "candidates", "objective", "gradient_evaluations", "seconds", "stop_reason", "truth_image",
     "reconstruction_image", "notes",
     *(f"null_{name}_{metric}" for name in ("class_mean", "nearest", "noise") for metric in ("psnr", "ssim", "mse")),
+    "schema",
 )  # fmt: skip
 CELL_COLUMNS = (
     "cell", *(name for axis in AXES for name in (axis, f"{axis}_params")), "oracle", "adaptive", "status", "reason",
@@ -36,6 +37,7 @@ CELL_COLUMNS = (
     "gain_psnr", "gain_ssim", "utility_balanced_accuracy", "utility_balanced_accuracy_low",
     "utility_balanced_accuracy_high", "utility_auc", "utility_auc_low", "utility_auc_high",
     "label_accuracy", "legacy_asr", "legacy_ssim_mean", "legacy_mse_mean",
+    "schema",
 )  # fmt: skip
 
 
@@ -52,8 +54,10 @@ def write_tables(store: Store, spec: Spec) -> list[dict[str, Any]]:
 
 
 def _csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> bytes:
+    stamped = [{**row, "schema": SCHEMA} for row in rows]
     table = pd.DataFrame(
-        [{column: _text(row.get(column)) for column in columns} for row in rows], columns=list(columns)
+        [{column: _text(row.get(column)) for column in columns} for row in stamped],
+        columns=list(columns),
     )
     return bytes(table.to_csv(index=False, lineterminator="\n").encode())
 
@@ -138,7 +142,10 @@ def hardware() -> dict[str, Any]:
 
 
 def spec_as_run(spec: Spec, folder: Path) -> bytes:
-    """`spec.yaml`: the spec with paths relative to the output folder, and what it ran on under `environment`."""
+    """`spec.yaml`: the spec with paths relative to the output folder, and what it ran on under `environment`.
+
+    `environment` also has the schema of the folder's files.
+    """
     import os
 
     import yaml
@@ -151,5 +158,5 @@ def spec_as_run(spec: Spec, folder: Path) -> bytes:
     for entry, parsed in zip(plain.get("models", []), spec.models, strict=False):
         if isinstance(entry, dict) and parsed.checkpoint is not None:
             entry["state"] = os.path.relpath(parsed.checkpoint.resolve(), folder.resolve())
-    plain["environment"] = {"versions": versions(), "hardware": hardware()}
+    plain["environment"] = {"schema": SCHEMA, "versions": versions(), "hardware": hardware()}
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).encode()
