@@ -103,6 +103,9 @@ def test_paths_that_lead_outside_do_not_become_items(images: Path) -> None:
         ("path,label\n,a\n", "row 2: column 'path' is empty"),
         ("path,label\nimg/0.png,\nimg/1.png,a\n", "row 2: column 'label' is empty"),
         ("path,label\nimg/0.png,a,b\n", "row 2: more fields than columns"),
+        ("path;label\nimg/0.png;a\n", "one column only, 'path;label'; separate its columns by commas"),
+        ("path\tlabel\nimg/0.png\ta\n", "separate its columns by commas"),
+        ("path,label,label\nimg/0.png,a,b\n", "the column 'label' more than once"),
     ],
 )
 def test_what_is_wrong_is_said(text: str, message: str, images: Path) -> None:
@@ -119,5 +122,10 @@ def test_a_named_patient_column_must_exist(images: Path) -> None:
 def test_binary_files_are_no_tables(images: Path) -> None:
     path = images / "table.csv"
     path.write_bytes(bytes(range(128, 256)))
-    with pytest.raises(DataError, match="not a readable CSV file"):
+    with pytest.raises(DataError, match="no text in UTF-8; save it with that encoding"):
         list(CsvReader(path=path).read())
+
+
+def test_a_folder_is_no_table(images: Path) -> None:
+    with pytest.raises(DataError, match="is a folder; give the path of one CSV file"):
+        list(CsvReader(path=images).read())

@@ -76,6 +76,10 @@ def changed(**changes: np.ndarray) -> dict[str, np.ndarray]:
     ("content", "message"),
     [
         ({"train_images": np.zeros((1, 8, 8), np.uint8)}, "no array 'train_labels'"),
+        (
+            {"train_images": np.zeros((1, 8, 8), np.uint8), "train_labels": np.zeros((1, 1), np.uint8)},
+            r"no array 'val_labels'; it has train_images, train_labels; set splits: \[train\]",
+        ),
         (changed(val_images=np.zeros((2, 8, 8))), "val_images is float64; expected uint8"),
         (changed(test_images=np.zeros((3, 8, 8, 8), np.uint8)), "volumes are not supported"),
         (changed(test_images=np.zeros((3, 64), np.uint8)), r"\(3, 64\); expected \(N, H, W\)"),
@@ -90,6 +94,11 @@ def test_what_is_wrong_is_said(content: dict[str, np.ndarray], message: str, tmp
     path = write(tmp_path / "x.npz", content)
     with pytest.raises(DataError, match=message):
         load_dataset(MedMnistReader(path=path), name="d", size=8, channels=1)
+
+
+def test_a_folder_is_no_archive(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is a folder; give the path of one npz file"):
+        MedMnistReader(path=tmp_path).class_names()
 
 
 def test_python_objects_are_never_unpickled(tmp_path: Path) -> None:

@@ -150,6 +150,14 @@ def test_matrices_in_nifti_files_are_refused() -> None:
         list(NiftiReader(path=EXAMPLES / "row_major.dconn.nii").read())
 
 
+@pytest.mark.parametrize(("values", "options"), [(np.zeros((4, 4, 4)), {}), (VOLUME, {"slices": (90, 99, 1)})])
+def test_no_slice_to_show_is_said(values: np.ndarray, options: dict[str, Any], tmp_path: Path) -> None:
+    reader = NiftiReader(path=write(tmp_path / "a.nii", values.astype(np.float32)), **options)
+    for maximum in (None, 3):
+        with pytest.raises(DataError, match=r"a\.nii': no slice of \[.*minimum_content"):
+            list(reader.read(maximum))
+
+
 def test_options_are_checked() -> None:
     for options in (
         {"slices": (5, 2, 1)},

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medpfl.core.errors import DataError
-from medpfl.data.paths import require_access
+from medpfl.data.paths import require_file
 
 SplitName = Literal["train", "val", "test"]
 
@@ -34,7 +34,7 @@ _BROKEN = (
 
 def npz_keys(path: Path) -> list[str]:
     """Names of the arrays in the file. Raises DataError if it is not a readable npz file."""
-    require_access(path)
+    require_file(path, "npz")
     try:
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
@@ -46,7 +46,9 @@ def npz_array(path: Path, key: str) -> NDArray[Any]:
     """One array of the file. Raises DataError if it is missing, corrupt or holds Python objects."""
     keys = npz_keys(path)
     if key not in keys:
-        raise DataError(f"'{path}' has no array '{key}'; it has {', '.join(sorted(keys)) or 'none'}")
+        there = [split for split in SPLITS if f"{split}_labels" in keys]
+        hint = f"; set splits: [{', '.join(there)}]" if there and key.endswith("_labels") else ""
+        raise DataError(f"'{path}' has no array '{key}'; it has {', '.join(sorted(keys)) or 'none'}{hint}")
     try:
         with np.load(path, allow_pickle=False) as archive:
             array: object = archive[key]

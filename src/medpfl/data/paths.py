@@ -48,6 +48,13 @@ def require_access(path: Path) -> Path:
     return path
 
 
+def require_file(path: Path, kind: str) -> Path:
+    """`path` if it is a file that may be read, else DataError that says which `kind` of file is expected."""
+    if require_access(path).is_dir():
+        raise DataError(f"'{path}' is a folder; give the path of one {kind} file")
+    return path
+
+
 def _package_path(text: str) -> Path:
     parts = PurePosixPath(text.removeprefix(PACKAGE_PREFIX)).parts
     if not parts or ".." in parts or not parts[0].isidentifier():

@@ -15,7 +15,7 @@ from medpfl.core.config import STRICT
 from medpfl.core.domain import Sample
 from medpfl.core.errors import DataError, suggestion
 from medpfl.data.base import READERS, UNLABELED, Label, Reader, pick
-from medpfl.data.paths import require_access
+from medpfl.data.paths import require_file
 from medpfl.data.pixels import read_image_file
 from medpfl.data.pseudonyms import derive_key, patient_key, pseudonym
 
@@ -82,19 +82,26 @@ class CsvReader(Reader):
             yield Sample(read_image_file(self._file(row)), row.label, self._item(row), patient, site)
 
     def _records(self) -> list[dict[str, str]]:
-        require_access(self.path)
+        require_file(self.path, "CSV")
         try:
             with self.path.open(newline="", encoding="utf-8-sig") as file:
                 table = csv.DictReader(file, strict=True, restval="")
                 columns = list(table.fieldnames or ())
                 records = list(table)
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"'{self.path}' is not a readable CSV file in UTF-8 ({error})") from None
+        except UnicodeDecodeError:
+            raise DataError(f"'{self.path}' is no text in UTF-8; save it with that encoding") from None
+        except (OSError, csv.Error) as error:
+            raise DataError(f"'{self.path}' is not a readable CSV file ({error}); write it anew") from None
         if not records:
             raise DataError(f"'{self.path}' has no rows; expected a line of column names and one line per image")
         wide = next((number for number, record in enumerate(records, start=2) if None in record), None)
         if wide is not None:
             raise DataError(f"'{self.path}', row {wide}: more fields than columns; quote fields that contain a comma")
+        twice = next((column for column in columns if columns.count(column) > 1), None)
+        if twice is not None:
+            raise DataError(f"'{self.path}' has the column '{twice}' more than once; rename all but one")
+        if len(columns) == 1 and any(mark in columns[0] for mark in ";\t|"):
+            raise DataError(f"'{self.path}' has one column only, '{columns[0]}'; separate its columns by commas")
         for column in self._required_columns():
             if column not in columns:
                 raise DataError(f"'{self.path}' has no column '{column}': {suggestion(column, columns)}")

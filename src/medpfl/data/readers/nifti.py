@@ -76,6 +76,7 @@ class NiftiReader(Reader):
     def read(self, maximum: int | None = None) -> Iterator[Sample]:
         """Slices in the order of the file names and along the axis. With a maximum, volumes are read twice."""
         files, _, labels = self._listed()
+        found = False
         key = derive_key(file.path for file in files)
         chosen: list[list[int]] | None = None
         if maximum is not None:
@@ -89,8 +90,15 @@ class NiftiReader(Reader):
             volume = self._volume(file.path)
             name = pseudonym(key, "item", file.name)
             for number in self._kept(volume) if chosen is None else chosen[position]:
+                found = True
                 image = to_image(self._slice(volume, number), f"'{file.path}', slice {number}")
                 yield Sample(image, label, f"{name}#{number}", _patient(file))
+
+        if not found:
+            raise DataError(
+                f"'{self.path}': no slice of {list(self.slices)} has a share of {self.minimum_content:g} visible pixels; "
+                "choose other slices, another axis or a smaller minimum_content"
+            )
 
     def _listed(self) -> tuple[list[Found], tuple[str, ...], list[int]]:
         suffixes = (".nii", ".nii.gz")
