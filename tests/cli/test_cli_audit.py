@@ -18,6 +18,8 @@ from typing import Any, get_type_hints
 import numpy as np
 import psutil
 import pytest
+import torch
+from PIL import Image
 from rich.console import Console
 from typer.main import get_command
 from typer.models import ArgumentInfo
@@ -196,6 +198,51 @@ def test_progress_in_a_log_is_a_line_a_minute() -> None:
         "auditing: 7/10 cases, 1 failed, 61 s, about 61 s left",
         "auditing: 10/10 cases, 1 failed, 2 min",
     ]
+
+
+OURS = """
+from torch import nn
+
+class Ours(nn.Sequential):
+    def __init__(self, channels, size, classes):
+        super().__init__(nn.Flatten(), nn.Linear(channels * size * size, classes))
+"""
+
+
+def test_the_spec_in_the_output_folder_runs_from_anywhere(
+    medpfl: Medpfl, write_spec: WriteSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, elsewhere = tmp_path / "study", tmp_path / "elsewhere"
+    scans = study / "scans"
+    for folder in (study / "weights", scans / "a", scans / "b", elsewhere):
+        folder.mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    for index in range(16):
+        pixels = draw.integers(0, 256, (16, 16), dtype=np.uint8)
+        Image.fromarray(pixels).save(scans / "ab"[index % 2] / f"{index}.png")
+    (study / "ours_alone.py").write_text(OURS)
+    torch.save({"1.weight": torch.full((2, 256), 0.01), "1.bias": torch.zeros(2)}, study / "weights/net.pt")
+    spec = write_spec(
+        study,
+        data=[{"name": "scans", "reader": "folder", "path": "scans", "size": 16, "victims": 2}],
+        models=[{"factory": "ours_alone:Ours", "state": "./weights/net.pt"}],
+    )
+    assert medpfl("audit", spec, "--out", study / "out", "--workers", 0).code == 0
+    monkeypatch.chdir(elsewhere)
+    for source, out in ((study / "out", elsewhere / "first"), (elsewhere / "first", elsewhere / "second")):
+        monkeypatch.delitem(sys.modules, "ours_alone", raising=False)
+        assert medpfl("audit", source / "spec.yaml", "--out", out, "--workers", 1).code == 0
+        assert results(out) == results(study / "out")
+    assert str(tmp_path) not in (study / "out/spec.yaml").read_text()
+    assert medpfl("export", elsewhere / "first", "--without-images", "--to", tmp_path / "copy").code == 0
+    for path in (tmp_path / "copy").iterdir():
+        assert "study" not in path.read_text(), path
+        assert "weights/" not in path.read_text(), path
+    assert "from the checkpoint net.pt" in (tmp_path / "copy/report.html").read_text()
+    monkeypatch.delitem(sys.modules, "ours_alone", raising=False)
+    (study / "ours_alone.py").rename(tmp_path / "moved.py")
+    gone = medpfl("audit", elsewhere / "first/spec.yaml", "--out", elsewhere / "third")
+    gone.refused("found no module 'ours_alone'", elsewhere / "first")
 
 
 def test_nobody_else_can_read_what_an_audit_leaves(medpfl: Medpfl, write_spec: WriteSpec, tmp_path: Path) -> None:

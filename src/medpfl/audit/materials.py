@@ -181,7 +181,7 @@ class Materials:
             task=task,
             normalize=entry.normalize,
             generator=generator("model", *keys),
-            search_path=(self.spec.base, Path.cwd()),
+            search_path=self.spec.factory_folders,
         )
         if entry.state == "imagenet":
             return imagenet_weights(model)[0]

@@ -56,6 +56,17 @@ class Spec:
     base: Path
     axes: Mapping[str, tuple[Entry, ...]] = field(default_factory=dict)
 
+    @property
+    def factory_folders(self) -> tuple[Path, ...]:
+        """Where packages of model factories are looked for before the installed ones.
+
+        The spec's folder; those that the spec of a finished audit (`spec.yaml` in its folder) names; the current one.
+        """
+        environment = self.plain.get("environment")
+        named = environment.get("factory_folders") if isinstance(environment, dict) else None
+        texts = [text for text in named if isinstance(text, str)] if isinstance(named, list) else []
+        return tuple(dict.fromkeys((self.base, *(self.base / text for text in texts), Path.cwd())))
+
     def entry(self, axis: str, identifier: str) -> Entry:
         """The entry of an axis with that id."""
         return next(entry for entry in self.axes[axis] if entry.id == identifier)

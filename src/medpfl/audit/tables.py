@@ -144,7 +144,7 @@ def hardware() -> dict[str, Any]:
 def spec_as_run(spec: Spec, folder: Path) -> bytes:
     """`spec.yaml`: the spec with paths relative to the output folder, and what it ran on under `environment`.
 
-    `environment` also has the schema of the folder's files.
+    `environment` also has the schema of the folder's files, and where the code of model factories lies.
     """
     import os
 
@@ -159,4 +159,14 @@ def spec_as_run(spec: Spec, folder: Path) -> bytes:
         if isinstance(entry, dict) and parsed.checkpoint is not None:
             entry["state"] = os.path.relpath(parsed.checkpoint.resolve(), folder.resolve())
     plain["environment"] = {"schema": SCHEMA, "versions": versions(), "hardware": hardware()}
+    packages = {entry.source.partition(":")[0].partition(".")[0] for entry in spec.models if ":" in entry.source}
+    holding = [place for place in spec.factory_folders if any(_holds(place, package) for package in packages)]
+    if holding:
+        plain["environment"]["factory_folders"] = [
+            os.path.relpath(place.resolve(), folder.resolve()) for place in holding
+        ]
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).encode()
+
+
+def _holds(folder: Path, package: str) -> bool:
+    return (folder / f"{package}.py").is_file() or (folder / package).is_dir()

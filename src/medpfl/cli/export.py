@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Annotated, Any
 
 import typer
@@ -33,8 +33,10 @@ IMAGE_SUFFIXES = (".png", ".npz")
 EMPTIED_COLUMNS = ("item", "truth_image", "reconstruction_image", "notes")
 KEPT_COLUMNS = frozenset({"case", "cell", "status", "oracle", *AXES})
 """Ids and fixed words: they are what other tables and commands refer to."""
-WITHHELD_KEYS = frozenset({"path", "files", "pattern"})
-"""Settings of a reader that name files."""
+WITHHELD_KEYS = frozenset({"path", "files", "pattern", "factory_folders"})
+"""Settings that name files and folders."""
+CHECKPOINT = re.compile(r"[./\\:]")
+"""What a model's `state` contains where it is a path, of which the file's name is kept."""
 
 Clean = Callable[[str], str]
 
@@ -166,10 +168,16 @@ def _redacted(value: Any, clean: Clean) -> Any:
     if isinstance(value, str):
         return clean(value)
     if isinstance(value, Mapping):
-        return {
-            key: WITHHELD if key in WITHHELD_KEYS and part else _redacted(part, clean) for key, part in value.items()
-        }
+        return {key: _redacted_setting(key, part, clean) for key, part in value.items()}
     return [_redacted(part, clean) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def _redacted_setting(key: str, value: Any, clean: Clean) -> Any:
+    if key in WITHHELD_KEYS and value:
+        return WITHHELD
+    if key == "state" and isinstance(value, str) and CHECKPOINT.search(value):
+        return f"{WITHHELD}/{PureWindowsPath(value).name}"  # both kinds of slashes part folders
+    return _redacted(value, clean)
 
 
 def _data_entries(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
