@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -19,6 +20,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from rich.console import Console
 from typer.main import get_command
@@ -184,6 +186,38 @@ def test_a_finished_audit(
     assert more.code == 0
     assert len(results(out)) == 4
     medpfl("audit", write_spec(tmp_path), "--out", out).refused(out, "belongs to another spec", "--out")
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), TemplateError("a bug")], ids=repr)
+def test_a_report_that_fails_costs_no_results(
+    error: Exception,
+    medpfl: Medpfl,
+    write_spec: WriteSpec,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spec, out = write_spec(tmp_path), tmp_path / "out"
+
+    def fails(*_: Any, **__: Any) -> str:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr("medpfl.report.rendering.render", fails)
+        if isinstance(error, OSError):
+            ended = medpfl("audit", spec, "--out", out, "--workers", 0)
+            said, last = ended.err.splitlines()[-2:]
+            assert ended.code == 2
+            assert "No space left" in last
+        else:
+            with pytest.raises(TemplateError, match="a bug"):  # Python shows the traceback and exits 1
+                medpfl("audit", spec, "--out", out, "--workers", 0)
+            said = capsys.readouterr().err.splitlines()[-1]
+    assert said == f"All results are safe in {out}, only the report is missing; `medpfl report {out}` writes it"
+    assert len(results(out)) == 2
+    assert not (out / "report.html").exists()
+    assert medpfl("report", out).code == 0
+    assert (out / "report.html").exists()
 
 
 def test_progress_in_a_log_is_a_line_a_minute() -> None:

@@ -132,14 +132,13 @@ def audit(
 def _audit(spec: Any, out: Path, workers: int | None, fail_if: str | None, as_json: bool) -> int:
     from medpfl.audit import run_audit
     from medpfl.audit.limits import any_satisfies, parse_limit
-    from medpfl.report import write_report
 
     condition = parse_limit(fail_if, "--fail-if") if fail_if is not None else None
     with _termination_interrupts(), progress(_ERR) as display:
         summary = run_audit(spec, out, workers=workers, listener=display)
     report = out / "report.html"
     if summary.computed or not report.exists():
-        report = write_report(out)
+        report = _report(out)
     if as_json:
         typer.echo((out / "summary.json").read_text())
     else:
@@ -150,6 +149,24 @@ def _audit(spec: Any, out: Path, workers: int | None, fail_if: str | None, as_js
         _ERR.print(f"--fail-if holds: {condition}")
         return EXIT_FAIL_IF
     return EXIT_FAILED_CASES if summary.counts["failed"] else 0
+
+
+def _report(out: Path) -> Path:
+    """Writes the report of a finished audit. Whatever stops that, the user learns that it costs no results."""
+    from medpfl.report import write_report
+
+    written = None
+    try:
+        written = write_report(out)
+        return written
+    finally:
+        if written is None:
+            _ERR.print(
+                f"All results are safe in {out}, only the report is missing; `medpfl report {out}` writes it",
+                soft_wrap=True,
+                markup=False,
+                highlight=False,
+            )
 
 
 @contextmanager
