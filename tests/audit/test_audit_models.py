@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from medpfl.audit import materials as materials_module
 from medpfl.audit import parse_spec, run_audit
 from medpfl.audit.context import describe
-from medpfl.audit.estimate import estimate
+from medpfl.audit.estimate import estimate, training_seconds
 from medpfl.audit.grid import cells
 from medpfl.audit.materials import Materials
 from medpfl.audit.plan import Plan
@@ -70,6 +70,15 @@ def test_nothing_is_trained_before_cases_are_computed(tmp_path: Path, monkeypatc
     assert len(prepared.runnable) == 1
     assert describe(spec, prepared.cells, prepared.materials)["findings"]
     assert estimate(prepared)[0].cases == 2
+
+
+def test_the_estimate_of_training_grows_with_steps_and_seeds(tmp_path: Path) -> None:
+    def seconds(steps: int, seeds: list[int]) -> float:
+        model = {"name": "lenet_dlg", "state": {"trained": {"steps": steps, "batch_size": 4}}}
+        return training_seconds(prepare(parse_spec(plain(models=[model], seeds=seeds), tmp_path), tmp_path, Plan()))
+
+    assert seconds(100_000, [0, 1]) > 20 * seconds(100, [0]) > 0
+    assert training_seconds(prepare(parse_spec(plain(models=["lenet_dlg"]), tmp_path), tmp_path, Plan())) == 0
 
 
 def test_images_to_train_on_are_missed_before_anything_is_computed(tmp_path: Path) -> None:

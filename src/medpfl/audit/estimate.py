@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,6 +13,7 @@ from medpfl.audit.plan import SMALL_MODEL_PARAMETERS, Plan
 from medpfl.audit.preparation import Prepared
 from medpfl.core.domain import Batch
 from medpfl.federation.client import client_step
+from medpfl.federation.training import train
 
 MATCHING_STEP = 3.0
 """Cost of one gradient evaluation of an attack in units of one client gradient (measured 2.7 to 3 in eager mode)."""
@@ -48,18 +50,41 @@ def estimate(prepared: Prepared) -> list[CellEstimate]:
     return found
 
 
+def training_seconds(prepared: Prepared) -> float:
+    """Seconds on one core that training the models takes: one step of each is timed and multiplied."""
+    trained = {(cell.dataset.id, cell.model.id): cell for cell in prepared.runnable if cell.model.training is not None}
+    return sum(_training_seconds(prepared, cell) for cell in trained.values()) * len(prepared.spec.seeds)
+
+
+def _training_seconds(prepared: Prepared, cell: Cell) -> float:
+    materials, seed, config = prepared.materials, prepared.spec.seeds[0], cell.model.training
+    assert config is not None  # the caller sees to that
+    indices = materials.training_images(cell.dataset, cell.model, seed)
+    model, dataset = materials.initial_model(cell.dataset, cell.model, seed), materials.dataset(cell.dataset)
+    images, targets = dataset.images[indices], dataset.targets[indices]
+    one, generator = replace(config, epochs=None, steps=1), torch.Generator().manual_seed(0)
+    step = _seconds(lambda: train(model, images, targets, one, generator), 2)
+    return step * config.total_steps(len(indices))
+
+
 def _gradient_seconds(prepared: Prepared, cell: Cell) -> float:
     seed = prepared.spec.seeds[0]
     model = prepared.materials.initial_model(cell.dataset, cell.model, seed, 0)
     truth = prepared.materials.truth(cell, seed, 0)
     batch = Batch(truth.images, truth.labels)
+    generator = torch.Generator().manual_seed(0)
+    return _seconds(lambda: client_step(model, batch, cell.recipe.recipe, generator=generator), 5)
+
+
+def _seconds(work: Callable[[], object], repeats: int) -> float:
+    """The shortest time that it takes."""
     times = []
     threads = torch.get_num_threads()
     torch.set_num_threads(Plan().threads)  # as the workers do; more would wait for each other on a busy machine
     try:
-        for _ in range(5):
+        for _ in range(repeats):
             started = time.perf_counter()
-            client_step(model, batch, cell.recipe.recipe, generator=torch.Generator().manual_seed(0))
+            work()
             times.append(time.perf_counter() - started)
     finally:
         torch.set_num_threads(threads)

@@ -61,7 +61,7 @@ def check(
 
     from medpfl.audit import load_spec
     from medpfl.audit.context import describe
-    from medpfl.audit.estimate import estimate
+    from medpfl.audit.estimate import estimate, training_seconds
     from medpfl.audit.plan import Plan
     from medpfl.audit.preparation import prepare
     from medpfl.audit.runner import default_workers
@@ -71,8 +71,9 @@ def check(
         prepared = prepare(loaded, Path(cache), Plan())
         context = describe(loaded, prepared.cells, prepared.materials)
         estimates = {found.cell.id: found for found in estimate(prepared)}
+        training = training_seconds(prepared)
     workers = default_workers()
-    total = sum(found.seconds for found in estimates.values()) / workers
+    total = sum(found.seconds for found in estimates.values()) / workers + training
     if as_json:
         rows = [
             {
@@ -83,7 +84,9 @@ def check(
             }
             for cell in prepared.cells
         ]
-        typer.echo(json.dumps({"cells": rows, "seconds": total, "workers": workers, **context}))
+        typer.echo(
+            json.dumps({"cells": rows, "seconds": total, "training_seconds": training, "workers": workers, **context})
+        )
         return
     table = Table("cell", "cases", "at most", "memory", "refused because")
     for cell in prepared.cells:
@@ -107,6 +110,7 @@ def check(
         _OUT.print(f"warning: {warning['defense']}: {warning['text']}", markup=False)
     _OUT.print(
         f"{len(prepared.cells)} cells, {len(prepared.refusals)} refused; at most about {duration(total)} on {workers} workers"
+        + (f", {duration(training)} of it for training models" if training else "")
     )
 
 
