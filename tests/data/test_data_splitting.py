@@ -160,6 +160,16 @@ def test_half_of_the_patients_stay_in_the_pool_as_long_as_they_can() -> None:
     assert len(large.training) + len(large.auxiliary) + len(large.null) == 100
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_victims_show_different_patients_also_where_patients_have_images_of_several_classes(seed: int) -> None:
+    data = dataset([index % 2 for index in range(80)], [f"p{index // 4}" for index in range(80)])
+    result = split(data, victims=8, images_per_victim=1, seed=seed)
+    drawn = side_of(result)["victims"]
+    assert len(patients_of(data, drawn)) == 8
+    assert Counter(int(data.targets[index]) for index in drawn) == {0: 4, 1: 4}
+    assert split(data, victims=8, images_per_victim=3, seed=seed).victims[5][0] == result.victims[5][0]
+
+
 def test_dropped_patients_are_counted() -> None:
     data = dataset([0] * 12, ["a", "b", "c", "d"] * 3)
     result = split(data, victims=1, images_per_victim=1, seed=0)

@@ -54,7 +54,7 @@ def split(
     """Draws victims and bystanders by seed and deals the rest out to the parts of the pool.
 
     Classes take turns over the victims and over the images of a victim. Image j of victim i does not depend on
-    `images_per_victim`. Half of the patients of each class are used up before the other half is touched, so that a
+    `images_per_victim`. Victims show different patients as far as there are any. Half of the patients of each class are used up before the other half is touched, so that a
     pool of other patients remains. `other_victims` are images of victims of other data entries: pool images that
     nearly repeat them are left out, too. Raises DataError if there are too few images, with both numbers.
     """
@@ -106,17 +106,35 @@ def _shuffled(values: Sequence[int], draw: torch.Generator) -> list[int]:
 
 @dataclass
 class _Queues:
-    """Per class the images in the order in which they are drawn, and the order of the classes."""
+    """Per class the images in the order in which they are drawn, and the order of the classes.
+
+    An image is (whether its patient belongs to the second half, patient, index); `taken` counts images per patient.
+    """
 
     classes: list[int]
-    images: dict[int, list[int]] = field(default_factory=dict)
+    images: dict[int, list[tuple[bool, str, int]]]
+    taken: Counter[str] = field(default_factory=Counter)
+    _least: dict[int, tuple[bool, int]] = field(default_factory=dict)
 
     def take(self, turn: int) -> int:
-        """The next image of the class whose turn it is, or of the class with the most images left."""
+        """The next image of the class whose turn it is, or of the class with the most images left.
+
+        In each half of the patients those come first of whom least was taken, whatever the class.
+        """
         name = self.classes[turn % len(self.classes)]
         if not self.images[name]:
             name = max(self.classes, key=lambda other: len(self.images[other]))
-        return self.images[name].pop(0)
+        queue = self.images[name]
+        place, least = 0, (queue[0][0], self.taken[queue[0][1]])
+        for position, (late, patient, _) in enumerate(queue):
+            if least == self._least.get(name):  # it only grows, so nothing below follows
+                break
+            if (late, self.taken[patient]) < least:
+                place, least = position, (late, self.taken[patient])
+        self._least[name] = least
+        _, patient, index = queue.pop(place)
+        self.taken[patient] += 1
+        return index
 
 
 def _queues(indices: Sequence[int], groups: Sequence[str], strata: Sequence[int], draw: torch.Generator) -> _Queues:
@@ -140,7 +158,8 @@ def _queues(indices: Sequence[int], groups: Sequence[str], strata: Sequence[int]
             order[strata[index]].append((late, turns[strata[index]], position, index))
             turns[strata[index]] += 1
     classes = _shuffled(sorted(order), draw)
-    return _Queues(classes, {name: [entry[-1] for entry in sorted(order[name])] for name in classes})
+    queues = {name: [(late, groups[index], index) for late, *_, index in sorted(order[name])] for name in classes}
+    return _Queues(classes, queues)
 
 
 def _draw_victims(
