@@ -99,7 +99,8 @@ def check(
     for line in context["data"]:
         _OUT.print(
             f"{line['dataset']}: {line['images']} images, {line['victims']} victims, pool {line['training']} training, "
-            f"{line['auxiliary']} auxiliary, {line['null']} null; {line['near_duplicates']} near duplicates left out",
+            f"{line['auxiliary']} auxiliary, {line['null']} null; left out: {line['near_duplicates']} near duplicates, "
+            f"{line['dropped_by_patient']} of the victims' patients",
             markup=False,
         )
         for note in line["notes"]:
