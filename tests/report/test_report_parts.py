@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from medpfl.report import settings
@@ -22,7 +23,7 @@ from medpfl.report.formatting import DASH
 from medpfl.report.gallery import chosen_victims, gallery, picture
 from medpfl.report.loading import load_audit
 from medpfl.report.problems import failure_groups, refusal_groups, silent_groups
-from medpfl.report.redaction import REMOVED, without_items
+from medpfl.report.redaction import REMOVED, WITHHELD, without_items
 from medpfl.report.table import cell_table
 from medpfl.report.views import Audit, Cell, ImageResult, Measured
 
@@ -245,22 +246,28 @@ def test_cases_for_which_nothing_came_back_are_told_with_their_reason_and_are_no
 def test_redaction_removes_names_from_texts_and_leaves_everything_else() -> None:
     result = row(0, 0.5, item="glioma/anna.png", reason="cannot decode anna.png (0 of 3)", truth_image="images/t.png")
     other = row(1, 0.5, item="7", reason="stopped after 7 of 17 steps")
+    params = {"model": {"name": "resnet18", "state": "../ward7/global.safetensors"}, "dataset": {"path": "../ward7"}}
     audit = Audit(
         "a",
-        cells=(Cell("c", axes(), reason="glioma/anna.png is too small", results=(result, other)),),
+        cells=(Cell("c", axes(), params, reason="glioma/anna.png is too small", results=(result, other)),),
         warnings=("glioma/anna.png looks like glioma/annabel.png",),
         data=({"dataset": "x", "images": 7, "notes": ["left out anna.png", 7]},),
-        spec_text="path: glioma\n",
+        spec_text="data:\n- name: x\n  path: ../ward7/scans\nmodels:\n- state: ../ward7/global.safetensors\n",
     )
     cleaned = without_items(audit)
     first, second = cleaned.cells[0].results
     assert (first.item, first.truth_image, first.reconstruction_image, second.item) == ("", "", "", "")
     assert first.reason == f"cannot decode {REMOVED} (0 of 3)"
     assert second.reason == "stopped after 7 of 17 steps"
+    assert cleaned.cells[0].params["model"] == {"name": "resnet18", "state": f"{WITHHELD}/global.safetensors"}
+    assert cleaned.cells[0].params["dataset"] == {"path": WITHHELD}
     assert cleaned.cells[0].reason == f"{REMOVED} is too small"
     assert cleaned.warnings == (f"{REMOVED} looks like glioma/annabel.png",)
     assert cleaned.data[0] == {"dataset": "x", "images": 7, "notes": [f"left out {REMOVED}", 7]}
-    assert cleaned.spec_text == "path: glioma\n"
+    assert yaml.safe_load(cleaned.spec_text) == {
+        "data": [{"name": "x", "path": WITHHELD}],
+        "models": [{"state": f"{WITHHELD}/global.safetensors"}],
+    }
     assert (first.ssim, first.psnr, first.case) == (result.ssim, result.psnr, result.case)
 
 

@@ -6,10 +6,9 @@ import csv
 import io
 import json
 import os
-import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path, PureWindowsPath
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -22,23 +21,14 @@ from medpfl.cli.texts import printable
 from medpfl.core.errors import StoreError
 from medpfl.report import write_report
 from medpfl.report.loading import Row, load_audit, read_table
-from medpfl.report.redaction import item_cleaner
+from medpfl.report.redaction import Clean, cleaner, data_entries, redacted, spec_values
 from medpfl.report.views import AXES
-
-WITHHELD = "(withheld)"
-"""What stands in place of paths and file lists."""
 
 COPIED = ("results.csv", "cells.csv", "summary.json", "spec.yaml")
 IMAGE_SUFFIXES = (".png", ".npz")
 EMPTIED_COLUMNS = ("item", "truth_image", "reconstruction_image", "notes")
 KEPT_COLUMNS = frozenset({"case", "cell", "status", "oracle", *AXES})
 """Ids and fixed words: they are what other tables and commands refer to."""
-WITHHELD_KEYS = frozenset({"path", "files", "pattern", "factory_folders"})
-"""Settings that name files and folders."""
-CHECKPOINT = re.compile(r"[./\\:]")
-"""What a model's `state` contains where it is a path, of which the file's name is kept."""
-
-Clean = Callable[[str], str]
 
 
 def register(app: typer.Typer) -> None:
@@ -114,42 +104,17 @@ def _copy(source: Path, destination: Path) -> None:
 
 def _copy_without_images(source: Path, destination: Path) -> None:
     results, cells = read_table(source / "results.csv"), read_table(source / "cells.csv")
-    spec, summary = _yaml(source / "spec.yaml"), _json(source / "summary.json")
+    spec, summary = spec_values(_text(source / "spec.yaml")), _parsed(_text(source / "summary.json"))
     params = [_parsed(row.get("dataset_params", "")) for row in cells]
-    clean = _cleaner(results, [*_data_entries(spec), *params])
+    clean = cleaner({row["item"] for row in results if row.get("item")}, [*data_entries(spec), *params])
     if spec:
-        text = yaml.safe_dump(_redacted(spec, clean), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(redacted(spec, clean), sort_keys=False, allow_unicode=True)
         write_atomically(destination / "spec.yaml", text.encode("utf-8"))
     if summary:
-        text = json.dumps(_redacted(summary, clean), indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(redacted(summary, clean), indent=2, ensure_ascii=False) + "\n"
         write_atomically(destination / "summary.json", text.encode("utf-8"))
     _write_table(destination / "results.csv", [_row(row, clean) for row in results])
     _write_table(destination / "cells.csv", [_row(row, clean) for row in cells])
-
-
-def _cleaner(results: Sequence[Row], settings: Sequence[Mapping[str, Any]]) -> Clean:
-    """Takes item names and the settings of the data that name files out of a text."""
-    without_item = item_cleaner({row["item"] for row in results if row.get("item")})
-    paths: set[str] = set()
-    for entry in settings:
-        for key in WITHHELD_KEYS - {"pattern"}:
-            value = entry.get(key)
-            paths |= {text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)}
-    tails = {re.sub(r"^(\.{0,2}/|~/)+", "", path).rstrip("/") for path in paths}
-    patterns = [_path_pattern(tail) for tail in sorted(tails, key=lambda tail: (-len(tail), tail)) if tail]
-
-    def clean(text: str) -> str:
-        for pattern in patterns:
-            text = pattern.sub(WITHHELD, text)
-        return without_item(text)
-
-    return clean
-
-
-def _path_pattern(tail: str) -> re.Pattern[str]:
-    """A path that holds `tail`, however it starts and goes on; one word alone counts only behind a slash."""
-    start = "" if "/" in tail else "/"
-    return re.compile(rf"[^\s'\"]*{start}(?<![\w-]){re.escape(tail)}(?![\w-])[^\s'\":,;]*")
 
 
 def _row(row: Row, clean: Clean) -> Row:
@@ -158,31 +123,10 @@ def _row(row: Row, clean: Clean) -> Row:
         if name in EMPTIED_COLUMNS:
             cleaned[name] = ""
         elif name.endswith("_params") and text:
-            cleaned[name] = json.dumps(_redacted(_parsed(text), clean), ensure_ascii=False)
+            cleaned[name] = json.dumps(redacted(_parsed(text), clean), ensure_ascii=False)
         else:
             cleaned[name] = text if name in KEPT_COLUMNS else clean(text)
     return cleaned
-
-
-def _redacted(value: Any, clean: Clean) -> Any:
-    if isinstance(value, str):
-        return clean(value)
-    if isinstance(value, Mapping):
-        return {key: _redacted_setting(key, part, clean) for key, part in value.items()}
-    return [_redacted(part, clean) for part in value] if isinstance(value, (list, tuple)) else value
-
-
-def _redacted_setting(key: str, value: Any, clean: Clean) -> Any:
-    if key in WITHHELD_KEYS and value:
-        return WITHHELD
-    if key == "state" and isinstance(value, str) and CHECKPOINT.search(value):
-        return f"{WITHHELD}/{PureWindowsPath(value).name}"  # both kinds of slashes part folders
-    return _redacted(value, clean)
-
-
-def _data_entries(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    entries = spec.get("data")
-    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
 
 def _write_table(path: Path, rows: Sequence[Row]) -> None:
@@ -203,15 +147,5 @@ def _parsed(text: str) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _json(path: Path) -> Mapping[str, Any]:
-    return _parsed(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _yaml(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError:
-        raise StoreError(f"{path}: not valid YAML, so nothing can be withheld from it; run the audit again") from None
-    return value if isinstance(value, dict) else {}
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""

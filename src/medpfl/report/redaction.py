@@ -1,17 +1,28 @@
-"""Takes item names out of an audit, so that its report can be shared."""
+"""Takes item names and the paths of data out of an audit, so that it can be shared."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import PurePosixPath
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
+import yaml
+
+from medpfl.core.errors import StoreError
 from medpfl.report.views import Audit, Cell, ImageResult
 
 REMOVED = "[item]"
 """What stands in place of an item name."""
+
+WITHHELD = "(withheld)"
+"""What stands in place of paths and file lists."""
+
+WITHHELD_KEYS = frozenset({"path", "files", "pattern", "factory_folders"})
+"""Settings that name files and folders."""
+CHECKPOINT = re.compile(r"[./\\:]")
+"""What a model's `state` contains where it is a path, of which the file's name is kept."""
 
 _SHORTEST_NAME = 4
 
@@ -19,27 +30,30 @@ Clean = Callable[[str], str]
 
 
 def without_items(audit: Audit) -> Audit:
-    """The same audit without item names and image paths, also where a reason, a note or the spec quotes one.
+    """The same audit without item names and paths of images and data, also where a reason or a note quotes one.
 
     Item names of fewer than four characters are only taken out of their own column: in a text they cannot be told
     from ordinary words and numbers.
     """
-    clean = item_cleaner({result.item for cell in audit.cells for result in cell.results if result.item})
+    spec = spec_values(audit.spec_text)
+    items = {result.item for cell in audit.cells for result in cell.results if result.item}
+    clean = cleaner(items, data_entries(spec))
     return replace(
         audit,
         cells=tuple(_cell(cell, clean) for cell in audit.cells),
         warnings=tuple(clean(text) for text in audit.warnings),
-        data=tuple(_mapping(entry, clean) for entry in audit.data),
-        assumptions=tuple(_mapping(entry, clean) for entry in audit.assumptions),
-        findings=tuple(_mapping(entry, clean) for entry in audit.findings),
-        plan=_mapping(audit.plan, clean),
-        spec_text=clean(audit.spec_text),
+        data=tuple(redacted(entry, clean) for entry in audit.data),
+        assumptions=tuple(redacted(entry, clean) for entry in audit.assumptions),
+        findings=tuple(redacted(entry, clean) for entry in audit.findings),
+        plan=redacted(audit.plan, clean),
+        spec_text=yaml.safe_dump(redacted(spec, clean), sort_keys=False, allow_unicode=True) if spec else "",
     )
 
 
 def _cell(cell: Cell, clean: Clean) -> Cell:
     return replace(
         cell,
+        params=redacted(cell.params, clean),
         reason=clean(cell.reason),
         warnings=tuple(clean(text) for text in cell.warnings),
         results=tuple(_result(result, clean) for result in cell.results),
@@ -57,16 +71,61 @@ def _result(result: ImageResult, clean: Clean) -> ImageResult:
     )
 
 
-def _mapping(entry: Mapping[str, Any], clean: Clean) -> Mapping[str, Any]:
-    return {key: _value(value, clean) for key, value in entry.items()}
+def cleaner(items: set[str], settings: Sequence[Mapping[str, Any]]) -> Clean:
+    """Takes item names and the settings of the data that name files out of a text."""
+    without_item = item_cleaner(items)
+    paths: set[str] = set()
+    for entry in settings:
+        for key in WITHHELD_KEYS - {"pattern"}:
+            value = entry.get(key)
+            paths |= {text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)}
+    tails = {re.sub(r"^(\.{0,2}/|~/)+", "", path).rstrip("/") for path in paths}
+    patterns = [_path_pattern(tail) for tail in sorted(tails, key=lambda tail: (-len(tail), tail)) if tail]
+
+    def clean(text: str) -> str:
+        for pattern in patterns:
+            text = pattern.sub(WITHHELD, text)
+        return without_item(text)
+
+    return clean
 
 
-def _value(value: Any, clean: Clean) -> Any:
+def _path_pattern(tail: str) -> re.Pattern[str]:
+    """A path that holds `tail`, however it starts and goes on; one word alone counts only behind a slash."""
+    start = "" if "/" in tail else "/"
+    return re.compile(rf"[^\s'\"]*{start}(?<![\w-]){re.escape(tail)}(?![\w-])[^\s'\":,;]*")
+
+
+def redacted(value: Any, clean: Clean) -> Any:
+    """Texts cleaned wherever they stand in a value of YAML or JSON, settings that name files withheld."""
     if isinstance(value, str):
         return clean(value)
     if isinstance(value, Mapping):
-        return _mapping(value, clean)
-    return [_value(part, clean) for part in value] if isinstance(value, (list, tuple)) else value
+        return {key: _redacted_setting(key, part, clean) for key, part in value.items()}
+    return [redacted(part, clean) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def _redacted_setting(key: str, value: Any, clean: Clean) -> Any:
+    if key in WITHHELD_KEYS and value:
+        return WITHHELD
+    if key == "state" and isinstance(value, str) and CHECKPOINT.search(value):
+        return f"{WITHHELD}/{PureWindowsPath(value).name}"  # both kinds of slashes part folders
+    return redacted(value, clean)
+
+
+def spec_values(text: str) -> Mapping[str, Any]:
+    """The text of `spec.yaml` as values, empty where there is none. Raises StoreError where it is no YAML."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise StoreError("spec.yaml: not valid YAML, so nothing can be withheld from it; run the audit again") from None
+    return value if isinstance(value, dict) else {}
+
+
+def data_entries(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The entries of a spec's `data`."""
+    entries = spec.get("data")
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
 
 def item_cleaner(items: set[str]) -> Clean:
