@@ -55,7 +55,9 @@ class GradInv(Attack):
     iterations: Annotated[int, Field(ge=1, description="Adam steps per restart")] = 1_000
     restarts: Annotated[int, Field(ge=1, description="starts, the one with the lowest objective is kept")] = 1
     learning_rate: Annotated[float, Field(gt=0, description="step of Adam, in units of the normalized input")] = 0.1
-    total_variation: Annotated[float, Field(ge=0, description="weight of total variation on [0, 1]; authors' code: on the normalized input")] = 1e-4
+    total_variation: Annotated[
+        float, Field(ge=0, description="weight of total variation on [0, 1]; authors' code: on the normalized input")
+    ] = 1e-4
     layers: Annotated[
         Literal["all", "top10"], Field(description="match all tensors, or the ten with the largest observed norm")
     ] = "all"
