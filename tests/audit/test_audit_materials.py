@@ -5,17 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from medpfl.attacks import cpl
-from medpfl.audit import execute
+from medpfl.audit import execute, run_audit
 from medpfl.audit.context import describe
 from medpfl.audit.grid import cells, refusal
 from medpfl.audit.materials import Materials
 from medpfl.audit.plan import Plan
 from medpfl.audit.preparation import prepare
 from medpfl.audit.spec import parse_spec
+from medpfl.core.errors import StoreError
 
 EVERYTHING = ["labels", "logits", "masks", "batch_norm_statistics", "auxiliary", "defense"]
 DATA = {"name": "brain", "reader": "phantom", "size": 32, "count": 96, "victims": 2}
@@ -107,3 +110,32 @@ def test_another_data_entry_as_auxiliary_knowledge_is_listed_without_the_victims
     assert (there["dropped_by_patient"], there["near_duplicates"]) == (9, 0)
     assert there["auxiliary"] == len(auxiliary.images) == 27
     assert "attack 'here'" in there["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("folder", "named"), [("here", "here/s0"), ("there", "there as auxiliary knowledge for here/s0")]
+)
+def test_changed_images_are_refused(folder: str, named: str, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 16, 16), dtype=np.uint8)
+    for index, image in enumerate(pixels):
+        name = tmp_path / ("here" if index < 12 else "there") / "ab"[index % 2] / f"{index}.png"
+        name.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(name)
+    image = {"reader": "folder", "size": 16, "channels": 1}
+    data = [
+        {**image, "name": name, "path": f"./{name}", "victims": count} for name, count in (("here", 2), ("there", 0))
+    ]
+    plain: dict[str, Any] = {
+        "data": data,
+        "models": [{"name": "lenet_dlg"}],
+        "threat_models": [{"name": "honest_server", "knows": [{"auxiliary": "there"}]}],
+        "attacks": [{"name": "cpl", "iterations": 1}],
+    }
+    spec = parse_spec(plain, base=tmp_path)
+    run_audit(spec, tmp_path / "out", workers=0)
+    assert run_audit(spec, tmp_path / "out", workers=0).counts["done"] == 2
+    Image.fromarray(255 - pixels[0 if folder == "here" else 12]).save(
+        tmp_path / folder / "a" / f"{0 if folder == 'here' else 12}.png"
+    )
+    with pytest.raises(StoreError, match=rf"{named} are not those"):
+        run_audit(spec, tmp_path / "out", workers=0)

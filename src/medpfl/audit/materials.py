@@ -100,7 +100,8 @@ class Materials:
                 seed=seed,
                 near_duplicate_threshold=entry.settings.near_duplicates,
             )
-            return Pool(dataset, divided, _fingerprint(dataset, divided))
+            parts = (divided.victims, divided.training, divided.auxiliary, divided.null)
+            return Pool(dataset, divided, _fingerprint(dataset, parts))
 
         return self._once(("pool", entry.id, seed), make)
 
@@ -149,6 +150,15 @@ class Materials:
             return source, borrow(source, pool.dataset, private, entry.settings.near_duplicates)
 
         return self._once(("borrowed", entry.id, other, seed), make)
+
+    def data_fingerprints(self, cell: Cell, seed: int) -> dict[str, str]:
+        """Identifies the images that the cell's cases are made of, and how they are divided, by what they are for."""
+        entry, lender = cell.dataset, cell.threat_model.auxiliary
+        found = {f"{entry.id}/s{seed}": self.pool(entry, seed).fingerprint}
+        if lender is not None:
+            source, borrowed = self.borrowed(entry, lender, seed)
+            found[f"{lender} as auxiliary knowledge for {entry.id}/s{seed}"] = _fingerprint(source, borrowed.indices)
+        return found
 
     def model(self, data: DataEntry, entry: ModelEntry, seed: int, victim: int | None = None) -> GlobalModel:
         """The model that the server sends; `victim` matters for `untrained_per_victim` only.
@@ -279,10 +289,10 @@ def images_per_victim(cells: list[Cell]) -> dict[str, int]:
     return needed
 
 
-def _fingerprint(dataset: Dataset, divided: Split) -> str:
-    """Identifies pixels, targets and division, so that a resumed audit notices changed files."""
+def _fingerprint(dataset: Dataset, places: tuple[Any, ...]) -> str:
+    """Identifies pixels, targets and which of them are used, so that a resumed audit notices changed files."""
     digest = hashlib.sha256()
     digest.update(dataset.images.to(torch.float32).contiguous().numpy().tobytes())
     digest.update(dataset.targets.to(torch.float32).contiguous().numpy().tobytes())
-    digest.update(repr((divided.victims, divided.training, divided.auxiliary, divided.null)).encode())
+    digest.update(repr(places).encode())
     return digest.hexdigest()[:16]

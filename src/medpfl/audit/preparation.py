@@ -44,9 +44,12 @@ def prepare(spec: Spec, cache: Path, plan: Plan) -> Prepared:
     materials = Materials(spec, cache, needed, plan.threads)
     refusals: dict[str, str] = {}
     planned: list[Chunk] = []
+    fingerprints: dict[str, str] = {}
     models: dict[str, Mapping[str, Any]] = {}
     for cell in found:
         require_ssim_size(tuple(materials.dataset(cell.dataset).images.shape[2:]))
+        for seed in spec.seeds:
+            fingerprints |= materials.data_fingerprints(cell, seed)
         reason = refusal(cell) or _refused_by_model(cell, materials, spec.seeds[0])
         if reason is not None:
             refusals[cell.id] = reason
@@ -59,12 +62,6 @@ def prepare(spec: Spec, cache: Path, plan: Plan) -> Prepared:
         if cell.model.state == "trained":
             for seed in spec.seeds:
                 materials.training_images(cell.dataset, cell.model, seed)
-    fingerprints = {
-        f"{entry.id}/s{seed}": materials.pool(entry, seed).fingerprint
-        for entry in spec.data
-        if entry.id in needed
-        for seed in spec.seeds
-    }
     return Prepared(spec, tuple(found), refusals, tuple(planned), materials, needed, fingerprints, models)
 
 
