@@ -1,6 +1,6 @@
 """The model zoo, anybody's `nn.Module`, checkpoints, and what an audit of a model means."""
 
-from medpfl.models import derivatives, lenet, resnet
+from medpfl.models import cnn, derivatives, lenet, monai_nets, patches, resnet, vit
 from medpfl.models.building import build_model
 from medpfl.models.imagenet import imagenet_weights
 from medpfl.models.inspection import VALIDATORS, Finding
@@ -18,14 +18,18 @@ __all__ = [
     "Normalization",
     "Normalize",
     "build_model",
+    "cnn",
     "derivatives",
     "fingerprint",
     "imagenet_weights",
     "lenet",
     "load_checkpoint",
     "load_model",
+    "monai_nets",
+    "patches",
     "prepare",
     "resnet",
     "save_model",
     "validate",
+    "vit",
 ]

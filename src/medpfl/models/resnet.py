@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from medpfl.models.lenet import two_dimensional
 from medpfl.models.randomness import isolated_randomness
 from medpfl.models.registry import MODELS
+from medpfl.models.shapes import check_spatial
 
 STAGES = ((64, 1), (128, 2), (256, 2), (512, 2))
 """Width and stride of the four stages of two blocks each."""
@@ -66,7 +66,7 @@ class ResNet18(nn.Module):
 
 
 def _resnet(name: str, image_shape: tuple[int, ...], classes: int, generator: torch.Generator) -> nn.Module:
-    channels = two_dimensional(name, image_shape)[0]
+    channels = check_spatial(name, image_shape)[0]
     with isolated_randomness(generator):
         net = ResNet18(channels, classes, small_images=name == "resnet18_cifar")
         for layer in net.modules():

@@ -21,6 +21,9 @@ PIECEWISE_LINEAR = frozenset(
 )
 """PyTorch functions whose second derivative is zero wherever it exists."""
 
+VANISHED = 1e-6
+"""Outputs of two random images that differ by less than this are taken as equal."""
+
 MAX_POOLING = frozenset(
     f"{kind}max_pool{axes}d{suffix}" for kind in ("", "adaptive_") for axes in "123" for suffix in ("", "_with_indices")
 )
@@ -130,6 +133,19 @@ def probabilities(inspection: Inspection) -> Iterator[Finding]:
             "warning",
             "the outputs look like probabilities, but the loss expects scores before softmax or sigmoid: take that "
             "last function out, or gradients and inferred labels are not those of real training",
+        )
+
+
+@VALIDATORS.register("signal", summary="outputs must depend on the image")
+def signal(inspection: Inspection) -> Iterator[Finding]:
+    """Deep untrained nets on untrained running statistics can lose the image on the way."""
+    output = inspection.probe.output
+    if bool((output[0] - output[1]).abs().max() <= VANISHED * output.abs().max().clamp_min(1.0)):
+        yield Finding(
+            "vanishing_signal",
+            "warning",
+            "two random images give the same outputs: in this state the update shows next to nothing of an image, which "
+            "is no protection, because it ends with training; audit a trained state, or batch_norm: train",
         )
 
 
