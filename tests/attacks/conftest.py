@@ -93,6 +93,33 @@ def dense_net() -> Callable[..., nn.Module]:
     return make
 
 
+class TokenNet(nn.Module):
+    """Images cut into equal tokens in memory order, each embedded by one dense layer, plus a position embedding."""
+
+    def __init__(self, inputs: int, width: int, classes: int, activation: nn.Module, tokens: int = 4) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.positions = nn.Parameter(torch.empty(1, tokens, width))
+        self.embedding = nn.Linear(inputs // tokens, width)
+        self.activation = activation
+        self.head = nn.Linear(tokens * width, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        patches = images.reshape(len(images), self.tokens, -1)
+        output: Tensor = self.head(self.activation(self.embedding(patches) + self.positions).flatten(1))
+        return output
+
+
+@pytest.fixture
+def token_net() -> Callable[..., nn.Module]:
+    """Four tokens and a dense layer over all of them; called as `dense_net`, with the width of a token."""
+
+    def make(inputs: int, width: int, classes: int = 3, activation: nn.Module | None = None) -> nn.Module:
+        return TokenNet(inputs, width, classes, activation or nn.Sigmoid())
+
+    return make
+
+
 @pytest.fixture
 def sigmoid_lenet() -> Callable[..., nn.Module]:
     """A LeNet in small: two convolutions with sigmoids and one dense layer."""

@@ -20,6 +20,7 @@ from medpfl.core.session import NO_SESSION, Session, State
 from medpfl.federation.client import client_step
 
 SETTINGS: dict[str, dict[str, Any]] = {
+    "april": {},
     "cpl": {"iterations": 3, "inner_iterations": 10, "restarts": 2},
     "dlg": {"iterations": 3, "inner_iterations": 10, "restarts": 2},
     "feature_readout": {"iterations": 40, "restarts": 2},
@@ -29,7 +30,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 """Enough work for several restarts, blocks and snapshots, and no more."""
 
-LONG_RUNNING = sorted(set(SETTINGS) - {"first_layer_readout"})
+CLOSED_FORMS = {"april", "first_layer_readout"}
+LONG_RUNNING = sorted(set(SETTINGS) - CLOSED_FORMS)
+TRANSFORMERS = {"april"}
+"""Attacks that read tokens; the others are tested on dense nets."""
 SIMULATE_CLIENTS = ("cpl", "dlg", "gradinv", "idlg")
 
 Observe = Callable[..., Observation]
@@ -65,8 +69,16 @@ def attack(request: pytest.FixtureRequest) -> Attack:
 
 
 @pytest.fixture
-def model(make_model: Any, dense_net: Any) -> GlobalModel:
-    result: GlobalModel = make_model(dense_net(64, 24), (1, 8, 8))
+def net(request: pytest.FixtureRequest, dense_net: Any, token_net: Any) -> Any:
+    """Makes small nets of the kind that the test's attack is for."""
+    call = getattr(request.node, "callspec", None)
+    chosen = {} if call is None else call.params
+    return token_net if (chosen.get("attack") or chosen.get("name")) in TRANSFORMERS else dense_net
+
+
+@pytest.fixture
+def model(make_model: Any, net: Any) -> GlobalModel:
+    result: GlobalModel = make_model(net(64, 24), (1, 8, 8))
     return result
 
 
@@ -140,10 +152,10 @@ def test_companions_change_nothing_but_rounding(attack: Attack, observations: li
 
 
 def test_models_may_differ_between_observations(
-    attack: Attack, make_model: Any, dense_net: Any, observe: Observe, blobs: Any
+    attack: Attack, make_model: Any, net: Any, observe: Observe, blobs: Any
 ) -> None:
     images = blobs(2, (1, 8, 8))
-    models = [make_model(dense_net(64, 24), (1, 8, 8), seed=seed) for seed in range(2)]
+    models = [make_model(net(64, 24), (1, 8, 8), seed=seed) for seed in range(2)]
     mixed = [observe(one, images[index : index + 1], torch.tensor([1])) for index, one in enumerate(models)]
     together = reconstructions(run(attack, mixed))
     alone = reconstructions(run(attack, mixed[1:], seeds=(1,)))[0]
@@ -227,16 +239,20 @@ def test_an_update_that_changes_nothing_shows_nothing(
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 6), (1, 6, 5, 4)], ids=["grey", "color", "volume"])
 def test_channels_sizes_and_volumes(
-    attack: Attack, shape: tuple[int, ...], make_model: Any, dense_net: Any, observe: Observe, blobs: Any
+    attack: Attack, shape: tuple[int, ...], make_model: Any, net: Any, observe: Observe, blobs: Any
 ) -> None:
-    model = make_model(dense_net(int(torch.tensor(shape).prod()), 24), shape)
+    model = make_model(net(int(torch.tensor(shape).prod()), 24), shape)
     observation = observe(model, blobs(1, shape), torch.tensor([2]))
     check_shape(attack, observation, reconstructions(run(attack, [observation]))[0])
 
 
-def test_batches(attack: Attack, make_model: Any, dense_net: Any, observe: Observe, blobs: Any) -> None:
-    model = make_model(dense_net(64, 48, activation=nn.ReLU()), (1, 8, 8))
+def test_batches(attack: Attack, make_model: Any, net: Any, observe: Observe, blobs: Any) -> None:
+    model = make_model(net(64, 48, activation=nn.ReLU()), (1, 8, 8))
     observation = observe(model, blobs(3, (1, 8, 8)), torch.tensor([0, 2, 2]))
+    if (reason := attack.why_not(model, observation.recipe)) is not None:
+        assert "only single images" in reason
+        assert run(attack, [observation]) == [Failure(reason)]
+        return
     result = reconstructions(run(attack, [observation]))[0]
     check_shape(attack, observation, result)
     assert result.gradient_evaluations <= attack.evaluations(model, 3)
@@ -244,9 +260,9 @@ def test_batches(attack: Attack, make_model: Any, dense_net: Any, observe: Obser
 
 @pytest.mark.parametrize("kind", ["delta", "weights"])
 def test_one_sgd_step_shows_what_its_gradient_shows(
-    attack: Attack, kind: str, make_model: Any, dense_net: Any, observe: Observe, blobs: Any, as_kind: Any
+    attack: Attack, kind: str, make_model: Any, net: Any, observe: Observe, blobs: Any, as_kind: Any
 ) -> None:
-    model = make_model(dense_net(64, 24), (1, 8, 8), double=True)
+    model = make_model(net(64, 24), (1, 8, 8), double=True)
     gradient = observe(model, blobs(1, (1, 8, 8)), torch.tensor([1]))
     stepped = as_kind(gradient, kind, 0.1)
     one, other = reconstructions([*run(attack, [gradient]), *run(attack, [stepped])])

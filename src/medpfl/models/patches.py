@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from medpfl.core.domain import GlobalModel
@@ -37,7 +38,7 @@ def find_patch_embedding(model: GlobalModel, seen: Probe | None = None) -> Patch
     It is the first convolution whose kernel is its stride, or the first dense layer on (images, patches, numbers).
     Its own tensors may be frozen; position tensors must be trained, else no update has them.
     """
-    layers = (seen or probe(model)).layers
+    layers = (seen or probe(model.to(torch.float32))).layers
     layer = next((one for one in layers if isinstance(one.module, nn.Linear | nn.modules.conv._ConvNd)), None)
     if layer is None or (patches := _patches(layer)) is None:
         return "the first layer does not cut images into patches"
