@@ -68,6 +68,21 @@ def test_class_names(tmp_path: Path) -> None:
         MedMnistReader(path=tmp_path / "mine.npz", classes=("a",)).class_names()
 
 
+def test_cubes_are_volumes(tmp_path: Path) -> None:
+    cubes = {
+        f"{split}_images": np.random.default_rng(1).integers(0, 256, (2, 9, 9, 9), np.uint8)
+        for split in ("train", "val", "test")
+    }
+    content = {
+        **arrays(),
+        **cubes,
+        **{f"{split}_labels": np.array([[0], [1]], np.uint8) for split in ("train", "val", "test")},
+    }
+    found = [sample.image for sample in MedMnistReader(path=write(tmp_path / "x.npz", content)).read()]
+    assert [tuple(image.shape) for image in found] == [(1, 9, 9, 9)] * 6
+    np.testing.assert_allclose(found[3][0].numpy(), cubes["val_images"][1] / 255.0, atol=1e-7)
+
+
 def changed(**changes: np.ndarray) -> dict[str, np.ndarray]:
     return {**arrays(), **changes}
 
@@ -81,7 +96,8 @@ def changed(**changes: np.ndarray) -> dict[str, np.ndarray]:
             r"no array 'val_labels'; it has train_images, train_labels; set splits: \[train\]",
         ),
         (changed(val_images=np.zeros((2, 8, 8))), "val_images is float64; expected uint8"),
-        (changed(test_images=np.zeros((3, 8, 8, 8), np.uint8)), "volumes are not supported"),
+        (changed(test_images=np.zeros((3, 8, 8, 8), np.uint8)), "images and volumes are mixed"),
+        (changed(test_images=np.zeros((3, 8, 8, 4), np.uint8)), r"\(3, 8, 8, 4\); expected .* or cubes"),
         (changed(test_images=np.zeros((3, 64), np.uint8)), r"\(3, 64\); expected \(N, H, W\)"),
         (changed(val_labels=np.zeros((3, 1), np.uint8)), "val has 2 images and 3 labels"),
         (changed(val_labels=np.zeros((2, 1))), "val_labels is float64"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from medpfl.core.errors import DataError
-from medpfl.data import NiftiReader
+from medpfl.data import NiftiReader, load_dataset
 
 nibabel: Any = annotated_nibabel  # annotated in parts only
 
@@ -168,3 +168,29 @@ def test_options_are_checked() -> None:
     ):
         with pytest.raises(ValueError):
             NiftiReader(path=Path("x"), **options)
+
+
+def test_whole_volumes_are_the_slices_one_behind_the_other(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.nii.gz", VOLUME)
+    for axis in (0, 1, 2):
+        slices = stack(NiftiReader(path=path, axis=axis, **FULL))
+        (sample,) = NiftiReader(path=path, axis=axis, whole=True, **FULL).read()
+        assert sample.image.shape == (1, *slices.shape)
+        np.testing.assert_array_equal(sample.image[0].double().numpy(), slices)
+        assert "#" not in sample.item
+    (part,) = NiftiReader(path=path, whole=True, slices=(2, 8, 3), percentiles=(0, 100)).read()
+    np.testing.assert_array_equal(part.image[0].double().numpy(), stack(NiftiReader(path=path, **FULL))[[2, 5]])
+    with pytest.raises(DataError, match="has 8 slices, none of them in"):
+        list(NiftiReader(path=path, whole=True, slices=(20, 30, 1)).read())
+
+
+def test_whole_volumes_are_spread_over_classes_and_resized(tmp_path: Path) -> None:
+    for name in ("sick", "well"):
+        for number in range(3):
+            write(tmp_path / name / f"{number}.nii", VOLUME)
+    reader = NiftiReader(path=tmp_path, whole=True)
+    samples = list(reader.read(maximum=2))
+    assert [sample.label for sample in samples] == [0, 1]
+    assert len({sample.patient for sample in reader.read()}) == 6
+    dataset = load_dataset(reader, name="heads", size=(6, 5, 4), channels=1)
+    assert dataset.images.shape == (6, 1, 6, 5, 4)

@@ -51,7 +51,10 @@ class Entry:
 class DataSettings:
     """How images enter the audit, whatever the reader."""
 
-    size: Annotated[int | tuple[int, ...], Field(description="height and width (or one number for both), pixels")] = 32
+    size: Annotated[
+        int | tuple[int, ...],
+        Field(description="height and width, or depth, height and width of volumes (or one number for all), pixels"),
+    ] = 32
     channels: Annotated[Literal[1, 3], Field(description="1 (grey) or 3 (RGB)")] = 1
     aspect: Annotated[
         Literal["squash", "crop", "pad"], Field(description="how other aspects become the given size")

@@ -59,6 +59,8 @@ def load_dataset(
     for sample in reader.read(maximum):
         where = f"data '{name}', item '{sample.item}'"
         _check(sample, len(class_names), multi_label, where)
+        if images and sample.image.ndim != images[0].ndim:
+            raise DataError(f"{where}: images and volumes are mixed; make two data entries of them")
         images.append(resize(to_channels(sample.image, channels, where), _shape(size, sample, where), aspect))
         samples.append(Sample(images[-1], sample.label, sample.item, sample.patient, sample.site))
     if not samples:

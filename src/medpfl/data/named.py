@@ -13,7 +13,7 @@ from typing import Literal
 from medpfl.core.errors import DataError
 from medpfl.core.registry import Registry
 from medpfl.data.listing import find_files
-from medpfl.data.npz import SPLITS, npz_keys, split_images, split_labels
+from medpfl.data.npz import SPLITS, holds_volumes, npz_keys, split_images, split_labels
 from medpfl.data.pixels import IMAGE_SUFFIXES
 
 _MEDMNIST = (
@@ -338,6 +338,9 @@ def _check_npz(named: NamedDataset, path: Path) -> list[str]:
         if not {f"{split}_images", f"{split}_labels"} <= keys:
             continue
         images, labels = split_images(path, split), split_labels(path, split)
+        if holds_volumes(images):
+            findings.append(f"{split}_images holds volumes; {named.name} has images.")
+            continue
         channels = 1 if images.ndim == 3 else 3
         if channels != named.channels:
             findings.append(f"{split}_images has {channels} channels; {named.name} has {named.channels}.")

@@ -77,14 +77,20 @@ def split_labels(path: Path, split: str) -> NDArray[np.uint8]:
     return labels.astype(np.uint8)
 
 
+def holds_volumes(images: NDArray[np.uint8]) -> bool:
+    """Whether these are the cubes (N, S, S, S) of a 3D set."""
+    return images.ndim == 4 and images.shape[-1] > 3 and len(set(images.shape[1:])) == 1
+
+
 def split_images(path: Path, split: str) -> NDArray[np.uint8]:
-    """Images of one split, uint8 (N, H, W) or (N, H, W, 3). Raises DataError for other layouts."""
+    """Images of one split: uint8 (N, H, W), (N, H, W, 3) or cubes (N, S, S, S). Raises DataError for other layouts."""
     images = npz_array(path, f"{split}_images")
     if images.dtype != np.uint8:
         raise DataError(f"'{path}': {split}_images is {images.dtype}; expected uint8")
-    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] != 3):
-        hint = "; volumes are not supported yet" if images.ndim == 4 and len(set(images.shape[1:])) == 1 else ""
-        raise DataError(f"'{path}': {split}_images is {images.shape}; expected (N, H, W) or (N, H, W, 3){hint}")
+    if images.ndim != 3 and not (images.ndim == 4 and (images.shape[-1] == 3 or holds_volumes(images))):
+        raise DataError(
+            f"'{path}': {split}_images is {images.shape}; expected (N, H, W), (N, H, W, 3) or cubes (N, S, S, S)"
+        )
     return images
 
 

@@ -34,6 +34,12 @@ def to_image(values: Array, where: str) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(planes, dtype=np.float32)).clamp_(0.0, 1.0)
 
 
+def to_volume(values: Array, where: str) -> Tensor:
+    """Gray (D, H, W) values in [0, 1] as a float32 image (1, D, H, W). Raises DataError as `to_image` does."""
+    check_values(values, where)
+    return torch.from_numpy(np.ascontiguousarray(values[np.newaxis], dtype=np.float32)).clamp_(0.0, 1.0)
+
+
 def check_values(values: Array, where: str) -> None:
     """Raises DataError that names `where` if there is no pixel or one is NaN or infinite."""
     if values.size == 0:

@@ -25,7 +25,8 @@ def glossary(threshold: float) -> tuple[Term, ...]:
             "SSIM",
             "Structural similarity of reconstruction and private image, from -1 to 1; 1 is an exact copy. Computed "
             "on images in [0, 1] with range 1, a Gaussian window of 11 pixels (sigma 1.5), K 0.01 and 0.03, "
-            "population covariance, borders of half a window cropped, mean over color channels.",
+            "population covariance, borders of half a window cropped, mean over color channels. In volumes the window is a cube, so a volume "
+            "counts as one image; its picture shows up to 16 of its slices in rows.",
         ),
         Term(
             "PSNR",

@@ -16,19 +16,19 @@ from medpfl.core.domain import Sample
 from medpfl.core.errors import DataError
 from medpfl.data.base import READERS, Reader, spread_evenly
 from medpfl.data.named import class_names_of_file
-from medpfl.data.npz import SPLITS, SplitName, split_images, split_labels
-from medpfl.data.pixels import full_scale, to_image
+from medpfl.data.npz import SPLITS, SplitName, holds_volumes, split_images, split_labels
+from medpfl.data.pixels import full_scale, to_image, to_volume
 
 
 @READERS.register(
     "medmnist",
-    summary="a MedMNIST npz file (2D, any size): keys train_images, train_labels, val_..., test_...",
+    summary="a MedMNIST npz file (2D or 3D, any size): keys train_images, train_labels, val_..., test_...",
     paper="Yang et al., MedMNIST v2, Scientific Data 10, 41, 2023",
-    limits="no 3D sets; patients are not known",
+    limits="patients are not known",
 )
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class MedMnistReader(Reader):
-    """Reads images uint8 (N, H, W) or (N, H, W, 3) and labels (N, 1), or (N, classes) for several labels.
+    """Reads images uint8 (N, H, W), (N, H, W, 3) or cubes (N, S, S, S) and labels (N, 1), or (N, classes) for several labels.
 
     Nothing in the file is unpickled. The item is `file#split/index`.
     """
@@ -60,12 +60,15 @@ class MedMnistReader(Reader):
         position = 0
         for split in self.splits:
             images, labels = split_images(self.path, split), split_labels(self.path, split)
+            volumes = holds_volumes(images)
             if len(images) != len(labels):
                 raise DataError(f"'{self.path}': {split} has {len(images)} images and {len(labels)} labels")
             for index, (image, row) in enumerate(zip(images, labels.tolist(), strict=True)):
                 if position in chosen:
                     item = f"{self.path.name}#{split}/{index}"
-                    yield Sample(to_image(full_scale(image), item), row[0] if len(row) == 1 else tuple(row), item)
+                    values = full_scale(image)
+                    shown = to_volume(values, item) if volumes else to_image(values, item)
+                    yield Sample(shown, row[0] if len(row) == 1 else tuple(row), item)
                 position += 1
 
     def _labels(self) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""NIfTI volumes as slices along an anatomical axis."""
+"""NIfTI volumes, whole or as slices along an anatomical axis."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+from torch import Tensor
 
 from medpfl.core.config import STRICT
 from medpfl.core.domain import Sample
 from medpfl.core.errors import DataError
 from medpfl.data.base import READERS, Reader, spread_evenly
 from medpfl.data.listing import Found, classes_of, find_files
-from medpfl.data.pixels import FloatArray, apply_window, percentile_window, to_image
+from medpfl.data.pixels import FloatArray, apply_window, percentile_window, to_image, to_volume
 from medpfl.data.pseudonyms import derive_key, patient_key, pseudonym
 from medpfl.data.volumes import load_volume
 
@@ -27,14 +28,15 @@ _VISIBLE = 0.1
 
 @READERS.register(
     "nifti",
-    summary="NIfTI volumes (.nii, .nii.gz) as slices along an anatomical axis in canonical (RAS+) orientation",
-    limits="2D slices only; no color or complex volumes; voxels are taken as square",
+    summary="NIfTI volumes (.nii, .nii.gz), whole or as slices along an anatomical axis, in canonical (RAS+) orientation",
+    limits="no color or complex volumes; voxels are taken as square, or cubes",
 )
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class NiftiReader(Reader):
     """Reads slices of every volume under `path`, in the order of the file names and along the axis.
 
-    Volumes are turned to the closest canonical orientation; a slice lies with anterior (axis 2) or superior (axes
+    With `whole`, each volume is one image (1, depth, height, width): the chosen slices one behind the other, whatever
+    their content. Volumes are turned to the closest canonical orientation; a slice lies with anterior (axis 2) or superior (axes
     0 and 1) up. Intensities between two percentiles of the volume become [0, 1]. The item is a keyed pseudonym and
     the slice, the patient a pseudonym of the file, or of the BIDS subject (`sub-01`) in its name.
     """
@@ -44,6 +46,9 @@ class NiftiReader(Reader):
     files: Annotated[tuple[str, ...], Field(description="these files of the folder only; default: all")] = ()
     labels: Annotated[Literal["folder", "none"], Field(description="class from the first sub-folder, or none")] = (
         "folder"
+    )
+    whole: Annotated[bool, Field(description="each volume as one three-dimensional image instead of its slices")] = (
+        False
     )
     axis: Annotated[Literal[0, 1, 2], Field(description="0 sagittal, 1 coronal, 2 axial slices")] = 2
     slices: Annotated[
@@ -74,10 +79,17 @@ class NiftiReader(Reader):
         return self._listed()[1]
 
     def read(self, maximum: int | None = None) -> Iterator[Sample]:
-        """Slices in the order of the file names and along the axis. With a maximum, volumes are read twice."""
+        """In the order of the file names and along the axis. With a maximum of slices, volumes are read twice."""
         files, _, labels = self._listed()
         found = False
         key = derive_key(file.path for file in files)
+        if self.whole:
+            for position in spread_evenly(labels, maximum):
+                file = files[position]
+                yield Sample(
+                    self._whole(file.path), labels[position], pseudonym(key, "item", file.name), _patient(file)
+                )
+            return
         chosen: list[list[int]] | None = None
         if maximum is not None:
             kept = [self._kept(self._volume(file.path)) for file in files]
@@ -112,6 +124,14 @@ class NiftiReader(Reader):
         """The volume (x, y, z) with its intensity window mapped to [0, 1]."""
         values = load_volume(path, self.volume)
         return apply_window(values, *percentile_window(values, self.percentiles))
+
+    def _whole(self, path: Path) -> Tensor:
+        """The chosen slices as (1, depth, height, width)."""
+        volume = self._volume(path)
+        numbers = self._numbers(volume.shape[self.axis])
+        if not numbers:
+            raise DataError(f"'{path}' has {volume.shape[self.axis]} slices, none of them in {list(self.slices)}")
+        return to_volume(np.stack([self._slice(volume, number) for number in numbers]), f"'{path}'")
 
     def _slice(self, volume: FloatArray, number: int) -> FloatArray:
         return np.rot90(np.take(volume, number, axis=self.axis))
