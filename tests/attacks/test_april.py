@@ -86,7 +86,7 @@ def test_frozen_patch_embeddings_are_read_through_attention(observe: Observe) ->
     update, _ = client_step(model, Batch(image, torch.tensor([1])), Recipe(precision="float64"))
     observation = Observation(model, update, Recipe(), "honest_server")
     assert float((attacked(observation).images - image).abs().max()) < 1e-8
-    assert "is frozen" in str(April(source="patch_embedding").why_not(model, None))
+    assert "is frozen" in str(April(source="patch_embedding").why_not(model, None, "gradient", 1))
 
 
 @pytest.mark.parametrize("shape", [(1, 32, 32), (3, 16, 24)])
@@ -98,7 +98,7 @@ def test_a_pre_norm_vit_gives_its_image_away_in_float32(shape: tuple[int, ...], 
     update, _ = client_step(model, Batch(image, torch.tensor([3])), Recipe())
     result = attacked(Observation(model, update, Recipe(), "eavesdropper"))
     assert float((result.images - image).square().mean()) < 1e-7
-    reason = April(source="attention").why_not(model, Recipe())
+    reason = April(source="attention").why_not(model, Recipe(), "gradient", 1)
     assert reason is not None
     assert "not the only path" in reason
 
@@ -142,21 +142,21 @@ def test_several_labels_per_image(observe: Observe) -> None:
     ids=["frozen-positions", "frozen-embedding", "norm", "shuffled", "narrow", "narrower-than-patches"],
 )
 def test_what_hides_the_tokens_is_refused(model: GlobalModel, settings: dict[str, Any], reason: str) -> None:
-    found = April(**settings).why_not(model, Recipe())
+    found = April(**settings).why_not(model, Recipe(), "gradient", 1)
     assert found is not None
     assert reason in found
 
 
 def test_positions_in_another_order_than_the_patches_are_noticed() -> None:
-    found = April(source="patch_embedding").why_not(bare(shuffle=True), Recipe())
+    found = April(source="patch_embedding").why_not(bare(shuffle=True), Recipe(), "gradient", 1)
     assert found is not None
     assert "do not come back" in found
 
 
 def test_convolutional_nets_batches_and_adam_are_refused(observe: Observe, sigmoid_lenet: Any, make_model: Any) -> None:
-    assert "does not cut" in str(April().why_not(make_model(sigmoid_lenet(), (1, 12, 12)), Recipe()))
-    assert "mixes 4" in str(April().why_not(bare(), Recipe(batch_size=4)))
-    assert "adam" in str(April().why_not(bare(), Recipe(update="delta", optimizer="adam")))
+    assert "does not cut" in str(April().why_not(make_model(sigmoid_lenet(), (1, 12, 12)), Recipe(), "gradient", 1))
+    assert "mixes 4" in str(April().why_not(bare(), Recipe(batch_size=4), "gradient", 4))
+    assert "adam" in str(April().why_not(bare(), Recipe(update="delta", optimizer="adam"), "delta", 1))
     batch = observe(bare(), torch.rand(2, 1, 8, 8), torch.tensor([0, 1]))
     result = April().reconstruct([replace(batch, recipe=None)], [torch.Generator()])[0]
     assert isinstance(result, Failure)

@@ -249,7 +249,7 @@ def test_channels_sizes_and_volumes(
 def test_batches(attack: Attack, make_model: Any, net: Any, observe: Observe, blobs: Any) -> None:
     model = make_model(net(64, 48, activation=nn.ReLU()), (1, 8, 8))
     observation = observe(model, blobs(3, (1, 8, 8)), torch.tensor([0, 2, 2]))
-    if (reason := attack.why_not(model, observation.recipe)) is not None:
+    if (reason := attack.why_not(model, observation.recipe, "gradient", 3)) is not None:
         assert "only single images" in reason
         assert run(attack, [observation]) == [Failure(reason)]
         return

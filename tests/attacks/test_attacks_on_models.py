@@ -45,7 +45,7 @@ def check(attack_name: str, model_name: str, shape: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(0)
     model = build_model(model_name, image_shape=shape, task=SingleLabel(3), generator=generator)
     attack = ATTACKS[attack_name].item(**SETTINGS[attack_name])
-    reason = attack.why_not(model, Recipe())
+    reason = attack.why_not(model, Recipe(), "gradient", 1)
     if attack_name in REFUSED and model_name not in MEANT_FOR.get(attack_name, ()):
         assert reason is not None
         assert REFUSED[attack_name] in reason

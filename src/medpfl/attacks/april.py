@@ -14,7 +14,7 @@ from medpfl.attacks.labels import infer_labels
 from medpfl.attacks.tokens import Reading, Source, find_reading
 from medpfl.attacks.updates import gradient_view, settled_at_once, why_no_readout
 from medpfl.core.config import STRICT
-from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction
+from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
 from medpfl.core.session import NO_SESSION, Session
 
 
@@ -49,10 +49,10 @@ class April(Attack):
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {"published": {"source": "attention"}, "quick": {}}
 
-    def why_not(self, model: GlobalModel, recipe: Recipe | None) -> str | None:
+    def why_not(self, model: GlobalModel, recipe: Recipe | None, update: UpdateKind, examples: int) -> str | None:
         """One private image, SGD, a trained position embedding, and a self-test on a random image."""
-        if recipe is not None and recipe.private_images > 1:
-            return f"only single images can be read, the update mixes {recipe.private_images}"
+        if examples > 1:
+            return f"only single images can be read, the update mixes {examples}"
         if (reason := why_no_readout(recipe)) is not None:
             return reason
         reading = find_reading(model, self._sources(), self.smallest)
