@@ -27,10 +27,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "first_layer_readout": {},
     "gradinv": {"iterations": 25, "restarts": 2, "median_filter_every": 7, "layers": "top10"},
     "idlg": {"iterations": 3, "inner_iterations": 10, "restarts": 2},
+    "peeling": {},
 }
 """Enough work for several restarts, blocks and snapshots, and no more."""
 
-CLOSED_FORMS = {"april", "first_layer_readout"}
+CLOSED_FORMS = {"april", "first_layer_readout", "peeling"}
 LONG_RUNNING = sorted(set(SETTINGS) - CLOSED_FORMS)
 TRANSFORMERS = {"april"}
 """Attacks that read tokens; the others are tested on dense nets."""

@@ -23,8 +23,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "first_layer_readout": {},
     "gradinv": {"iterations": 2, "median_filter_every": 2},
     "idlg": MATCHING,
+    "peeling": {},
 }
-REFUSED = {"april": "does not cut images into patches", "first_layer_readout": "no dense layer"}
+REFUSED = {
+    "april": "does not cut images into patches",
+    "first_layer_readout": "no dense layer",
+    "peeling": "no dense layer",
+}
 """What attacks that are for some models only say of the others."""
 
 MEANT_FOR = {"april": {"vit", "vit_b16"}}

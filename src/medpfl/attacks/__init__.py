@@ -1,6 +1,17 @@
 """Published attacks on updates, one file each; importing this package registers them in `ATTACKS`."""
 
-from medpfl.attacks import april, cpl, dlg, feature_readout, first_layer_readout, gradinv, idlg
+from medpfl.attacks import april, cpl, dlg, feature_readout, first_layer_readout, gradinv, idlg, peeling
 from medpfl.attacks.base import ATTACKS, Attack
 
-__all__ = ["ATTACKS", "Attack", "april", "cpl", "dlg", "feature_readout", "first_layer_readout", "gradinv", "idlg"]
+__all__ = [
+    "ATTACKS",
+    "Attack",
+    "april",
+    "cpl",
+    "dlg",
+    "feature_readout",
+    "first_layer_readout",
+    "gradinv",
+    "idlg",
+    "peeling",
+]

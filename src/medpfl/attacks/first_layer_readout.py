@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medpfl.attacks.base import ATTACKS, Attack
 from medpfl.attacks.labels import infer_labels
-from medpfl.attacks.layers import DenseLayer, first_dense, layer_input
+from medpfl.attacks.layers import DenseLayer, first_dense, pixel_map
 from medpfl.attacks.updates import gradient_view, nothing_came_back, settled_at_once, why_no_readout
 from medpfl.core.config import STRICT
 from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
@@ -55,7 +55,7 @@ class FirstLayerReadout(Attack):
             return layer
         if (reason := why_no_readout(recipe)) is not None:
             return reason
-        affine = _pixel_map(model, layer)
+        affine = pixel_map(model, layer)
         return affine if isinstance(affine, str) else None
 
     def reconstruct(
@@ -82,7 +82,7 @@ class FirstLayerReadout(Attack):
         layer = first_dense(model)
         assert isinstance(layer, DenseLayer)
         assert layer.bias is not None
-        affine = _pixel_map(model, layer)
+        affine = pixel_map(model, layer)
         assert not isinstance(affine, str)
         shift, factor = affine
         view = gradient_view(observation)
@@ -133,29 +133,6 @@ class FirstLayerReadout(Attack):
         alone = sum(-count > 1 for count, *_ in plausible)
         notes = (f"{alone} of {len(groups)} distinct candidates were shown by several units",)
         return candidates[best], notes
-
-
-def _pixel_map(model: GlobalModel, layer: DenseLayer) -> tuple[Tensor, Tensor] | str:
-    """The layer's input as shift + factor * pixel, entry by entry (inputs,) each, or why it is no such map.
-
-    Found by running the model on a black, a white and a random image, so any normalization in front is undone.
-    """
-    double = model.to(torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    black = torch.zeros((1, *model.image_shape), dtype=torch.float64)
-    random = torch.rand(black.shape, generator=generator, dtype=torch.float64)
-    try:
-        with torch.no_grad():
-            seen = layer_input(double, layer, torch.cat([black, black + 1.0, random]))
-    except (ValueError, RuntimeError) as error:
-        return f"what the first dense layer sees cannot be computed: {error}"
-    if seen.shape[1] != black.numel():
-        return f"the first dense layer '{layer.module}' has {seen.shape[1]} inputs for {black.numel()} pixels"
-    shift, factor = seen[0], seen[1] - seen[0]
-    predicted = shift + factor * random.reshape(-1)
-    if not bool((factor.abs() > 1e-12).all()) or not torch.allclose(predicted, seen[2], rtol=1e-9, atol=1e-12):
-        return f"the first dense layer '{layer.module}' does not see the pixels themselves"
-    return shift, factor
 
 
 def _residual(weight: Tensor, inputs: Tensor) -> float:

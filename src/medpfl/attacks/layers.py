@@ -96,6 +96,29 @@ def why_no_single_input(model: GlobalModel, layer: DenseLayer) -> str | None:
     return None
 
 
+def pixel_map(model: GlobalModel, layer: DenseLayer) -> tuple[Tensor, Tensor] | str:
+    """The layer's input as shift + factor * pixel, entry by entry (inputs,) each, or why it is no such map.
+
+    Found by running the model on a black, a white and a random image, so any normalization in front is undone.
+    """
+    double = model.to(torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    black = torch.zeros((1, *model.image_shape), dtype=torch.float64)
+    random = torch.rand(black.shape, generator=generator, dtype=torch.float64)
+    try:
+        with torch.no_grad():
+            seen = layer_input(double, layer, torch.cat([black, black + 1.0, random]))
+    except (ValueError, RuntimeError) as error:
+        return f"what the first dense layer sees cannot be computed: {error}"
+    if seen.shape[1] != black.numel():
+        return f"the first dense layer '{layer.module}' has {seen.shape[1]} inputs for {black.numel()} pixels"
+    shift, factor = seen[0], seen[1] - seen[0]
+    predicted = shift + factor * random.reshape(-1)
+    if not bool((factor.abs() > 1e-12).all()) or not torch.allclose(predicted, seen[2], rtol=1e-9, atol=1e-12):
+        return f"the first dense layer '{layer.module}' does not see the pixels themselves"
+    return shift, factor
+
+
 def _layer(model: GlobalModel, weight: str) -> DenseLayer:
     module = weight.rpartition(".")[0]
     bias = f"{module}.bias" if module else "bias"

@@ -202,7 +202,7 @@ def dense_first_layer(inspection: Inspection) -> Iterator[Finding]:
         "dense_first_layer",
         "warning",
         f"the first trainable layer '{first.path}' is dense with a bias: for one image its gradient gives the image "
-        "exactly (first_layer_readout), whatever comes after it",
+        "exactly (first_layer_readout), whatever comes after it; behind a ReLU batches come back too (peeling)",
     )
 
 
