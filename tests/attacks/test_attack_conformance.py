@@ -28,10 +28,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gradinv": {"iterations": 25, "restarts": 2, "median_filter_every": 7, "layers": "top10"},
     "idlg": {"iterations": 3, "inner_iterations": 10, "restarts": 2},
     "peeling": {},
+    "spear": {"draws": 20_000},
 }
 """Enough work for several restarts, blocks and snapshots, and no more."""
 
-CLOSED_FORMS = {"april", "first_layer_readout", "peeling"}
+CLOSED_FORMS = {"april", "first_layer_readout", "peeling", "spear"}
 LONG_RUNNING = sorted(set(SETTINGS) - CLOSED_FORMS)
 TRANSFORMERS = {"april"}
 """Attacks that read tokens; the others are tested on dense nets."""
@@ -248,7 +249,7 @@ def test_channels_sizes_and_volumes(
 
 
 def test_batches(attack: Attack, make_model: Any, net: Any, observe: Observe, blobs: Any) -> None:
-    model = make_model(net(64, 48, activation=nn.ReLU()), (1, 8, 8))
+    model = make_model(net(64, 96, activation=nn.ReLU()), (1, 8, 8))
     observation = observe(model, blobs(3, (1, 8, 8)), torch.tensor([0, 2, 2]))
     if (reason := attack.why_not(model, observation.recipe, "gradient", 3)) is not None:
         assert "only single images" in reason

@@ -24,11 +24,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gradinv": {"iterations": 2, "median_filter_every": 2},
     "idlg": MATCHING,
     "peeling": {},
+    "spear": {"draws": 20_000},
 }
 REFUSED = {
     "april": "does not cut images into patches",
     "first_layer_readout": "no dense layer",
     "peeling": "no dense layer",
+    "spear": "no dense layer",
 }
 """What attacks that are for some models only say of the others."""
 

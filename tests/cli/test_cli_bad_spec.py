@@ -39,7 +39,7 @@ SPECS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
     "channel name": ({"channels": ["plan"]}, ("channels[0]", "did you mean 'plain'")),
     "defense name": ({"defenses": ["lapalce"]}, ("defenses[0]", "did you mean 'laplace'")),
-    "planned attack": ({"attacks": ["medleak"]}, ("attacks[0]", "'medleak' is not in this version, which has: cpl")),
+    "planned attack": ({"attacks": ["medleak"]}, ("attacks[0]", "'medleak' is not in this version, which has: april")),
     "planned channel": (
         {"channels": [{"name": "secure_sum", "clients": 8}]},
         ("channels[0]", "'secure_sum' is not in this version, which has: plain"),

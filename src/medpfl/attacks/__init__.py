@@ -1,6 +1,6 @@
 """Published attacks on updates, one file each; importing this package registers them in `ATTACKS`."""
 
-from medpfl.attacks import april, cpl, dlg, feature_readout, first_layer_readout, gradinv, idlg, peeling
+from medpfl.attacks import april, cpl, dlg, feature_readout, first_layer_readout, gradinv, idlg, peeling, spear
 from medpfl.attacks.base import ATTACKS, Attack
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "gradinv",
     "idlg",
     "peeling",
+    "spear",
 ]

@@ -77,23 +77,7 @@ class Peeling(Attack):
 
     def why_not(self, model: GlobalModel, recipe: Recipe | None) -> str | None:
         """A dense first layer on the pixels; for batches units that some images leave idle; one gradient."""
-        layer = first_dense(model)
-        if isinstance(layer, str):
-            return layer
-        if model.task.name != "single_label":
-            return "the certificate needs one class per image"
-        if (reason := why_no_readout(recipe)) is not None:
-            return reason
-        if recipe is not None and recipe.update != "gradient" and recipe.local_steps * recipe.epochs > 1:
-            return (
-                f"the update mixes {recipe.local_steps * recipe.epochs} local steps, the certificate needs one gradient"
-            )
-        affine = pixel_map(model, layer)
-        if isinstance(affine, str):
-            return affine
-        if (recipe is None or recipe.private_images > 1) and share_of_idle_units(model, layer) == 0.0:
-            return f"every unit of '{layer.module}' is active for every image, so none shows a single one; needs ReLU"
-        return None
+        return why_not_one_dense_gradient(model, recipe)
 
     def reconstruct(
         self,
@@ -195,6 +179,25 @@ class Peeling(Attack):
             if len(found) == before:
                 break
         return found
+
+
+def why_not_one_dense_gradient(model: GlobalModel, recipe: Recipe | None) -> str | None:
+    """The reason why images cannot be told apart in the one gradient of a dense first layer; None if they can."""
+    layer = first_dense(model)
+    if isinstance(layer, str):
+        return layer
+    if model.task.name != "single_label":
+        return "the certificate needs one class per image"
+    if (reason := why_no_readout(recipe)) is not None:
+        return reason
+    if recipe is not None and recipe.update != "gradient" and recipe.local_steps * recipe.epochs > 1:
+        return f"the update mixes {recipe.local_steps * recipe.epochs} local steps, the certificate needs one gradient"
+    affine = pixel_map(model, layer)
+    if isinstance(affine, str):
+        return affine
+    if (recipe is None or recipe.private_images > 1) and share_of_idle_units(model, layer) == 0.0:
+        return f"every unit of '{layer.module}' is active for every image, so none shows a single one; needs ReLU"
+    return None
 
 
 def _is_new(pixels: Tensor, known: Tensor, agreement: float) -> bool:
