@@ -22,8 +22,11 @@ DETERMINED = 0.02
 MOST_LEVERAGE = 0.999
 """No zero row may be needed more than this for the rank of all; 1 means that without it the rank is lower."""
 
-KEPT = 3
+KEPT = 6
 """Candidates per image that are kept, those with the most zeros."""
+
+MOST_TRIALS = 400
+"""Bases that are scored in all, because every one runs the model."""
 
 SAME = 1e-6
 """One minus the absolute cosine below which two directions are one."""
@@ -48,7 +51,7 @@ def sparse_directions(
     if rank == 1:
         return left.new_ones(1, 1), 0
     candidates, counts = left.new_zeros(0, rank), torch.zeros(0, dtype=torch.int64)
-    found, value, used = candidates, -1.0, 0
+    found, value, used, trials = candidates, -1.0, 0, 0
     while used < draws and len(rows) >= rank + SPARE and value < enough:
         number = min(DRAWS_AT_ONCE, draws - used)
         used += number
@@ -64,27 +67,31 @@ def sparse_directions(
                 counts = torch.cat([counts, ((rows @ direction).abs() <= zero).sum()[None]])
         order = counts.argsort(descending=True, stable=True)[: KEPT * rank]
         candidates, counts = candidates[order], counts[order]
-        if candidates is not before and not torch.equal(candidates, before):
-            found, value = _best_basis(candidates, score, enough)
+        if trials < MOST_TRIALS and not torch.equal(candidates, before):
+            found, value, spent = _best_basis(candidates, score, enough, MOST_TRIALS - trials)
+            trials += spent
     return found, used
 
 
-def _best_basis(candidates: Tensor, score: Score, enough: float) -> tuple[Tensor, float]:
-    """The sparsest independent candidates, then with others in their places as long as the score rises."""
+def _best_basis(candidates: Tensor, score: Score, enough: float, trials: int) -> tuple[Tensor, float, int]:
+    """The sparsest independent candidates, then with others in their places as long as the score rises.
+
+    The other two values are their score, and how many bases were scored, at most `trials`.
+    """
     found = _independent(candidates)
     if len(found) < candidates.shape[1]:
-        return found, -1.0
-    value = score(found)
-    rising = True
-    while rising and value < enough:
-        rising = False
-        for other in candidates:
-            for place in range(len(found)):
-                tried = found.clone()
-                tried[place] = other
-                if (other_value := score(tried)) > value:
-                    found, value, rising = tried, other_value, True
-    return found, value
+        return found, -1.0, 0
+    value, spent = score(found), 1
+    for other in candidates:
+        for place in range(len(found)):
+            if value >= enough or spent >= trials:
+                return found, value, spent
+            tried = found.clone()
+            tried[place] = other
+            spent += 1
+            if (other_value := score(tried)) > value:
+                found, value = tried, other_value
+    return found, value, spent
 
 
 def _refined(rows: Tensor, zeros: Tensor) -> Tensor | None:

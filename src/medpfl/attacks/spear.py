@@ -35,7 +35,8 @@ LABELED = 1e-2
     paper="Dimitrov, Baader, Mueller, Vechev: SPEAR: Exact Gradient Inversion of Batches in Federated Learning, "
     "NeurIPS 2024 (arXiv 2403.03945)",
     limits="a dense first layer with bias that sees the image, ReLU behind it, more units and pixels than images; draws "
-    "grow exponentially with the batch (8 to 12 images with the default), one gradient or SGD step without noise",
+    "grow exponentially with the batch (8 to 12 images with the default), one gradient or SGD step without noise; two "
+    "dense layers with two classes hide the directions among sparse mixtures",
 )
 @config_dataclass(frozen=True, kw_only=True, config=STRICT)
 class Spear(Attack):
