@@ -31,6 +31,9 @@ MOST_TRIALS = 400
 SAME = 1e-6
 """One minus the absolute cosine below which two directions are one."""
 
+NEAR = 1e-4
+"""The same for a drawn vector, which rounding has moved, and a known direction: it is not looked at again."""
+
 
 def sparse_directions(
     left: Tensor, draws: int, zero: float, generator: torch.Generator, score: Score, enough: float
@@ -61,6 +64,8 @@ def sparse_directions(
         zeros.scatter_(0, chosen.T, False)
         before = candidates
         for place in torch.nonzero(zeros.sum(dim=0) >= rank - 1 + SPARE).flatten().tolist():
+            if bool(((candidates @ vectors[place]).abs() > 1.0 - NEAR).any()):
+                continue
             direction = _refined(rows, zeros[:, place])
             if direction is not None and bool(((candidates @ direction).abs() < 1.0 - SAME).all()):
                 candidates = torch.cat([candidates, direction[None]])
@@ -100,7 +105,7 @@ def _refined(rows: Tensor, zeros: Tensor) -> Tensor | None:
     They do where one row alone (leverage 1) makes their rank: then the others are those of a mixture.
     """
     open_ranks = rows.shape[1] - 1
-    outer, values, vectors = torch.linalg.svd(rows[zeros], full_matrices=True)
+    outer, values, vectors = torch.linalg.svd(rows[zeros], full_matrices=False)
     if len(values) < open_ranks or float(values[open_ranks - 1]) < DETERMINED * float(values[0]):
         return None
     if float(outer[:, :open_ranks].square().sum(dim=1).max()) > MOST_LEVERAGE:
