@@ -143,15 +143,15 @@ def test_what_cannot_be_peeled_is_refused(
     make_model: Any, dense_net: Any, sigmoid_lenet: Any, multi_label: Any, observe: Observe, blobs: Any
 ) -> None:
     def reason(model: GlobalModel, recipe: Recipe) -> str:
-        return str(Peeling().why_not(model, recipe))
+        return str(Peeling().why_not(model, recipe, recipe.update, recipe.private_images))
 
     batch = Recipe(batch_size=4)
     assert "no dense layer" in reason(make_model(sigmoid_lenet(), (1, 12, 12)), batch)
     smooth = make_model(dense_net(64, 9), (1, 8, 8))
     assert "needs ReLU" in reason(smooth, batch)
-    assert Peeling().why_not(smooth, Recipe()) is None
+    assert Peeling().why_not(smooth, Recipe(), "gradient", 1) is None
     kinked = make_model(dense_net(64, 9, activation=nn.ReLU()), (1, 8, 8))
-    assert Peeling().why_not(kinked, batch) is None
+    assert Peeling().why_not(kinked, batch, "gradient", batch.private_images) is None
     assert "3 local steps" in reason(kinked, Recipe(update="delta", local_steps=3))
     assert "adam" in reason(kinked, Recipe(update="delta", optimizer="adam"))
     several = make_model(dense_net(64, 9, activation=nn.ReLU()), (1, 8, 8), task=multi_label(3))

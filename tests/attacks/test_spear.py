@@ -103,9 +103,13 @@ def test_too_few_draws_and_noise_give_nothing() -> None:
 
 def test_what_has_no_sparse_directions_is_refused(make_model: Any, dense_net: Any, sigmoid_lenet: Any) -> None:
     batch = Recipe(batch_size=4)
-    assert "no dense layer" in str(Spear().why_not(make_model(sigmoid_lenet(), (1, 12, 12)), batch))
-    assert "needs ReLU" in str(Spear().why_not(make_model(dense_net(64, 9), (1, 8, 8)), batch))
+    assert "no dense layer" in str(
+        Spear().why_not(make_model(sigmoid_lenet(), (1, 12, 12)), batch, "gradient", batch.private_images)
+    )
+    assert "needs ReLU" in str(
+        Spear().why_not(make_model(dense_net(64, 9), (1, 8, 8)), batch, "gradient", batch.private_images)
+    )
     kinked = make_model(dense_net(64, 9, activation=nn.ReLU()), (1, 8, 8))
-    assert Spear().why_not(kinked, batch) is None
-    assert "no own directions" in str(Spear().why_not(kinked, Recipe(batch_size=10)))
-    assert "2 local steps" in str(Spear().why_not(kinked, Recipe(update="delta", local_steps=2)))
+    assert Spear().why_not(kinked, batch, "gradient", batch.private_images) is None
+    assert "no own directions" in str(Spear().why_not(kinked, Recipe(batch_size=10), "gradient", 10))
+    assert "2 local steps" in str(Spear().why_not(kinked, Recipe(update="delta", local_steps=2), "delta", 2))

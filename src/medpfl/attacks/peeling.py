@@ -14,9 +14,9 @@ from torch import Tensor
 from medpfl.attacks.base import ATTACKS, Attack
 from medpfl.attacks.certificates import certify, group, share_of_idle_units
 from medpfl.attacks.layers import DenseLayer, first_dense, pixel_map
-from medpfl.attacks.updates import gradient_view, nothing_came_back, settled_at_once, why_no_readout
+from medpfl.attacks.updates import gradient_view, nothing_came_back, settled_at_once, why_no_readout, why_no_scale
 from medpfl.core.config import STRICT
-from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction
+from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
 from medpfl.core.session import NO_SESSION, Session
 
 FLOOR = {torch.float64: 1e-11, torch.float32: 1e-6}
@@ -75,9 +75,9 @@ class Peeling(Attack):
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {"published": {}, "quick": {}}
 
-    def why_not(self, model: GlobalModel, recipe: Recipe | None) -> str | None:
+    def why_not(self, model: GlobalModel, recipe: Recipe | None, update: UpdateKind, examples: int) -> str | None:
         """A dense first layer on the pixels; for batches units that some images leave idle; one gradient."""
-        return why_not_one_dense_gradient(model, recipe)
+        return why_not_one_dense_gradient(model, recipe, update, examples)
 
     def reconstruct(
         self,
@@ -96,9 +96,8 @@ class Peeling(Attack):
         model = observation.model
         if (settled := settled_at_once(observation)) is not None:
             return settled
-        if observation.recipe is None and (observation.update.kind != "gradient"):
-            return Failure("the recipe is withheld, so the gradient's scale is unknown and nothing can be certified")
-        if (reason := self.why_not(model, observation.recipe)) is not None:
+        known = (model, observation.recipe, observation.update.kind, observation.examples)
+        if (reason := self.why_not(*known)) is not None:
             return Failure(reason)
         layer = first_dense(model)
         assert isinstance(layer, DenseLayer)
@@ -181,21 +180,23 @@ class Peeling(Attack):
         return found
 
 
-def why_not_one_dense_gradient(model: GlobalModel, recipe: Recipe | None) -> str | None:
+def why_not_one_dense_gradient(
+    model: GlobalModel, recipe: Recipe | None, update: UpdateKind, examples: int
+) -> str | None:
     """The reason why images cannot be told apart in the one gradient of a dense first layer; None if they can."""
     layer = first_dense(model)
     if isinstance(layer, str):
         return layer
     if model.task.name != "single_label":
         return "the certificate needs one class per image"
-    if (reason := why_no_readout(recipe)) is not None:
+    if (reason := why_no_readout(recipe) or why_no_scale(recipe, update)) is not None:
         return reason
     if recipe is not None and recipe.update != "gradient" and recipe.local_steps * recipe.epochs > 1:
         return f"the update mixes {recipe.local_steps * recipe.epochs} local steps, the certificate needs one gradient"
     affine = pixel_map(model, layer)
     if isinstance(affine, str):
         return affine
-    if (recipe is None or recipe.private_images > 1) and share_of_idle_units(model, layer) == 0.0:
+    if examples > 1 and share_of_idle_units(model, layer) == 0.0:
         return f"every unit of '{layer.module}' is active for every image, so none shows a single one; needs ReLU"
     return None
 

@@ -18,7 +18,7 @@ from medpfl.attacks.peeling import why_not_one_dense_gradient
 from medpfl.attacks.sparse_directions import assemble, sparse_directions
 from medpfl.attacks.updates import gradient_view, nothing_came_back, settled_at_once
 from medpfl.core.config import STRICT
-from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction
+from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
 from medpfl.core.session import NO_SESSION, Session
 
 RANK_FLOOR = {torch.float64: 1e-11, torch.float32: 1e-6}
@@ -35,8 +35,8 @@ LABELED = 1e-2
     paper="Dimitrov, Baader, Mueller, Vechev: SPEAR: Exact Gradient Inversion of Batches in Federated Learning, "
     "NeurIPS 2024 (arXiv 2403.03945)",
     limits="a dense first layer with bias that sees the image, ReLU behind it, more units and pixels than images; draws "
-    "grow exponentially with the batch (8 to 12 images with the default), one gradient or SGD step without noise; two "
-    "dense layers with two classes hide the directions among sparse mixtures",
+    "grow exponentially with the batch (8 to 12 images with the default; about 4 where two dense layers and two to four "
+    "classes hide the directions among sparse mixtures), one gradient or SGD step without noise",
 )
 @config_dataclass(frozen=True, kw_only=True, config=STRICT)
 class Spear(Attack):
@@ -59,16 +59,15 @@ class Spear(Attack):
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {"published": {"draws": 2_000_000}, "quick": {"draws": 20_000}}
 
-    def why_not(self, model: GlobalModel, recipe: Recipe | None) -> str | None:
+    def why_not(self, model: GlobalModel, recipe: Recipe | None, update: UpdateKind, examples: int) -> str | None:
         """A dense first layer on the pixels with ReLU, more units than images, one gradient."""
-        if (reason := why_not_one_dense_gradient(model, recipe)) is not None:
+        if (reason := why_not_one_dense_gradient(model, recipe, update, examples)) is not None:
             return reason
         layer = first_dense(model)
         assert isinstance(layer, DenseLayer)
-        images = 1 if recipe is None else recipe.private_images
         smaller = min(model.parameters[layer.weight].shape)
-        if images > smaller:
-            return f"{images} images have no own directions in '{layer.module}', which has {smaller} units or inputs"
+        if examples > smaller:
+            return f"{examples} images have no own directions in '{layer.module}', which has {smaller} units or inputs"
         return None
 
     def reconstruct(
@@ -88,7 +87,8 @@ class Spear(Attack):
         model = observation.model
         if (settled := settled_at_once(observation)) is not None:
             return settled
-        if (reason := self.why_not(model, observation.recipe)) is not None:
+        known = (model, observation.recipe, observation.update.kind, observation.examples)
+        if (reason := self.why_not(*known)) is not None:
             return Failure(reason)
         layer = first_dense(model)
         assert isinstance(layer, DenseLayer)
