@@ -1,15 +1,19 @@
-# Two commands: `make demo` and `make test`. Both build .venv when it is missing or out of date.
+# Two commands: `make demo` and `make test`. Both build .venv when it is missing or out of date. `make bench` has an
+# environment of its own, because breaching needs torchvision.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
+INSTALL := $(BIN)/python $(PIP)
+BENCH := .venv-bench
 
-.PHONY: demo test lint types imports pytest clean help
+.PHONY: demo test lint types imports pytest bench bench-env clean help
 
 help:
 	@echo "make demo   install and audit real medical images, report in out/demo/"
 	@echo "make test   install, lint, types, import rule, doctests and tests"
 	@echo "make lint   ruff, mypy and import-linter only"
+	@echo "make bench  speed beside breaching (installed into .venv-bench), table in docs/benchmarks/, under 10 minutes"
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "MedPFL needs Python 3.11 or newer; set PYTHON=python3.11")'
@@ -27,13 +31,23 @@ demo: $(VENV)/.installed
 	$(BIN)/medpfl demo --out out/demo
 
 lint: $(VENV)/.installed-dev
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
+$(BENCH)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python $(PIP) -e . breaching==0.1.2
+	@touch $@
+
+bench-env: $(BENCH)/.installed
+
+bench: bench-env
+	$(BENCH)/bin/python benchmarks/speed.py --short
+
 clean:
-	rm -rf $(VENV) out
+	rm -rf $(VENV) $(BENCH) out
