@@ -49,6 +49,12 @@ def cosine_distance(gradients: Sequence[Tensor], targets: Sequence[Tensor], weig
     return 1.0 - inner / ((square + TINY).sqrt() * (target_square + TINY).sqrt())
 
 
+def cosine_of_moments(inner: Tensor, squares: Tensor, target_squares: Tensor, weights: Tensor) -> Tensor:
+    """`cosine_distance` of A candidates from inner products and squared norms per tensor: (A, tensors) each -> (A,)."""
+    inner, square, target_square = ((part * weights).sum(dim=1) for part in (inner, squares, target_squares))
+    return 1.0 - inner / ((square + TINY).sqrt() * (target_square + TINY).sqrt())
+
+
 DISTANCES: dict[str, Distance] = {"l2": squared_distance, "l1": absolute_distance, "cosine": cosine_distance}
 """Distances by the names used in specs."""
 

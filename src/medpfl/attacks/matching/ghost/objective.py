@@ -1,0 +1,196 @@
+"""The batched objective by ghost matching: candidates of one model run as one ordinary batch.
+
+For a scalar J of the weight gradients g = dL/dW, the derivative of J in the images is that of <g, u> with u = dJ/dg
+held fixed. J is a function of inner products and squared norms alone, so u = along * target + across * g; each layer
+sends it back as derivatives in its input a and in d = dL/d(output), and one ordinary backward pass through the graph
+of the first takes these to the images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from medpfl.attacks.matching.ghost.taps import Tapped, tap
+from medpfl.attacks.matching.layout import CANNOT, BatchedObjective, Layout, soft_labels
+from medpfl.attacks.matching.objectives import Distance, cosine_distance, cosine_of_moments, squared_distance
+from medpfl.attacks.matching.priors import Prior
+from medpfl.attacks.matching.problem import Problem
+from medpfl.core.domain import GlobalModel
+
+CANDIDATES_AT_ONCE = 64
+BYTES_AT_ONCE = 2 << 30
+"""One batch holds at most so many candidates, and about so many bytes of what the second pass needs."""
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Candidates that run as one batch. rows: their places among all. targets: (A or 1, *shape) by name."""
+
+    rows: Tensor
+    tapped: Tapped
+    labels: Tensor | None
+    targets: dict[str, Tensor]
+    target_squares: Tensor
+    weights: Tensor
+
+
+def ghost_objective(
+    problem: Problem, layout: Layout, labels: Tensor | None, *, distance: Distance, weights: Tensor, prior: Prior
+) -> BatchedObjective | None:
+    """See `matching_objective`; None where this way does not know a layer, the distance, or how clients trained."""
+    if problem.simulate is not None or distance not in (squared_distance, cosine_distance):
+        return None
+    used = (weights != 0).any(dim=0)
+    names = [name for name, one in zip(problem.names, used.tolist(), strict=True) if one]
+    targets = {name: target for name, target in zip(problem.names, problem.targets, strict=True) if name in set(names)}
+    tapped: dict[int, Tapped] = {}
+    for model in problem.models:
+        if id(model) not in tapped:
+            found = tap(model, names, problem.examples, problem.batch_norm)
+            if found is None:
+                return None
+            tapped[id(model)] = found
+    of_victim = [tapped[id(model)] for model in problem.models]
+    squares = torch.stack([target.flatten(1).square().sum(dim=1) for target in targets.values()], dim=1)
+    weights = weights[:, used]
+    needed = _bytes_per_candidate(problem, of_victim[0], layout, names)
+    if needed is None:
+        return None
+    at_once = max(1, min(CANDIDATES_AT_ONCE, BYTES_AT_ONCE // needed))
+    evaluate = partial(_evaluate, problem.models[0], layout, prior, distance is squared_distance)
+    kept: list[tuple[Tensor, list[_Group]]] = []
+
+    def grouped(victims: Tensor) -> list[_Group]:
+        """The batches of these victims, kept as long as the same candidates run."""
+        if not kept or kept[0][0] is not victims:
+            kept.clear()
+            kept.append((victims, [group(rows, victims[rows]) for rows in _batches(victims, of_victim, at_once)]))
+        return kept[0][1]
+
+    def group(rows: Tensor, victims: Tensor) -> _Group:
+        chosen = _selection(victims)
+        return _Group(
+            rows=rows,
+            tapped=of_victim[int(victims[0])],
+            labels=None if labels is None else labels[victims],
+            targets={name: target[chosen] for name, target in targets.items()},
+            target_squares=squares[victims],
+            weights=weights[victims],
+        )
+
+    def objective(variables: Tensor, victims: Tensor) -> tuple[Tensor, Tensor]:
+        groups = grouped(victims)
+        if len(groups) == 1:
+            return evaluate(groups[0], variables)
+        values, derivatives = variables.new_empty(len(variables)), torch.empty_like(variables)
+        for one in groups:
+            values[one.rows], derivatives[one.rows] = evaluate(one, variables[one.rows])
+        return values, derivatives
+
+    return objective
+
+
+def _evaluate(
+    model: GlobalModel, layout: Layout, prior: Prior, residual: bool, group: _Group, variables: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Values (A,) and derivatives (A, n) of the candidates of one group."""
+    count = len(variables)
+    flat = variables.detach().requires_grad_()
+    images, logits = layout.split(flat)
+    target = soft_labels(model.task, logits) if logits is not None else group.labels
+    assert target is not None
+    output, calls = group.tapped.forward(images.flatten(0, 1))
+    loss = torch.func.vmap(model.task.loss)(output.reshape(count, -1, *output.shape[1:]), target).sum()
+    found = torch.autograd.grad(loss, [call.z for call in calls], create_graph=True)
+    with torch.no_grad():
+        gradients = [
+            (call, d, call.layer.gradients(call.a.detach(), d.detach(), group.targets, count, residual))
+            for call, d in zip(calls, found, strict=True)
+        ]
+        moments = [one.moments() for _, _, several in gradients for one in several]
+    order = [name for call in calls for name in call.layer.names]
+    places = [order.index(name) for name in group.targets]
+    inner, square = (torch.stack([moment[part] for moment in moments], dim=1)[:, places] for part in (0, 1))
+    value, along, across = _combined(inner, square, group, residual)
+    outputs: list[Tensor] = []
+    sent: list[Tensor] = []
+    with torch.no_grad():
+        column = {place: index for index, place in enumerate(places)}
+        place = 0
+        for call, d, several in gradients:
+            for one in several:
+                into_d, into_a = one.pull(along[:, column[place]], across[:, column[place]])
+                place += 1
+                if into_d is not None:
+                    outputs.append(d)
+                    sent.append(into_d)
+                if into_a is not None and call.a.requires_grad:
+                    outputs.append(call.a)
+                    sent.append(into_a)
+    penalty = torch.func.vmap(prior)(images)
+    if penalty.requires_grad:
+        outputs.append(penalty)
+        sent.append(torch.ones_like(penalty))
+    (derivative,) = torch.autograd.grad(outputs, flat, sent)
+    return (value + penalty).detach(), derivative
+
+
+def _combined(inner: Tensor, square: Tensor, group: _Group, residual: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Distances (A,) with the factors (A, tensors) of targets and gradients in their derivatives."""
+    if residual:
+        return (square * group.weights).sum(dim=1), torch.zeros_like(square), 2.0 * group.weights
+    inner, square = inner.requires_grad_(), square.requires_grad_()
+    value = cosine_of_moments(inner, square, group.target_squares, group.weights)
+    along, half = torch.autograd.grad(value.sum(), (inner, square))
+    return value.detach(), along, 2.0 * half
+
+
+def _batches(victims: Tensor, of_victim: Sequence[Tapped], at_once: int) -> list[Tensor]:
+    """Rows of candidates that share a model, at most `at_once` together."""
+    owners = [id(of_victim[victim]) for victim in victims.tolist()]
+    rows = [torch.tensor([row for row, one in enumerate(owners) if one == owner]) for owner in dict.fromkeys(owners)]
+    return [chunk for several in rows for chunk in torch.split(several, at_once)]
+
+
+def _selection(victims: Tensor) -> Tensor | slice:
+    """How to take these victims' targets: without a copy where they are one victim or lie side by side."""
+    first, count = int(victims[0]), len(victims)
+    if bool((victims == first).all()):
+        return slice(first, first + 1)
+    if bool((victims == torch.arange(first, first + count)).all()):
+        return slice(first, first + count)
+    return victims
+
+
+def _bytes_per_candidate(problem: Problem, tapped: Tapped, layout: Layout, names: Sequence[str]) -> int | None:
+    """What one more candidate adds to memory: tensors saved for the second pass, measured, and explicit gradients.
+
+    None where the model does not run, or does not use each of the layers once.
+    """
+
+    def saved(count: int) -> int:
+        held: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            held[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            images = torch.full((count * layout.images[0], *layout.images[1:]), 0.5, dtype=problem.dtype)
+            output, calls = tapped.forward(images.requires_grad_())
+            if sorted(name for call in calls for name in call.layer.names) != sorted(names):
+                raise ValueError("a layer runs twice or never")
+            torch.autograd.grad(output.square().sum(), [call.z for call in calls], create_graph=True)
+        return sum(held.values())
+
+    try:
+        growth = saved(2) - saved(1)
+    except CANNOT:
+        return None
+    return max(1, growth) + 2 * sum(target[0].nbytes for target in problem.targets)

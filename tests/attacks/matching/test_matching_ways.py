@@ -1,0 +1,207 @@
+"""Every way of computing the batched objective gives the same numbers, for every model of the zoo."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medpfl.attacks.matching.ghost.objective import ghost_objective
+from medpfl.attacks.matching.gradients import Layout, Method, matching_objective
+from medpfl.attacks.matching.objectives import DISTANCES, absolute_distance, top_tensors
+from medpfl.attacks.matching.priors import smooth
+from medpfl.attacks.matching.problem import Problem, build_problem
+from medpfl.core.domain import Batch, GlobalModel, Observation, Recipe
+from medpfl.core.tasks import SingleLabel
+from medpfl.federation.client import client_step
+from medpfl.models import MODELS, build_model
+
+GHOSTS = {"lenet_cpl", "lenet_dlg", "lenet_idlg", "resnet18", "resnet18_cifar"}
+"""Models of the zoo that are known to consist of layers that ghost matching knows."""
+
+
+def zoo_model(name: str, size: int, seed: int = 0) -> GlobalModel:
+    generator = torch.Generator().manual_seed(seed)
+    return build_model(name, image_shape=(3, size, size), task=SingleLabel(4), generator=generator)
+
+
+def problem_of(models: list[GlobalModel], images: int, batch_norm: Literal["train", "eval"] = "eval") -> Problem:
+    """Gradients of random images, one victim per model."""
+    recipe = Recipe(batch_size=images, batch_norm=batch_norm, precision="float64")
+    observations = []
+    for seed, model in enumerate(models):
+        generator = torch.Generator().manual_seed(seed)
+        batch = Batch(
+            torch.rand(images, *model.image_shape, generator=generator, dtype=torch.float64),
+            torch.randint(4, (images,), generator=generator),
+        )
+        update, _ = client_step(model.to(torch.float64), batch, recipe)
+        observations.append(Observation(model, update, recipe, "eavesdropper"))
+    return build_problem(observations, "float64")
+
+
+def evaluated(
+    problem: Problem, method: Method, distance: str, victims: Tensor, weights: Tensor | None = None, classes: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Values and derivatives of random candidates."""
+    layout = Layout((problem.examples, *problem.models[0].image_shape), classes)
+    labels = torch.arange(len(problem.models) * problem.examples).reshape(-1, problem.examples) % 4
+    objective = matching_objective(
+        problem,
+        layout,
+        None if classes else labels,
+        distance=DISTANCES[distance],
+        weights=torch.ones(len(problem.models), len(problem.names), dtype=torch.float64)
+        if weights is None
+        else weights,
+        prior=smooth(0.01),
+        method=method,
+    )
+    generator = torch.Generator().manual_seed(9)
+    return objective(torch.rand(len(victims), layout.size, dtype=torch.float64, generator=generator), victims)
+
+
+def assert_same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
+    for row in range(len(expected[0])):
+        assert float((found[0][row] - expected[0][row]).abs()) <= 1e-5 * float(expected[0][row].abs())
+        assert float((found[1][row] - expected[1][row]).norm()) <= 1e-5 * float(expected[1][row].norm())
+
+
+@pytest.mark.parametrize("distance", ["cosine", "l2"])
+@pytest.mark.parametrize("name", sorted(entry.name for entry in MODELS))
+def test_all_ways_agree_on_every_model_of_the_zoo(name: str, distance: str) -> None:
+    problem = problem_of([zoo_model(name, 12 if name.startswith("lenet") else 16)] * 2, images=1)
+    victims = torch.tensor([0, 1])
+    expected = evaluated(problem, "loop", distance, victims)
+    ways: list[Method] = ["auto", "vmap"] if problem.models[0].parameter_count < 10**6 else ["auto"]
+    if name in GHOSTS:
+        ways.append("ghost")
+    for way in ways:
+        assert_same(evaluated(problem, way, distance, victims), expected)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("victims", [[0, 0, 0], [1, 0, 1], [0, 1, 2], [2]])
+def test_batches_of_images_and_every_choice_of_victims(mode: Any, victims: list[int]) -> None:
+    problem = problem_of([zoo_model("resnet18_cifar", 8)] * 3, images=2, batch_norm=mode)
+    rows = torch.tensor(victims)
+    assert_same(evaluated(problem, "ghost", "cosine", rows), evaluated(problem, "loop", "cosine", rows))
+
+
+def test_nets_that_differ_between_victims_chosen_tensors_and_unknown_labels() -> None:
+    problem = problem_of([zoo_model("lenet_idlg", 12, seed) for seed in range(3)], images=2)
+    rows = torch.tensor([2, 0, 1, 2])
+    weights = top_tensors(problem.targets, 3)
+    for distance in ("cosine", "l2"):
+        results = [
+            evaluated(problem, method, distance, rows, weights, classes=4) for method in ("ghost", "vmap", "loop")
+        ]
+        assert_same(results[0], results[2])
+        assert_same(results[1], results[2])
+
+
+class Mixed(nn.Module):
+    """One of each layer that ghost matching knows, in forms that the zoo does not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grouped = nn.Conv2d(3, 6, 3, padding=(0, 1), stride=(1, 2), groups=3)
+        self.group_norm = nn.GroupNorm(2, 6)
+        self.dilated = nn.Conv2d(6, 40, 3, dilation=2, padding=2, bias=False)
+        self.batch_norm = nn.BatchNorm2d(40)
+        self.up = nn.ConvTranspose2d(40, 4, 2, stride=2)
+        self.instance_norm = nn.GroupNorm(4, 4, affine=False)
+        self.line = nn.Conv1d(4, 5, 3, stride=2)
+        self.tokens = nn.Linear(7, 9)
+        self.layer_norm = nn.LayerNorm(9)
+        self.head = nn.Linear(9, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        values = torch.tanh(self.group_norm(self.grouped(images)))
+        values = self.instance_norm(self.up(torch.tanh(self.batch_norm(self.dilated(values)))))
+        values = self.line(values.flatten(2))
+        values = self.layer_norm(self.tokens(values[..., :7]))
+        output: Tensor = self.head(torch.tanh(values).mean(dim=1))
+        return output
+
+
+class Volume(nn.Module):
+    """Three spatial dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv3d(1, 4, 3, padding=1)
+        self.norm = nn.BatchNorm3d(4)
+        self.head = nn.Linear(4, 4)
+
+    def forward(self, volumes: Tensor) -> Tensor:
+        output: Tensor = self.head(torch.tanh(self.norm(self.first(volumes))).square().mean(dim=(2, 3, 4)))
+        return output
+
+
+@pytest.mark.parametrize("distance", ["cosine", "l2"])
+@pytest.mark.parametrize(("net", "shape"), [(Mixed, (3, 8, 8)), (Volume, (1, 4, 5, 6))])
+def test_every_known_layer_in_unusual_forms(net: Any, shape: tuple[int, ...], distance: str, make_model: Any) -> None:
+    problem = problem_of([make_model(net(), shape, classes=4)] * 2, images=2)
+    rows = torch.tensor([0, 1, 1])
+    assert_same(evaluated(problem, "ghost", distance, rows), evaluated(problem, "loop", distance, rows))
+
+
+class Twice(nn.Module):
+    """Uses one layer twice and its weight a third time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(9, 9)
+        self.head = nn.Linear(9, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        values = torch.tanh(self.body(torch.tanh(self.body(images.flatten(1)))))
+        output: Tensor = self.head(torch.tanh(F.linear(values, self.body.weight)))
+        return output
+
+
+class MixesImages(nn.Module):
+    """Subtracts the mean image of a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(9, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        values = images.flatten(1)
+        output: Tensor = self.head(torch.tanh(values - 0.5 * values.mean(dim=0)))
+        return output
+
+
+class Bare(nn.Module):
+    """A parameter outside of any layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(9))
+        self.head = nn.Linear(9, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        output: Tensor = self.head(torch.tanh(images.flatten(1) * self.scale))
+        return output
+
+
+@pytest.mark.parametrize("net", [Twice, MixesImages, Bare])
+def test_models_that_ghost_matching_would_get_wrong_are_computed_otherwise(net: Any, make_model: Any) -> None:
+    problem = problem_of([make_model(net(), (1, 3, 3), classes=4)] * 2, images=2)
+    rows = torch.tensor([0, 1, 1])
+    assert_same(evaluated(problem, "auto", "cosine", rows), evaluated(problem, "loop", "cosine", rows))
+
+
+def test_ghost_matching_says_where_it_does_not_apply() -> None:
+    problem = problem_of([zoo_model("lenet_dlg", 12)], images=1)
+    with pytest.raises(ValueError, match="this distance"):
+        evaluated(problem, "ghost", "l1", torch.tensor([0]))
+    labels, weights = torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, len(problem.names))
+    layout = Layout((1, 3, 12, 12))
+    parts: dict[str, Any] = {"distance": absolute_distance, "weights": weights, "prior": smooth(0.0)}
+    assert ghost_objective(problem, layout, labels, **parts) is None
