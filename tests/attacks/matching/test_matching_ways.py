@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
@@ -9,6 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medpfl.attacks.matching.compiled import (
+    COMPILED_AT_ONCE,
+    WORTHWHILE,
+    compiled_objective,
+    compiler_missing,
+    worth_compiling,
+)
 from medpfl.attacks.matching.ghost.objective import ghost_objective
 from medpfl.attacks.matching.gradients import Layout, Method, matching_objective
 from medpfl.attacks.matching.objectives import DISTANCES, absolute_distance, top_tensors
@@ -205,3 +214,50 @@ def test_ghost_matching_says_where_it_does_not_apply() -> None:
     layout = Layout((1, 3, 12, 12))
     parts: dict[str, Any] = {"distance": absolute_distance, "weights": weights, "prior": smooth(0.0)}
     assert ghost_objective(problem, layout, labels, **parts) is None
+
+
+@pytest.mark.skipif(compiler_missing(), reason="needs a C++ compiler")
+def test_compiled_batches_and_what_is_left_over_give_the_same_numbers(make_model: Any) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(9, 3), nn.Tanh(), nn.Linear(3, 4))
+    problem = problem_of([make_model(net, (1, 3, 3), classes=4)] * 2, images=1)
+    rows = torch.arange(COMPILED_AT_ONCE + 3) % 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        found = evaluated(problem, "compiled", "cosine", rows)
+    assert_same(found, evaluated(problem, "loop", "cosine", rows))
+
+
+def test_what_cannot_be_compiled_runs_uncompiled_and_says_so() -> None:
+    def eager(variables: Tensor, victims: Tensor) -> tuple[Tensor, Tensor]:
+        return variables.sum(dim=1), torch.ones_like(variables)
+
+    def unsupported(variables: Tensor) -> tuple[Tensor, Tensor]:
+        if float(variables.sum()) > 0:
+            return variables, variables.sum(dim=1)
+        return variables, variables.mean(dim=1)
+
+    objective = compiled_objective(eager, unsupported, lambda _: ())
+    variables, victims = torch.rand(COMPILED_AT_ONCE, 2), torch.zeros(COMPILED_AT_ONCE, dtype=torch.int64)
+    with pytest.warns(UserWarning, match="uncompiled"):
+        values, _ = objective(variables, victims)
+    torch.testing.assert_close(values, variables.sum(dim=1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        objective(variables, victims)
+
+
+def test_without_a_compiler_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch, make_model: Any) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(9, 4))
+    problem = problem_of([make_model(net, (1, 3, 3), classes=4)], images=1)
+    rows = torch.zeros(COMPILED_AT_ONCE, dtype=torch.int64)
+    with pytest.warns(UserWarning, match="no C"):
+        found = evaluated(problem, "compiled", "l2", rows)
+    assert_same(found, evaluated(problem, "loop", "l2", rows))
+
+
+def test_compiling_has_to_amortize(make_model: Any) -> None:
+    problem = problem_of([make_model(nn.Sequential(nn.Flatten(), nn.Linear(9, 4)), (1, 3, 3), classes=4)], images=1)
+    single = replace(problem, targets=tuple(target.float() for target in problem.targets))
+    assert [worth_compiling(count, single) for count in (1_000, WORTHWHILE)] == [False, True]
+    assert not worth_compiling(WORTHWHILE, problem)

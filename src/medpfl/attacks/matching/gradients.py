@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from medpfl.attacks.matching.compiled import compiled_objective, compiler_missing, worth_compiling
 from medpfl.attacks.matching.ghost.objective import ghost_objective
 from medpfl.attacks.matching.layout import CANNOT, BatchedObjective, Layout, soft_labels
 from medpfl.attacks.matching.objectives import Distance
@@ -32,7 +33,7 @@ CANDIDATES_AT_ONCE = 64
 ENTRIES_AT_ONCE = 2_000_000
 """One vmap call holds at most so many candidates, and gradients of at most so many entries together (about 1 GB)."""
 
-Method = Literal["auto", "ghost", "vmap", "loop"]
+Method = Literal["auto", "ghost", "vmap", "compiled", "loop"]
 
 __all__ = [
     "BatchedObjective",
@@ -54,13 +55,15 @@ def matching_objective(
     weights: Tensor,
     prior: Prior,
     method: Method = "auto",
+    evaluations: int = 0,
 ) -> BatchedObjective:
     """Distance of candidate gradients to the targets, plus the prior on the candidate's images.
 
     labels: (V, K) int64 or (V, K, classes) float; None where the layout holds label logits. weights: (V, tensors), one
     per trainable tensor of `problem.names`. method: `auto` takes ghost matching where it applies and agrees with
     the plain way on two random candidates, else batches models that are small enough (`VMAP_PARAMETERS`) if PyTorch
-    can. Raises ValueError if ghost matching is asked for and does not apply.
+    can. `compiled` is `vmap` with full batches through `torch.compile`, and `auto` adds it to the others where
+    `evaluations`, those of all candidates expected, amortize it. Raises ValueError if ghost matching is asked for and does not apply.
     """
 
     def value(
@@ -78,13 +81,22 @@ def matching_objective(
         return distance([gradients[name] for name in names], targets, weight) + prior(images)
 
     looped = _looped(problem, labels, weights, value)
+    small = runs_batched(problem.models[0]) and (problem.shared or not problem.models[0].constants)
+    if method == "compiled" or (method == "auto" and small and worth_compiling(evaluations, problem)):
+        plain: Method = "auto" if method == "auto" else "loop"
+        rest = matching_objective(
+            problem, layout, labels, distance=distance, weights=weights, prior=prior, method=plain
+        )
+        if compiler_missing() or why_not_computable(looped, layout, problem.dtype) is not None:
+            return rest
+        return compiled_objective(rest, _mapped(problem, labels, value, None), _chooser(problem, labels, weights))
     if method in ("auto", "ghost"):
         ghost = ghost_objective(problem, layout, labels, distance=distance, weights=weights, prior=prior)
         if ghost is not None and (method == "ghost" or agree(ghost, looped, problem, layout)):
             return ghost
         if method == "ghost":
             raise ValueError("ghost matching does not know a layer of this model, this distance, or local training")
-    if method == "loop" or (method == "auto" and not runs_batched(problem.models[0])):
+    if method == "loop" or (method == "auto" and not small):
         return looped
     if not problem.shared and problem.models[0].constants:
         return looped
@@ -149,8 +161,10 @@ def _candidate_update(
     return {name: factor * (tensor if old is None else tensor - old[name]) for name, tensor in update.trainable.items()}
 
 
+_Mapped = Callable[..., tuple[Tensor, Tensor]]
+
+
 class _Chosen(NamedTuple):
-    victims: Tensor
     labels: Tensor | None
     parameters: dict[str, Tensor]
     buffers: dict[str, Tensor]
@@ -158,10 +172,9 @@ class _Chosen(NamedTuple):
     weights: Tensor
 
 
-def _vmapped(problem: Problem, labels: Tensor | None, weights: Tensor, value: _Value) -> BatchedObjective:
+def _mapped(problem: Problem, labels: Tensor | None, value: _Value, at_once: int | None) -> _Mapped:
+    """Derivatives and values of candidates, given what `_chooser` gives for their victims."""
     template, names = problem.models[0], problem.names
-    parameters = _stacked([model.parameters for model in problem.models], problem.shared)
-    buffers = _stacked([model.buffers for model in problem.models], problem.shared)
 
     def single(
         flat: Tensor,
@@ -171,33 +184,37 @@ def _vmapped(problem: Problem, labels: Tensor | None, weights: Tensor, value: _V
         targets: Sequence[Tensor],
         weight: Tensor,
     ) -> Tensor:
-        return value(flat, label, replace(template, parameters=parameters, buffers=buffers), names, targets, weight)
+        model = template if problem.shared else replace(template, parameters=parameters, buffers=buffers)
+        return value(flat, label, model, names, targets, weight)
 
     per_victim = None if problem.shared else 0
-    mapped = torch.func.vmap(
-        torch.func.grad_and_value(single),
-        in_dims=(0, None if labels is None else 0, per_victim, per_victim, 0, 0),
-        chunk_size=max(1, min(CANDIDATES_AT_ONCE, ENTRIES_AT_ONCE // template.parameter_count)),
-    )
-    kept: list[_Chosen] = []
+    in_dims = (0, None if labels is None else 0, per_victim, per_victim, 0, 0)
+    mapped: _Mapped = torch.func.vmap(torch.func.grad_and_value(single), in_dims=in_dims, chunk_size=at_once)
+    return mapped
 
-    def choose(victims: Tensor) -> _Chosen:
-        """Victims' tensors per candidate, kept as long as the same candidates run."""
-        if not kept or kept[0].victims is not victims:
-            kept[:] = [
-                _Chosen(
-                    victims,
-                    None if labels is None else labels[victims],
-                    _pick(parameters, victims, problem.shared),
-                    _pick(buffers, victims, problem.shared),
-                    [target[victims] for target in problem.targets],
-                    weights[victims],
-                )
-            ]
-        return kept[0]
+
+def _chooser(problem: Problem, labels: Tensor | None, weights: Tensor) -> Callable[[Tensor], _Chosen]:
+    """Victims' labels, models, targets and weights per candidate."""
+    parameters = _stacked([model.parameters for model in problem.models], problem.shared)
+    buffers = _stacked([model.buffers for model in problem.models], problem.shared)
+    return lambda victims: _Chosen(
+        None if labels is None else labels[victims],
+        _pick(parameters, victims, problem.shared),
+        _pick(buffers, victims, problem.shared),
+        [target[victims] for target in problem.targets],
+        weights[victims],
+    )
+
+
+def _vmapped(problem: Problem, labels: Tensor | None, weights: Tensor, value: _Value) -> BatchedObjective:
+    at_once = max(1, min(CANDIDATES_AT_ONCE, ENTRIES_AT_ONCE // problem.models[0].parameter_count))
+    mapped, choose = _mapped(problem, labels, value, at_once), _chooser(problem, labels, weights)
+    kept: list[tuple[Tensor, _Chosen]] = []
 
     def objective(variables: Tensor, victims: Tensor) -> tuple[Tensor, Tensor]:
-        derivative, values = mapped(variables, *choose(victims)[1:])
+        if not kept or kept[0][0] is not victims:
+            kept[:] = [(victims, choose(victims))]
+        derivative, values = mapped(variables, *kept[0][1])
         return values.detach(), derivative.detach()
 
     return objective

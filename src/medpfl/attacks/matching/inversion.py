@@ -109,6 +109,8 @@ def _invert(cases: Sequence[_Case], session: Session, settings: Inversion) -> li
     norms = problem.squared_norms(weights)
     units = norms.clamp_min(torch.finfo(norms.dtype).tiny) if settings.scaled else torch.ones_like(norms)
     labels = None if soft else torch.stack([_required(case.inference.labels) for case in cases])
+    solver = settings.solver(layout, BLOCK if runs_batched(model) else 1)
+    at_once = settings.restarts if settings.retry_above is None else 1
     objective = matching_objective(
         problem,
         layout,
@@ -116,12 +118,13 @@ def _invert(cases: Sequence[_Case], session: Session, settings: Inversion) -> li
         distance=DISTANCES[settings.distance],
         weights=weights / units[:, None],
         prior=smooth(settings.total_variation),
+        evaluations=len(cases) * at_once * solver.evaluations,
     )
     if (reason := why_not_computable(objective, layout, problem.dtype)) is not None:
         return [Failure(f"gradients of this model cannot be matched in {settings.precision}: {reason}")] * len(cases)
     found = search(
         objective,
-        settings.solver(layout, BLOCK if runs_batched(model) else 1),
+        solver,
         lambda: _starts(cases, layout, settings, problem.dtype),
         (settings.goal + settings.relative_goal * norms) / units,
         restarts=settings.restarts,
