@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 INSTALL := $(BIN)/python $(PIP)
 BENCH := .venv-bench
+BENCH_OPTIONS ?=
 
 .PHONY: demo test lint types imports pytest bench bench-env clean help
 
@@ -47,7 +48,7 @@ $(BENCH)/.installed: pyproject.toml constraints.txt
 bench-env: $(BENCH)/.installed
 
 bench: bench-env
-	$(BENCH)/bin/python benchmarks/speed.py --short
+	$(BENCH)/bin/python benchmarks/speed.py --short $(BENCH_OPTIONS)
 
 clean:
 	rm -rf $(VENV) $(BENCH) out

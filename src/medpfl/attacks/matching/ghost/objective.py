@@ -23,7 +23,7 @@ from medpfl.attacks.matching.problem import Problem
 from medpfl.core.domain import GlobalModel
 
 CANDIDATES_AT_ONCE = 64
-BYTES_AT_ONCE = 2 << 30
+BYTES_AT_ONCE = 1 << 30
 """One batch holds at most so many candidates, and about so many bytes of what the second pass needs."""
 
 
