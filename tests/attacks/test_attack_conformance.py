@@ -21,12 +21,12 @@ from medpfl.federation.client import client_step
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "april": {},
-    "cpl": {"iterations": 3, "inner_iterations": 10, "restarts": 2},
-    "dlg": {"iterations": 3, "inner_iterations": 10, "restarts": 2},
+    "cpl": {"iterations": 3, "inner_iterations": 10, "restarts": 2, "tolerance": 0.0},
+    "dlg": {"iterations": 3, "inner_iterations": 10, "restarts": 2, "tolerance": 0.0},
     "feature_readout": {"iterations": 40, "restarts": 2},
     "first_layer_readout": {},
     "gradinv": {"iterations": 25, "restarts": 2, "median_filter_every": 7, "layers": "top10"},
-    "idlg": {"iterations": 3, "inner_iterations": 10, "restarts": 2},
+    "idlg": {"iterations": 3, "inner_iterations": 10, "restarts": 2, "output_error": "candidate"},
     "peeling": {},
     "spear": {"draws": 20_000},
 }

@@ -18,11 +18,11 @@ MATCHING = {"iterations": 1, "inner_iterations": 1, "restarts": 1}
 SETTINGS: dict[str, dict[str, Any]] = {
     "april": {},
     "cpl": MATCHING,
-    "dlg": MATCHING,
+    "dlg": {**MATCHING, "output_error": "candidate"},
     "feature_readout": {"iterations": 2},
     "first_layer_readout": {},
     "gradinv": {"iterations": 2, "median_filter_every": 2},
-    "idlg": MATCHING,
+    "idlg": {**MATCHING, "output_error": "candidate"},
     "peeling": {},
     "spear": {"draws": 20_000},
 }

@@ -24,8 +24,11 @@ class DLG(LBFGSMatching):
 
         sum over all tensors of |gradient(images, softmax(logits)) - observed gradient|^2.
 
-    3. The labels are those of the optimized logits. Multi-label models use a sigmoid in place of the softmax. The
-    published preset: unit steps, 300 outer steps of 20, history 100, one start.
+    3. The labels are those of the optimized logits. Multi-label models use a sigmoid in place of the softmax.
+
+    Where the update shows its output error d, the soft label is not searched: for every image the one that fits the
+    last bias' gradient, softmax(outputs) - d, is put in, and the label is that of the final image. The published
+    preset searches both: unit steps, 300 outer steps of 20, history 100, one start.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {"published": PUBLISHED, "quick": QUICK}

@@ -108,7 +108,7 @@ class GradInv(Attack):
             Inversion(
                 labels=self.labels,
                 start=_normalized_start(mean, std),
-                solver=lambda layout, block: self._solver(layout, block, std),
+                solver=lambda layout, block, _: self._solver(layout, block, std),
                 distance="cosine",
                 precision=self.precision,
                 restarts=self.restarts,

@@ -11,9 +11,10 @@ from pydantic.dataclasses import dataclass
 
 from medpfl.attacks.base import Attack
 from medpfl.attacks.labels import why_no_labels
+from medpfl.attacks.matching.curvature import columns
 from medpfl.attacks.matching.initialization import INITIALIZATIONS
 from medpfl.attacks.matching.inversion import Inversion, Labels, invert
-from medpfl.attacks.matching.lbfgs import LBFGS
+from medpfl.attacks.matching.lbfgs import LBFGS, Preconditioner
 from medpfl.attacks.updates import why_no_scale
 from medpfl.core.config import STRICT
 from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
@@ -29,6 +30,7 @@ PUBLISHED: dict[str, Any] = {
     "patience": 6000,
     "scaled": False,
     "precision": "float32",
+    "output_error": "candidate",
 }
 """What DLG, iDLG and CPL have in common as published: `torch.optim.LBFGS` as it comes, 300 times, in float32.
 
@@ -50,6 +52,12 @@ class LBFGSMatching(Attack):
     An iteration is one outer step of `inner_iterations` quasi-Newton steps, as in `torch.optim.LBFGS`, which the
     papers' code calls 300 times. Every quasi-Newton step costs one gradient evaluation, plus what its line search
     tries in vain (at most a quarter more in all).
+
+    Beyond the papers, unless `output_error` is `candidate`: the update of one image shows the output error exactly
+    (`matching.output_error`), so candidates are given it; what is left is a nearly quadratic problem once it is seen
+    through the Gauss-Newton matrix of a grey image (`matching.curvature`, one for all victims that share model and
+    label; every column counts as an evaluation, shared by them), from starts near grey. Where the update does not
+    show the error, for instance under noise or for batches, the search is the papers' own with the settings above.
     """
 
     iterations: Annotated[int, Field(ge=1, description="outer steps at most")] = 300
@@ -57,7 +65,7 @@ class LBFGSMatching(Attack):
     restarts: Annotated[
         int, Field(ge=1, description="starts at most; a further one only if all before got stuck, not matched")
     ] = 2
-    history: Annotated[int, Field(ge=1, description="gradient differences that L-BFGS remembers")] = 50
+    history: Annotated[int, Field(ge=1, description="gradient differences that L-BFGS remembers")] = 100
     line_search: Annotated[
         Literal["wolfe", "armijo", "none"],
         Field(description="wolfe, backtracking (armijo), or always the unit step (none)"),
@@ -65,7 +73,7 @@ class LBFGSMatching(Attack):
     stop_below: Annotated[float, Field(ge=0, description="objective at which the search ends")] = 0.0
     tolerance: Annotated[
         float, Field(ge=0, description="share of the update's squared norm at which the search ends")
-    ] = 1e-11
+    ] = 1e-10
     patience: Annotated[
         int, Field(ge=1, description="steps within which the objective must fall by a thousandth, or the start is over")
     ] = 50
@@ -73,6 +81,22 @@ class LBFGSMatching(Attack):
         bool, Field(description="search the distance as a share of the update's squared norm, not as it is")
     ] = True
     precision: Annotated[Literal["float64", "float32"], Field(description="arithmetic of the search")] = "float64"
+    output_error: Annotated[
+        Literal["observed", "candidate"],
+        Field(
+            description="error that gradients start from: the observed one where a single image shows it, or always"
+            " the candidate's own"
+        ),
+    ] = "observed"
+    damping: Annotated[
+        float,
+        Field(
+            gt=0, description="share of the Gauss-Newton matrix's mean diagonal added to it, if the error is observed"
+        ),
+    ] = 0.1
+    contrast: Annotated[
+        float, Field(gt=0, le=1, description="share of a start's contrast that is kept, if the error is observed")
+    ] = 0.02
 
     initialization: ClassVar[str] = "normal"
     label_source: ClassVar[Labels] = "inferred"
@@ -83,8 +107,9 @@ class LBFGSMatching(Attack):
         return labels or why_no_scale(recipe, update)
 
     def evaluations(self, model: GlobalModel, images: int) -> int:
-        """All restarts with the longest line searches."""
-        return self.restarts * self._solver().evaluations
+        """All restarts with the longest line searches, and the Gauss-Newton matrix if nobody shares it."""
+        matrix = columns(model) if self.output_error == "observed" and images == 1 else 0
+        return self.restarts * self._solver().evaluations + matrix
 
     def reconstruct(
         self,
@@ -100,7 +125,7 @@ class LBFGSMatching(Attack):
             Inversion(
                 labels=self.label_source,
                 start=INITIALIZATIONS[self.initialization],
-                solver=lambda _, block: self._solver(block),
+                solver=lambda _, block, preconditioner: self._solver(block, preconditioner),
                 distance="l2",
                 precision=self.precision,
                 restarts=self.restarts,
@@ -108,14 +133,17 @@ class LBFGSMatching(Attack):
                 goal=self.stop_below,
                 relative_goal=self.tolerance,
                 scaled=self.scaled,
+                known_error=self.damping if self.output_error == "observed" else None,
+                contrast=self.contrast,
             ),
         )
 
-    def _solver(self, block: int = 1) -> LBFGS:
+    def _solver(self, block: int = 1, preconditioner: Preconditioner | None = None) -> LBFGS:
         return LBFGS(
             iterations=self.iterations * self.inner_iterations,
             history=self.history,
             line_search=self.line_search,
             patience=self.patience,
             block=block,
+            preconditioner=preconditioner,
         )

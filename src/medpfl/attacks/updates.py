@@ -25,6 +25,11 @@ class GradientView:
     tensors: dict[str, Tensor]
     notes: tuple[str, ...] = ()
 
+    @property
+    def exact(self) -> bool:
+        """Whether it is that gradient up to rounding."""
+        return not self.notes
+
 
 def settled_at_once(observation: Observation) -> Reconstruction | Failure | None:
     """What comes of an update that no attack needs to look into; None if it is worth an attack.

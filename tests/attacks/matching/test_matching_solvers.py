@@ -75,6 +75,30 @@ def test_rosenbrock_as_well_as_scipy(line_search: LineSearch) -> None:
         torch.testing.assert_close(state["best_point"][row], torch.ones(4, dtype=torch.float64), atol=1e-5, rtol=0)
 
 
+def test_the_inverse_hessian_as_preconditioner_solves_a_quadratic_at_once() -> None:
+    objective, minimizers = quadratics(3, 12)
+    victims = torch.arange(3)
+    at_zero = objective(torch.zeros(3, 12, dtype=torch.float64), victims)[1]
+    columns = [objective(torch.eye(12, dtype=torch.float64)[[axis] * 3], victims)[1] - at_zero for axis in range(12)]
+    inverses = torch.linalg.inv(torch.stack(columns, dim=1))
+
+    def inverse(gradients: Tensor, members: Tensor) -> Tensor:
+        return torch.einsum("aij,aj->ai", inverses[members], gradients)
+
+    starts, least = torch.ones(3, 12, dtype=torch.float64), objective(minimizers, victims)[0]
+    state = solve(LBFGS(iterations=50, preconditioner=inverse, block=1), objective, starts, least + 1e-12)
+    assert int(state["evaluations"].max()) == 2
+    torch.testing.assert_close(state["best_point"], minimizers, atol=1e-6, rtol=0)
+
+
+def test_any_positive_preconditioner_leads_to_the_minimizer() -> None:
+    objective, minimizers = quadratics(4, 12)
+    factors = torch.logspace(-1, 1, 12, dtype=torch.float64)
+    solver = LBFGS(iterations=200, history=12, preconditioner=lambda gradients, _: gradients * factors)
+    state = solve(solver, objective, torch.ones(4, 12, dtype=torch.float64))
+    torch.testing.assert_close(state["best_point"], minimizers, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("history", [3, 20])
 def test_unit_steps_are_those_of_torch(history: int) -> None:
     objective, _ = quadratics(3, 10, seed=1)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from medpfl.attacks.labels import LabelInference, infer_labels
+from medpfl.attacks.matching.curvature import GREY, gauss_newton
 from medpfl.attacks.matching.engine import Found, search
 from medpfl.attacks.matching.gradients import Layout, matching_objective, runs_batched, soft_labels, why_not_computable
 from medpfl.attacks.matching.initialization import Initialization
+from medpfl.attacks.matching.lbfgs import Preconditioner
 from medpfl.attacks.matching.notes import matching_notes
 from medpfl.attacks.matching.objectives import DISTANCES, top_tensors
+from medpfl.attacks.matching.output_error import output_error, soft_label, with_known_error
+from medpfl.attacks.matching.parts import Parts
 from medpfl.attacks.matching.priors import smooth
-from medpfl.attacks.matching.problem import Precision, Problem, build_problem
+from medpfl.attacks.matching.problem import Precision, Problem, build_problem, is_one_gradient
 from medpfl.attacks.matching.states import Solver
 from medpfl.attacks.updates import settled_at_once, why_no_scale
 from medpfl.core.domain import Failure, Observation, Reconstruction
@@ -38,12 +42,14 @@ class Inversion:
     squared norm (`relative_goal`), at which a victim is solved. restarts: starts per victim; with `retry_above` a
     further one is made only if the ones before got stuck with more than this share of the target's squared norm left.
     scaled: search the distance divided by the target's squared norm, so that steps and ends do not depend on its size
-    (what is reported is not divided).
+    (what is reported is not divided). known_error: where an update shows its single image's output error,
+    candidates are given that error in place of labels, the search is preconditioned by the Gauss-Newton matrix at a
+    grey image, damped by this, and starts are pulled towards grey until `contrast` of them is left.
     """
 
     labels: Labels
     start: Initialization
-    solver: Callable[[Layout, int], Solver]
+    solver: Callable[[Layout, int, Preconditioner | None], Solver]
     distance: Literal["l2", "l1", "cosine"]
     precision: Precision
     restarts: int
@@ -53,6 +59,8 @@ class Inversion:
     scaled: bool = False
     largest_tensors: int | None = None
     total_variation: float = 0.0
+    known_error: float | None = None
+    contrast: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,7 @@ class _Case:
     observation: Observation
     generator: torch.Generator
     inference: LabelInference
+    error: Tensor | None
 
 
 def invert(
@@ -84,9 +93,14 @@ def invert(
         ):
             results[place] = Failure(reason)
         else:
-            cases.append(_Case(place, observation, generator, inference))
-    if cases:
-        for case, result in zip(cases, _invert(cases, session, settings), strict=True):
+            simulated = observation.recipe is not None and not is_one_gradient(observation.recipe)
+            error = None if settings.known_error is None or simulated else output_error(observation)
+            cases.append(_Case(place, observation, generator, inference, error))
+    kinds = [[one for one in cases if (one.error is not None) == known] for known in (True, False)]
+    present = [kind for kind in kinds if kind]
+    parts = Parts(session, len(present), [case.generator for case in cases])
+    for kind in present:
+        for case, result in zip(kind, _invert(kind, parts, settings), strict=True):
             results[case.place] = result
     return results
 
@@ -100,45 +114,59 @@ def _labels(observation: Observation, kind: Labels) -> LabelInference:
     return infer_labels(observation)
 
 
-def _invert(cases: Sequence[_Case], session: Session, settings: Inversion) -> list[Reconstruction | Failure]:
+def _invert(cases: Sequence[_Case], parts: Parts, settings: Inversion) -> list[Reconstruction | Failure]:
+    """Cases that all show their output error, or all do not."""
     problem = build_problem([case.observation for case in cases], settings.precision)
     model = problem.models[0]
-    soft = settings.labels == "soft"
-    layout = Layout((problem.examples, *model.image_shape), model.task.classes if soft else 0)
     weights = _weights(problem, settings.largest_tensors)
     norms = problem.squared_norms(weights)
     units = norms.clamp_min(torch.finfo(norms.dtype).tiny) if settings.scaled else torch.ones_like(norms)
-    labels = None if soft else torch.stack([_required(case.inference.labels) for case in cases])
-    solver = settings.solver(layout, BLOCK if runs_batched(model) else 1)
+    weights = weights / units[:, None]
+    shown = [case.error for case in cases if case.error is not None]
+    errors = torch.stack(shown).to(problem.dtype) if shown else None
+    curvature, contrast = None, 1.0
+    labels: Tensor | None
+    if errors is not None:
+        soft, searched, labels = False, with_known_error(problem), errors[:, None]
+        curvature = gauss_newton(searched, errors, weights, settings.known_error or 0.0)
+        contrast = 1.0 if curvature is None else settings.contrast
+    else:
+        soft, searched = settings.labels == "soft", problem
+        labels = None if soft else torch.stack([_required(case.inference.labels) for case in cases])
+    layout = Layout((problem.examples, *model.image_shape), model.task.classes if soft else 0)
+    precondition, matrix_evaluations = curvature or (None, (0,) * len(cases))
+    solver = settings.solver(layout, BLOCK if runs_batched(model) else 1, precondition)
     at_once = settings.restarts if settings.retry_above is None else 1
     objective = matching_objective(
-        problem,
+        searched,
         layout,
         labels,
         distance=DISTANCES[settings.distance],
-        weights=weights / units[:, None],
+        weights=weights,
         prior=smooth(settings.total_variation),
         evaluations=len(cases) * at_once * solver.evaluations,
     )
     if (reason := why_not_computable(objective, layout, problem.dtype)) is not None:
         return [Failure(f"gradients of this model cannot be matched in {settings.precision}: {reason}")] * len(cases)
-    found = search(
-        objective,
-        solver,
-        lambda: _starts(cases, layout, settings, problem.dtype),
-        (settings.goal + settings.relative_goal * norms) / units,
-        restarts=settings.restarts,
-        retry_above=None if settings.retry_above is None else settings.retry_above * norms / units,
-        generators=[case.generator for case in cases],
-        session=session,
-    )
-    scale = norms if settings.distance == "l2" else None
-    return [
-        _reconstruction(
-            case, one.in_units(float(units[index])), layout, problem, None if scale is None else float(scale[index])
+    found = parts.run(
+        lambda session: search(
+            objective,
+            solver,
+            lambda: _starts(cases, layout, settings, contrast, problem.dtype),
+            (settings.goal + settings.relative_goal * norms) / units,
+            restarts=settings.restarts,
+            retry_above=None if settings.retry_above is None else settings.retry_above * norms / units,
+            generators=[case.generator for case in cases],
+            session=session,
         )
-        for index, (case, one) in enumerate(zip(cases, found, strict=True))
-    ]
+    )
+    results: list[Reconstruction | Failure] = []
+    for index, (case, one) in enumerate(zip(cases, found, strict=True)):
+        scale = float(norms[index]) if settings.distance == "l2" else None
+        error = None if errors is None or settings.labels != "soft" else errors[index]
+        one = replace(one.in_units(float(units[index])), evaluations=one.evaluations + matrix_evaluations[index])
+        results.append(_reconstruction(case, one, layout, problem, scale, error))
+    return results
 
 
 def _weights(problem: Problem, largest: int | None) -> Tensor:
@@ -147,28 +175,35 @@ def _weights(problem: Problem, largest: int | None) -> Tensor:
     return torch.ones((len(problem.models), len(problem.names)), dtype=problem.dtype)
 
 
-def _starts(cases: Sequence[_Case], layout: Layout, settings: Inversion, dtype: torch.dtype) -> Tensor:
+def _starts(cases: Sequence[_Case], layout: Layout, settings: Inversion, contrast: float, dtype: torch.dtype) -> Tensor:
     """(V, restarts, n): every victim's starts from its own generator, in the order of the restarts."""
     everything = []
     for case in cases:
         for _ in range(settings.restarts):
             images = settings.start(layout.images, case.generator).reshape(-1)
+            if contrast < 1.0:
+                images = GREY + contrast * (images - GREY)
             logits = torch.randn(layout.size - layout.pixels, generator=case.generator, dtype=torch.float64)
             everything.append(torch.cat([images, logits]))
     return torch.stack(everything).reshape(len(cases), settings.restarts, layout.size).to(dtype)
 
 
 def _reconstruction(
-    case: _Case, found: Found, layout: Layout, problem: Problem, target_square: float | None
+    case: _Case, found: Found, layout: Layout, problem: Problem, target_square: float | None, error: Tensor | None
 ) -> Reconstruction | Failure:
+    """error: the output error that the labels follow from, where they were neither given nor searched."""
     if not found.objective < float("inf"):
         return Failure(f"none of {found.restarts} starts had a finite objective")
     images, logits = layout.split(found.variables)
-    labels = case.inference.labels
-    if logits is not None:
-        probabilities = soft_labels(problem.models[0].task, logits)
-        multi = problem.models[0].task.name == "multi_label"
-        labels = (probabilities > 0.5).float() if multi else probabilities.argmax(dim=-1)
+    task, labels = problem.models[0].task, case.inference.labels
+    probabilities = None if logits is None else soft_labels(task, logits)
+    if error is not None:
+        with torch.no_grad():
+            output, _ = case.observation.model.to(problem.dtype).forward(images, batch_norm=problem.batch_norm)
+        probabilities = soft_label(task, output, error)
+    if probabilities is not None:
+        labels = (probabilities > 0.5).float() if task.name == "multi_label" else probabilities.argmax(dim=-1)
+    known = () if case.error is None else ("candidates were given the output error that the update shows",)
     return Reconstruction(
         images=images.clamp(0.0, 1.0),
         labels=labels,
@@ -177,7 +212,7 @@ def _reconstruction(
         gradient_evaluations=found.evaluations * problem.steps,
         stop_reason=found.stop_reason,
         unclamped=images,
-        notes=(*case.inference.notes, *matching_notes(case.observation, problem, found, target_square)),
+        notes=(*case.inference.notes, *known, *matching_notes(case.observation, problem, found, target_square)),
     )
 
 

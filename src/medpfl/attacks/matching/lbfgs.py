@@ -6,7 +6,7 @@ direction, others shorten or lengthen a trial step. Nothing depends on companion
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil
 from typing import Literal
@@ -18,6 +18,12 @@ from medpfl.attacks.matching.gradients import BatchedObjective
 from medpfl.attacks.matching.states import DIVERGED, RUNNING, SOLVED, SPENT, STALLED, STATIONARY, SolverState
 
 LineSearch = Literal["none", "armijo", "wolfe"]
+
+Preconditioner = Callable[[Tensor, Tensor], Tensor]
+"""Gradients (A, n) and the victim of each row (A,) -> an estimated inverse Hessian times each gradient (A, n).
+
+Linear in the gradients, symmetric and positive definite for each victim.
+"""
 
 SUFFICIENT_DECREASE = 1e-4
 CURVATURE = 0.9
@@ -36,7 +42,9 @@ class LBFGS:
     step always (as `torch.optim.LBFGS` does by default, the first step scaled by the gradient's 1-norm), `armijo`
     backtracks, `wolfe` bisects towards the weak Wolfe conditions (Lewis and Overton 2013). patience and
     smallest_decrease: a candidate whose objective fell by less than this share over so many steps has stalled.
-    block: evaluations between two looks at who has finished.
+    block: evaluations between two looks at who has finished. preconditioner: an estimate of the inverse Hessian to
+    start from (and to go back to whenever the history is dropped), with unit steps, instead of a multiple of the
+    identity with short ones.
     """
 
     iterations: int
@@ -45,6 +53,7 @@ class LBFGS:
     patience: int = 100
     smallest_decrease: float = 1e-3
     block: int = 10
+    preconditioner: Preconditioner | None = None
 
     @property
     def evaluations(self) -> int:
@@ -55,6 +64,7 @@ class LBFGS:
         """Evaluates the starting points (A, n); a candidate is solved once its objective is at most its goal (A,)."""
         value, gradient = objective(variables, victims)
         finite = _finite(value, gradient)
+        gradient = torch.where(finite[:, None], gradient, 0.0)
         count, size = variables.shape
         zeros, history = torch.zeros_like(value), variables.new_zeros(count, self.history, size)
         whole = torch.zeros_like(victims)
@@ -63,7 +73,8 @@ class LBFGS:
             "goals": goals,
             "point": variables,
             "value": torch.where(finite, value, torch.inf),
-            "gradient": torch.where(finite[:, None], gradient, 0.0),
+            "gradient": gradient,
+            "scaled": self._scaled(gradient, victims),
             "best_point": variables,
             "best_value": torch.where(finite, value, torch.inf),
             "direction": torch.zeros_like(variables),
@@ -103,6 +114,7 @@ class LBFGS:
         finite = _finite(value, gradient)
         value = torch.where(finite, value, torch.inf)
         gradient = torch.where(finite[:, None], gradient, 0.0)
+        scaled = self._scaled(gradient, old["victims"])
         slope = (gradient * old["direction"]).sum(dim=1)
         decreased = finite & (value <= old["value"] + SUFFICIENT_DECREASE * step * old["slope"])
         flat_enough = slope >= CURVATURE * old["slope"]
@@ -120,10 +132,11 @@ class LBFGS:
         better = accept & (value < old["best_value"])
         new["best_value"] = torch.where(better, value, old["best_value"])
         new["best_point"] = torch.where(better[:, None], trial, old["best_point"])
-        self._remember(old, new, accept, trial - old["point"], gradient - old["gradient"])
+        self._remember(old, new, accept, trial - old["point"], gradient - old["gradient"], scaled - old["scaled"])
         new["point"] = torch.where(accept[:, None], trial, old["point"])
         new["value"] = torch.where(accept, value, old["value"])
         new["gradient"] = torch.where(accept[:, None], gradient, old["gradient"])
+        new["scaled"] = torch.where(accept[:, None], scaled, old["scaled"])
         new["iterations"] = old["iterations"] + accept
         exhausted = running & ~accept & (new["trials"] >= LONGEST_SEARCH)
         stuck = exhausted & (new["known"] == 0)
@@ -146,27 +159,37 @@ class LBFGS:
             "step": torch.where(torch.isfinite(upper), shorter, 2.0 * lower),
         }
 
+    def _scaled(self, gradient: Tensor, victims: Tensor) -> Tensor:
+        """The preconditioned gradient, the gradient itself without a preconditioner."""
+        return gradient if self.preconditioner is None else self.preconditioner(gradient, victims)
+
     def _remember(
-        self, old: Mapping[str, Tensor], new: dict[str, Tensor], accept: Tensor, step: Tensor, change: Tensor
+        self,
+        old: Mapping[str, Tensor],
+        new: dict[str, Tensor],
+        accept: Tensor,
+        step: Tensor,
+        change: Tensor,
+        scaled: Tensor,
     ) -> None:
-        """Stores the pair (step, change of gradient) of every candidate that moved and met positive curvature.
+        """Stores the step and the preconditioned change of the gradient of every candidate that moved and met
+        positive curvature.
 
         The history and its inner products are written in place; every state owns its own.
         """
-        product, square = (step * change).sum(dim=1), change.square().sum(dim=1)
-        positive = product > FLAT * (step.square().sum(dim=1) * square).sqrt()
+        product = (step * change).sum(dim=1)
+        positive = product > FLAT * (step.square().sum(dim=1) * change.square().sum(dim=1)).sqrt()
         keep = torch.nonzero(accept & positive & torch.isfinite(product)).flatten()
         place = old["head"][keep]
         new["head"] = old["head"].index_copy(0, keep, (place + 1) % self.history)
         new["known"] = old["known"].index_copy(0, keep, (old["known"][keep] + 1).clamp_max(self.history))
-        new["scale"] = old["scale"].index_copy(0, keep, product[keep] / square[keep])
+        new["scale"] = old["scale"].index_copy(0, keep, product[keep] / (scaled * change).sum(dim=1)[keep])
         old["steps"][keep, place] = step[keep]
-        old["changes"][keep, place] = change[keep]
+        old["changes"][keep, place] = scaled[keep]
         steps, changes = (
             (old["steps"], old["changes"]) if len(keep) == len(step) else (old["steps"][keep], old["changes"][keep])
         )
         old["cross"][keep, :, place] = _products(steps, change[keep])
-        old["cross"][keep, place, :] = _products(changes, step[keep])
         overlap = _products(changes, change[keep])
         old["square"][keep, :, place] = overlap
         old["square"][keep, place, :] = overlap
@@ -192,14 +215,16 @@ class LBFGS:
 
     def _aim(self, state: SolverState, changed: Tensor, restart: Tensor, filled: int) -> SolverState:
         """A new direction and first trial step for the candidates that moved, along the gradient after a restart."""
-        gradient = state["gradient"]
+        gradient, scaled = state["gradient"], state["scaled"]
         direction = self._quasi_newton(state, filled)
         slope = (gradient * direction).sum(dim=1)
         downhill = restart | (state["known"] == 0) | ~(slope < 0)
-        direction = torch.where(downhill[:, None], -gradient, direction)
-        slope = torch.where(downhill, -gradient.square().sum(dim=1), slope)
-        first = (1.0 / gradient.abs().sum(dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)).clamp_max(1.0)
-        step = torch.where(downhill, first, 1.0)
+        direction = torch.where(downhill[:, None], -scaled, direction)
+        slope = torch.where(downhill, -(gradient * scaled).sum(dim=1), slope)
+        step = torch.ones_like(slope)
+        if self.preconditioner is None:
+            first = (1.0 / gradient.abs().sum(dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)).clamp_max(1.0)
+            step = torch.where(downhill, first, step)
         new = dict(state)
         new["known"] = torch.where(changed & downhill, 0, state["known"])
         new["direction"] = torch.where(changed[:, None], direction, state["direction"])
@@ -214,12 +239,13 @@ class LBFGS:
         """Minus the inverse Hessian estimate times the gradient, for at most `filled` remembered pairs.
 
         The compact form (Byrd, Nocedal, Schnabel 1994, section 3) with S, Y the pairs from old to new, R the upper
-        triangle of S Y', D its diagonal and c the scale: a = R^-1 S g, w = R'^-1 (D a - c (Y g - Y Y' a)), and the
-        product is c (g - Y' a) + S' w. Places without a pair have zero products and a one on the diagonal.
+        triangle of S Y', D its diagonal, c the scale and P the preconditioner: a = R^-1 S g,
+        w = R'^-1 (D a - c (Y P g - Y P Y' a)), and the product is c P (g - Y' a) + S' w. What is stored of Y is Y P.
+        Places without a pair have zero products and a one on the diagonal.
         """
         gradient, scale = state["gradient"], state["scale"][:, None]
         if filled == 0:
-            return -gradient
+            return -state["scaled"]
         ages = torch.arange(filled - 1, -1, -1)
         places = (state["head"][:, None] - 1 - ages) % self.history
         empty = ages >= state["known"][:, None]
@@ -237,7 +263,7 @@ class LBFGS:
         blank = gradient.new_zeros(len(places), self.history)
         back = _combination(state["changes"], blank.scatter(1, places, first[:, :, 0]))
         forth = _combination(state["steps"], blank.scatter(1, places, second[:, :, 0]))
-        return -(scale * (gradient - back) + forth)
+        return -(scale * (state["scaled"] - back) + forth)
 
 
 def _products(history: Tensor, vector: Tensor) -> Tensor:
