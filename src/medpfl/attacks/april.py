@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from medpfl.attacks.base import ATTACKS, Attack
 from medpfl.attacks.labels import infer_labels
 from medpfl.attacks.tokens import Reading, Source, find_reading
-from medpfl.attacks.updates import gradient_view, settled_at_once, why_no_readout
+from medpfl.attacks.updates import gradient_view, read_each, why_no_readout
 from medpfl.core.config import STRICT
 from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
 from medpfl.core.session import NO_SESSION, Session
@@ -65,17 +65,11 @@ class April(Attack):
         session: Session = NO_SESSION,
     ) -> list[Reconstruction | Failure]:
         """Reads every observation on its own; draws nothing."""
-        results: list[Reconstruction | Failure] = []
         readings: dict[int, Reading | str] = {}
-        for done, observation in enumerate(observations):
-            results.append(self._read(observation, readings))
-            session.checkpoint(done + 1, len(observations), dict)
-        return results
+        return read_each(observations, session, lambda _, observation: self._read(observation, readings))
 
     def _read(self, observation: Observation, readings: dict[int, Reading | str]) -> Reconstruction | Failure:
         model = observation.model
-        if (settled := settled_at_once(observation)) is not None:
-            return settled
         if observation.examples > 1:
             return Failure(f"only single images can be read, the update mixes {observation.examples}")
         if (reason := why_no_readout(observation.recipe)) is not None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from medpfl.attacks.base import ATTACKS, Attack
 from medpfl.attacks.labels import infer_labels
 from medpfl.attacks.layers import DenseLayer, first_dense, pixel_map
-from medpfl.attacks.updates import gradient_view, nothing_came_back, settled_at_once, why_no_readout
+from medpfl.attacks.updates import gradient_view, nothing_came_back, read_each, why_no_readout
 from medpfl.core.config import STRICT
 from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
 from medpfl.core.session import NO_SESSION, Session
@@ -65,16 +65,10 @@ class FirstLayerReadout(Attack):
         session: Session = NO_SESSION,
     ) -> list[Reconstruction | Failure]:
         """Reads every observation on its own; draws nothing."""
-        results: list[Reconstruction | Failure] = []
-        for done, observation in enumerate(observations):
-            results.append(self._read(observation))
-            session.checkpoint(done + 1, len(observations), dict)
-        return results
+        return read_each(observations, session, lambda _, observation: self._read(observation))
 
     def _read(self, observation: Observation) -> Reconstruction | Failure:
         model = observation.model
-        if (settled := settled_at_once(observation)) is not None:
-            return settled
         if (
             reason := self.why_not(model, observation.recipe, observation.update.kind, observation.examples)
         ) is not None:

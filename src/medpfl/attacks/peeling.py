@@ -14,7 +14,7 @@ from torch import Tensor
 from medpfl.attacks.base import ATTACKS, Attack
 from medpfl.attacks.certificates import certify, group, share_of_idle_units
 from medpfl.attacks.layers import DenseLayer, first_dense, pixel_map
-from medpfl.attacks.updates import gradient_view, nothing_came_back, settled_at_once, why_no_readout, why_no_scale
+from medpfl.attacks.updates import gradient_view, nothing_came_back, read_each, why_no_readout, why_no_scale
 from medpfl.core.config import STRICT
 from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
 from medpfl.core.session import NO_SESSION, Session
@@ -86,16 +86,10 @@ class Peeling(Attack):
         session: Session = NO_SESSION,
     ) -> list[Reconstruction | Failure]:
         """Peels every observation on its own; draws nothing."""
-        results: list[Reconstruction | Failure] = []
-        for done, observation in enumerate(observations):
-            results.append(self._attack(observation))
-            session.checkpoint(done + 1, len(observations), dict)
-        return results
+        return read_each(observations, session, lambda _, observation: self._attack(observation))
 
     def _attack(self, observation: Observation) -> Reconstruction | Failure:
         model = observation.model
-        if (settled := settled_at_once(observation)) is not None:
-            return settled
         known = (model, observation.recipe, observation.update.kind, observation.examples)
         if (reason := self.why_not(*known)) is not None:
             return Failure(reason)

@@ -16,7 +16,7 @@ from medpfl.attacks.certificates import single_bias_gradients
 from medpfl.attacks.layers import DenseLayer, first_dense, pixel_map
 from medpfl.attacks.peeling import why_not_one_dense_gradient
 from medpfl.attacks.sparse_directions import assemble, sparse_directions
-from medpfl.attacks.updates import gradient_view, nothing_came_back, settled_at_once
+from medpfl.attacks.updates import gradient_view, nothing_came_back, read_each
 from medpfl.core.config import STRICT
 from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
 from medpfl.core.session import NO_SESSION, Session
@@ -77,16 +77,10 @@ class Spear(Attack):
         session: Session = NO_SESSION,
     ) -> list[Reconstruction | Failure]:
         """Reads every observation on its own; draws rows."""
-        results: list[Reconstruction | Failure] = []
-        for done, (observation, generator) in enumerate(zip(observations, generators, strict=True)):
-            results.append(self._attack(observation, generator))
-            session.checkpoint(done + 1, len(observations), dict)
-        return results
+        return read_each(observations, session, lambda place, observation: self._attack(observation, generators[place]))
 
     def _attack(self, observation: Observation, generator: torch.Generator) -> Reconstruction | Failure:
         model = observation.model
-        if (settled := settled_at_once(observation)) is not None:
-            return settled
         known = (model, observation.recipe, observation.update.kind, observation.examples)
         if (reason := self.why_not(*known)) is not None:
             return Failure(reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from medpfl.core.domain import Failure, Observation, Recipe, Reconstruction, UpdateKind
+from medpfl.core.session import Session
 
 CLIP_MARGIN = 1e-4
 """An update whose norm comes this close (relatively) to the clipping bound counts as clipped."""
@@ -43,6 +45,20 @@ def settled_at_once(observation: Observation) -> Reconstruction | Failure | None
     if not any(bool(tensor.any()) for tensor in sent.values()):
         return nothing_came_back(observation, "the update is zero, the private images change nothing in the model")
     return None
+
+
+def read_each(
+    observations: Sequence[Observation],
+    session: Session,
+    read: Callable[[int, Observation], Reconstruction | Failure],
+) -> list[Reconstruction | Failure]:
+    """Reads every observation on its own, as closed forms do; `read` takes its place and one worth an attack."""
+    results: list[Reconstruction | Failure] = []
+    for place, observation in enumerate(observations):
+        settled = settled_at_once(observation)
+        results.append(read(place, observation) if settled is None else settled)
+        session.checkpoint(place + 1, len(observations), dict)
+    return results
 
 
 def nothing_came_back(observation: Observation, why: str) -> Reconstruction:
