@@ -68,11 +68,12 @@ def gauss_newton(problem: Problem, errors: Tensor, weights: Tensor, damping: flo
         for victim in victims:
             costs[victim] = ceil(columns(problem.models[0]) / len(victims))
         unit, weight = typical[first] / typical[first].norm(), weights[first] / weights[first].amax()
+        axes = torch.eye(columns(problem.models[0]))
         try:
-            matrix = _matrix(problem, problem.models[first], unit, weight)
-        except (RuntimeError, NotImplementedError):
+            _columns(problem, problem.models[first], unit, weight, axes[:1])
+        except (RuntimeError, NotImplementedError):  # whatever goes wrong with further columns is no missing derivative
             return None
-        inverses.append(_inverse(matrix, damping))
+        inverses.append(_inverse(_columns(problem, problem.models[first], unit, weight, axes), damping))
 
     def precondition(gradients: Tensor, victims: Tensor) -> Tensor:
         mine = owners[victims]
@@ -86,8 +87,8 @@ def gauss_newton(problem: Problem, errors: Tensor, weights: Tensor, damping: flo
     return Curvature(precondition, tuple(costs))
 
 
-def _matrix(problem: Problem, model: GlobalModel, error: Tensor, weights: Tensor) -> Tensor:
-    """2 J' W J (n, n) at the grey image, columns in single precision."""
+def _columns(problem: Problem, model: GlobalModel, error: Tensor, weights: Tensor, axes: Tensor) -> Tensor:
+    """Rows 2 J' W J axis (len(axes), n) at the grey image, in single precision."""
     model = model.to(torch.float32)
     shape = (1, *model.image_shape)
     point = torch.full((prod(shape),), GREY)
@@ -111,7 +112,7 @@ def _matrix(problem: Problem, model: GlobalModel, error: Tensor, weights: Tensor
         return found
 
     at_once = max(1, min(COLUMNS_AT_ONCE, ENTRIES_AT_ONCE // model.parameter_count))
-    found: Tensor = torch.func.vmap(column, chunk_size=at_once)(torch.eye(len(point)))
+    found: Tensor = torch.func.vmap(column, chunk_size=at_once)(axes)
     return found.double()
 
 

@@ -28,6 +28,12 @@ from medpfl.core.session import Session
 
 Labels = Literal["soft", "inferred", "given"]
 
+GIVEN_ERROR = "candidates were given the output error that the update shows"
+NO_MATRIX = (
+    "the search went without the Gauss-Newton matrix, which is made for small images and models that PyTorch can "
+    "differentiate often enough; many more iterations may be needed"
+)
+
 BLOCK = 10
 """Evaluations between two snapshots of a small model; a large one can be stopped after every one."""
 
@@ -165,7 +171,7 @@ def _invert(cases: Sequence[_Case], parts: Parts, settings: Inversion) -> list[R
         scale = float(norms[index]) if settings.distance == "l2" else None
         error = None if errors is None or settings.labels != "soft" else errors[index]
         one = replace(one.in_units(float(units[index])), evaluations=one.evaluations + matrix_evaluations[index])
-        results.append(_reconstruction(case, one, layout, problem, scale, error))
+        results.append(_reconstruction(case, one, layout, problem, scale, error, curvature is not None))
     return results
 
 
@@ -189,7 +195,13 @@ def _starts(cases: Sequence[_Case], layout: Layout, settings: Inversion, contras
 
 
 def _reconstruction(
-    case: _Case, found: Found, layout: Layout, problem: Problem, target_square: float | None, error: Tensor | None
+    case: _Case,
+    found: Found,
+    layout: Layout,
+    problem: Problem,
+    target_square: float | None,
+    error: Tensor | None,
+    preconditioned: bool,
 ) -> Reconstruction | Failure:
     """error: the output error that the labels follow from, where they were neither given nor searched."""
     if not found.objective < float("inf"):
@@ -203,7 +215,7 @@ def _reconstruction(
         probabilities = soft_label(task, output, error)
     if probabilities is not None:
         labels = (probabilities > 0.5).float() if task.name == "multi_label" else probabilities.argmax(dim=-1)
-    known = () if case.error is None else ("candidates were given the output error that the update shows",)
+    known = () if case.error is None else (GIVEN_ERROR,) if preconditioned else (GIVEN_ERROR, NO_MATRIX)
     return Reconstruction(
         images=images.clamp(0.0, 1.0),
         labels=labels,
