@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from medpfl.audit import estimate as estimate_module
 from medpfl.audit import materials as materials_module
 from medpfl.audit import parse_spec, run_audit
 from medpfl.audit.context import describe
@@ -235,3 +236,59 @@ def test_a_model_whose_cached_file_was_deleted_is_trained_again(tmp_path: Path) 
     (path,) = (out / "cache").glob("*.safetensors")
     path.unlink()
     assert run_audit(parse_spec(plain(defenses=MORE), tmp_path), out, workers=0).counts["done"] == 4
+
+
+STAGES = [
+    {"name": "lenet_dlg", "label": f"epochs-{epochs}", "state": {"trained": {"epochs": epochs, "batch_size": 4}}}
+    for epochs in (0, 1, 3)
+]
+
+
+def test_stages_share_one_training_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+
+    def counted(*arguments: Any) -> Any:
+        model, history = train(*arguments)
+        runs.append(len(history))
+        return model, history
+
+    monkeypatch.setattr(materials_module, "train", counted)
+    spec = parse_spec(plain(models=STAGES), tmp_path)
+    known = {cell.model.id: cell for cell in cells(spec)}
+    materials = Materials(spec, tmp_path / "cache", {"films": 1})
+    models = {name: materials.model(cell.dataset, cell.model, 0) for name, cell in known.items()}
+    assert len(runs) == 1
+    steps = runs[0] // 3
+    assert known["epochs-0"].model.state == "untrained"
+    weight = {name: next(iter(model.parameters.values())) for name, model in models.items()}
+    assert not torch.equal(weight["epochs-0"], weight["epochs-1"])
+    assert not torch.equal(weight["epochs-1"], weight["epochs-3"])
+    alone = parse_spec(plain(models=[STAGES[1]]), tmp_path)
+    (cell,) = cells(alone)
+    again = Materials(alone, tmp_path / "other", {"films": 1}).model(cell.dataset, cell.model, 0)
+    assert runs[1:] == [steps]
+    assert all(torch.equal(again.parameters[name], models["epochs-1"].parameters[name]) for name in again.parameters)
+
+
+def test_a_stage_that_is_asked_for_first_leaves_the_others(tmp_path: Path) -> None:
+    spec = parse_spec(plain(models=STAGES), tmp_path)
+    run_audit(spec, tmp_path / "out", workers=0)
+    kept = sorted((tmp_path / "out" / "cache").glob("*.safetensors"))
+    assert len(kept) == 2
+    before = rows(tmp_path / "out")
+    kept[0].unlink()
+    longer = {**STAGES[2], "label": "epochs-4", "state": {"trained": {"epochs": 4, "batch_size": 4}}}
+    run_audit(parse_spec(plain(models=[*STAGES, longer]), tmp_path), tmp_path / "out", workers=0)
+    found = [row for row in rows(tmp_path / "out") if row["model"] != "epochs-4"]
+    assert found == before
+    assert len(list((tmp_path / "out" / "cache").glob("*.safetensors"))) == 3
+
+
+def test_training_of_stages_is_estimated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate_module, "_seconds", lambda *_: 1.0)
+
+    def seconds(models: list[dict[str, Any]]) -> float:
+        return training_seconds(prepare(parse_spec(plain(models=models), tmp_path), tmp_path, Plan()))
+
+    assert seconds(STAGES) == seconds(STAGES[2:]) == 3 * seconds(STAGES[1:2]) > 0
+    assert seconds(STAGES[:1]) == 0

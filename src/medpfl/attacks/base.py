@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+from pydantic import ValidationError
 
 from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
 from medpfl.core.registry import Registry
@@ -33,6 +35,19 @@ class Attack(ABC):
     def uses(self) -> frozenset[str]:
         """Granted knowledge that this configuration reads if it is there. It sees nothing beyond these two."""
         return frozenset()
+
+    def told(self, word: str) -> Attack | None:
+        """The same attack with that knowledge (`labels`, `masks`) granted instead of inferred.
+
+        None if it is granted already, or if there is nothing to grant: a configuration that can be told has a field of
+        that name, one of whose values is `given`.
+        """
+        if getattr(self, word, "given") == "given":
+            return None
+        try:
+            return dataclasses.replace(self, **{word: "given"})  # type: ignore[type-var]
+        except ValidationError:
+            return None
 
     def why_not(self, model: GlobalModel, recipe: Recipe | None, update: UpdateKind, examples: int) -> str | None:
         """The reason why this attack cannot run on such a model and recipe; None if it can.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +136,15 @@ def model_entry(raw: Mapping[str, Any], where: str, base: Path) -> ModelEntry:
     if normalize is not None and not isinstance(normalize, dict):
         raise SpecError(f"{where}.normalize: expected {{mean: [...], std: [...]}}, found {normalize!r}")
     normalization = build(Normalization, normalize, f"{where}.normalize") if normalize is not None else None
-    state, training, checkpoint = _state(raw.get("state", "untrained"), f"{where}.state", base)
+    given = raw.get("state", "untrained")
+    state, training, checkpoint = _state(given, f"{where}.state", base)
     params = {
         "source": source,
-        "state": {"trained": as_plain(training)} if training is not None else raw.get("state", "untrained"),
+        "state": {"trained": as_plain(training)}
+        if training is not None
+        else given
+        if checkpoint is not None
+        else state,
         "normalize": normalize,
         "classes": classes,
     }
@@ -160,7 +165,8 @@ def _state(value: Any, where: str, base: Path) -> tuple[Any, TrainingConfig | No
     if isinstance(value, dict):
         if set(value) != {"trained"} or not isinstance(value["trained"], dict):
             raise SpecError(f"{where}: expected {{trained: {{epochs: 5}}}}, found {value!r}")
-        return "trained", build(TrainingConfig, value["trained"], f"{where}.trained"), None
+        training = build(TrainingConfig, value["trained"], f"{where}.trained")
+        return ("untrained", None, None) if training.length == 0 else ("trained", training, None)
     if not isinstance(value, str):
         raise SpecError(
             f"{where}: expected untrained, untrained_per_victim, imagenet, {{trained: ...}} or a path, found {value!r}"
@@ -205,21 +211,25 @@ def threat_model_entry(raw: Mapping[str, Any], where: str, _base: Path) -> Threa
         else:
             knows |= _words([item], KNOWLEDGE, f"{where}.knows")
     withhold = _words(values.get("withhold") or [], ("recipe",), f"{where}.withhold")
-    params = {
-        "can": sorted(can),
-        "knows": sorted(knows - ({"auxiliary"} if auxiliary else set()))
-        + ([{"auxiliary": auxiliary}] if auxiliary else []),
-        "withhold": sorted(withhold),
-    }
     return ThreatModelEntry(
         **_common(raw, "threat_model", where, name),
         name=name,
-        params=params,
+        params=threat_model_params(can, knows, withhold, auxiliary),
         can=can,
         knows=frozenset(knows),
         withhold=withhold,
         auxiliary=auxiliary,
     )
+
+
+def threat_model_params(can: Set[str], knows: Set[str], withhold: Set[str], auxiliary: str | None) -> dict[str, Any]:
+    """A threat model as plain values."""
+    borrowed = [{"auxiliary": auxiliary}] if auxiliary else []
+    return {
+        "can": sorted(can),
+        "knows": [*sorted(knows - ({"auxiliary"} if auxiliary else set())), *borrowed],
+        "withhold": sorted(withhold),
+    }
 
 
 def _words(values: Any, known: Any, where: str) -> frozenset[str]:

@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from medpfl.audit.grid import Cell
+from medpfl.audit.materials import training_kind
 from medpfl.audit.plan import SMALL_MODEL_PARAMETERS, Plan
 from medpfl.audit.preparation import Prepared
 from medpfl.core.domain import Batch
+from medpfl.core.seeding import content_hash
 from medpfl.federation.client import client_step
 from medpfl.federation.training import train
 
@@ -42,7 +44,7 @@ def estimate(prepared: Prepared) -> list[CellEstimate]:
         if key not in timed:
             timed[key] = _gradient_seconds(prepared, cell)
         images = cell.recipe.recipe.private_images
-        cases = cell.dataset.settings.victims * len(prepared.spec.seeds)
+        cases = cell.victims * len(prepared.spec.seeds)
         evaluations = cell.attack.attack.evaluations(model, images)
         step = BATCHED_STEP if model.parameter_count <= SMALL_MODEL_PARAMETERS else MATCHING_STEP
         memory = 8.0 * 6 * model.parameter_count + 8.0 * 100 * images * torch.Size(model.image_shape).numel()
@@ -53,7 +55,16 @@ def estimate(prepared: Prepared) -> list[CellEstimate]:
 def training_seconds(prepared: Prepared) -> float:
     """Seconds on one core that training the models takes: one step of each is timed and multiplied."""
     trained = {(cell.dataset.id, cell.model.id): cell for cell in prepared.runnable if cell.model.training is not None}
-    return sum(_training_seconds(prepared, cell) for cell in trained.values()) * len(prepared.spec.seeds)
+    longest: dict[str, Cell] = {}  # one run serves all stages of a training
+    for cell in sorted(trained.values(), key=lambda cell: _steps(prepared, cell)):
+        longest[content_hash(cell.dataset.id, training_kind(cell.model))] = cell
+    return sum(_training_seconds(prepared, cell) for cell in longest.values()) * len(prepared.spec.seeds)
+
+
+def _steps(prepared: Prepared, cell: Cell) -> int:
+    assert cell.model.training is not None  # the caller sees to that
+    images = prepared.materials.training_images(cell.dataset, cell.model, prepared.spec.seeds[0])
+    return cell.model.training.total_steps(len(images))
 
 
 def _training_seconds(prepared: Prepared, cell: Cell) -> float:
@@ -64,7 +75,7 @@ def _training_seconds(prepared: Prepared, cell: Cell) -> float:
     images, targets = dataset.images[indices], dataset.targets[indices]
     one, generator = replace(config, epochs=None, steps=1), torch.Generator().manual_seed(0)
     step = _seconds(lambda: train(model, images, targets, one, generator), 2)
-    return step * config.total_steps(len(indices))
+    return step * _steps(prepared, cell)
 
 
 def _gradient_seconds(prepared: Prepared, cell: Cell) -> float:

@@ -246,7 +246,7 @@ def _row(
         "seconds": seconds,
         "stop_reason": outcome.stop_reason,
         **paths,
-        "notes": " ".join(outcome.notes),
+        "notes": "; ".join(outcome.notes),
         "trace": [list(point) for point in outcome.trace],
     }
     row |= _null_columns(nulls, position)

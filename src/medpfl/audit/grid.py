@@ -38,6 +38,8 @@ class Cell:
     defense: DefenseEntry
     guard: GuardEntry
     attack: AttackEntry
+    most_victims: int | None = None
+    """Only so many of the first victims, in cells that exist for the diagnosis of others; None for all."""
 
     @property
     def entries(self) -> Mapping[str, Entry]:
@@ -50,9 +52,16 @@ class Cell:
         return "/".join(entry.id for entry in self.entries.values())
 
     @property
+    def victims(self) -> int:
+        """How many clients are attacked, for each seed."""
+        planned = self.dataset.settings.victims
+        return planned if self.most_victims is None else min(planned, self.most_victims)
+
+    @property
     def definition(self) -> dict[str, Any]:
         """Everything that determines the cell's results, as plain values."""
-        return {axis: {"name": entry.name, "params": entry.params} for axis, entry in self.entries.items()}
+        axes = {axis: {"name": entry.name, "params": entry.params} for axis, entry in self.entries.items()}
+        return axes if self.most_victims is None else {**axes, "victims": self.victims}
 
     @property
     def fingerprint(self) -> str:

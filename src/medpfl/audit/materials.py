@@ -15,15 +15,16 @@ from torch import Tensor
 from medpfl.audit.entries import DataEntry, ModelEntry
 from medpfl.audit.files import locked, make_private_folder, unwritable
 from medpfl.audit.grid import Cell
-from medpfl.audit.snapshots import FileSession
+from medpfl.audit.snapshots import FileSession, Watched
 from medpfl.audit.spec import Spec
 from medpfl.audit.validation import as_plain
 from medpfl.core.domain import Auxiliary, GlobalModel
 from medpfl.core.errors import SpecError, StoreError
 from medpfl.core.seeding import content_hash, generator
+from medpfl.core.session import State
 from medpfl.core.tasks import SingleLabel
 from medpfl.data import Borrowed, Dataset, Split, borrow, load_dataset, split
-from medpfl.federation.training import train
+from medpfl.federation.training import TrainingConfig, at_step, train
 from medpfl.metrics.truth import GroundTruth
 from medpfl.models import build_model, imagenet_weights, load_checkpoint
 from medpfl.models.state import fingerprint, load_model, save_model
@@ -221,29 +222,42 @@ class Materials:
         return model
 
     def _trained(self, data: DataEntry, entry: ModelEntry, seed: int) -> GlobalModel:
+        initial, (path, key) = self.initial_model(data, entry, seed), self._cached(data, entry, seed)
+        kind = content_hash(training_kind(entry), seed, data.id)
+        with self._alone(self._cache_folder / f"training-{kind}"):
+            while not path.exists():
+                self._train(initial, data, entry, seed)
+            return load_model(initial, path, key=key)
+
+    def _cached(self, data: DataEntry, entry: ModelEntry, seed: int) -> tuple[Path, str]:
+        """Where a trained model is kept, and what identifies its content."""
         initial = self.initial_model(data, entry, seed)
         key = content_hash(entry.params, seed, data.id, self.pool(data, seed).fingerprint, fingerprint(initial))
-        path = self._cache_folder / f"model-{key}.safetensors"
-        with self._alone(path):
-            if path.exists():
-                return load_model(initial, path, key=key)
-            name = model_key(data, entry, seed)
-            session = FileSession(self._cache_folder, path.name, lambda fraction: self._tell(name, fraction))
-            trained = self._train(initial, data, entry, seed, session)
-            save_model(trained, path, key=key)
-            session.close()
-            self._tell(name, 1.0)
-        return trained
+        return self._cache_folder / f"model-{key}.safetensors", key
 
-    def _train(
-        self, initial: GlobalModel, data: DataEntry, entry: ModelEntry, seed: int, session: FileSession
-    ) -> GlobalModel:
-        config = entry.training
-        assert config is not None  # set together with the state
+    def _train(self, initial: GlobalModel, data: DataEntry, entry: ModelEntry, seed: int) -> None:
+        """One training run to the longest of the audit's stages of this training, keeping every stage on the way."""
         dataset, indices = self.dataset(data), self.training_images(data, entry, seed)
-        stream = generator("training", seed, data.id, entry.name, as_plain(config))
+        missing: dict[int, tuple[TrainingConfig, Path, str]] = {}
+        for other in self.spec.models:
+            if other.training is not None and training_kind(other) == training_kind(entry) and _meets(other, data):
+                path, key = self._cached(data, other, seed)
+                if not path.exists():
+                    missing[other.training.total_steps(len(indices))] = (other.training, path, key)
+        name, last = model_key(data, entry, seed), max(missing)
+        config, path, _ = missing[last]
+
+        def keep(done: int, state: Callable[[], State]) -> None:
+            if done in missing:
+                save_model(at_step(initial, state()), missing[done][1], key=missing[done][2])
+
+        session = FileSession(self._cache_folder, path.name, lambda fraction: self._tell(name, fraction))
+        stream = generator("training", seed, data.id, *training_kind(entry))
         with _torch_threads(self._threads):
-            return train(initial, dataset.images[indices], dataset.targets[indices], config, stream, session)[0]
+            images, targets = dataset.images[indices], dataset.targets[indices]
+            train(initial, images, targets, config, stream, Watched(session, keep))
+        session.close()
+        self._tell(name, 1.0)
 
     @contextmanager
     def _alone(self, path: Path) -> Iterator[None]:
@@ -255,6 +269,18 @@ class Materials:
             except OSError as error:
                 raise unwritable(path, error) from None
             yield
+
+
+def training_kind(entry: ModelEntry) -> tuple[Any, ...]:
+    """Equal for trainings that differ in their length only: the longer one passes through the shorter one's model."""
+    assert entry.training is not None  # the caller sees to that
+    settings = {key: value for key, value in as_plain(entry.training).items() if key not in ("epochs", "steps")}
+    return entry.name, {**entry.params, "state": settings}
+
+
+def _meets(entry: ModelEntry, data: DataEntry) -> bool:
+    values = entry.only.get("dataset")
+    return values is None or data.id in values or data.name in values
 
 
 def model_key(data: DataEntry, entry: ModelEntry, seed: int) -> str:

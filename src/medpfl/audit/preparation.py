@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medpfl.audit.diagnosis import ALL, Change, extra_cells, sweep
 from medpfl.audit.grid import Cell, cells, refusal
 from medpfl.audit.identity import identity
 from medpfl.audit.materials import Materials, images_per_victim, model_key
 from medpfl.audit.plan import Chunk, Plan, chunks
 from medpfl.audit.spec import Spec
 from medpfl.core.functional import require_ssim_size
-from medpfl.federation.recipes import check_recipe
+from medpfl.federation.recipes import check_recipe, has_batch_norm
 from medpfl.models import validate
 
 
@@ -30,11 +31,18 @@ class Prepared:
     data_fingerprints: Mapping[str, str]
     models: Mapping[str, Mapping[str, Any]]
     """What tells the models of the first seed from others, before any training here."""
+    changes: tuple[Change, ...] = ()
+    """How cells are changed to diagnose them."""
+
+    @property
+    def all_cells(self) -> list[Cell]:
+        """The cells of the grid, then those that exist for their diagnosis only."""
+        return [*self.cells, *extra_cells(self.changes)]
 
     @property
     def runnable(self) -> list[Cell]:
-        """Cells that were not refused."""
-        return [cell for cell in self.cells if cell.id not in self.refusals]
+        """Cells that were not refused, with those of the diagnosis."""
+        return [cell for cell in self.all_cells if cell.id not in self.refusals]
 
 
 def prepare(spec: Spec, cache: Path, plan: Plan) -> Prepared:
@@ -42,7 +50,6 @@ def prepare(spec: Spec, cache: Path, plan: Plan) -> Prepared:
     found = cells(spec)
     needed = images_per_victim(found)
     materials = Materials(spec, cache, needed, plan.threads)
-    refusals: dict[str, str] = {}
     planned: list[Chunk] = []
     fingerprints: dict[str, str] = {}
     models: dict[str, Mapping[str, Any]] = {}
@@ -50,9 +57,13 @@ def prepare(spec: Spec, cache: Path, plan: Plan) -> Prepared:
         require_ssim_size(tuple(materials.dataset(cell.dataset).images.shape[2:]))
         for seed in spec.seeds:
             fingerprints |= materials.data_fingerprints(cell, seed)
-        reason = refusal(cell) or _refused_by_model(cell, materials, spec.seeds[0])
-        if reason is not None:
-            refusals[cell.id] = reason
+    refusals = _refusals(found, materials, spec.seeds[0])
+    swept = (change for change in sweep(spec, found) if change.base not in refusals)
+    changes = _telling(swept, materials, spec.seeds[0])
+    extra = extra_cells(changes)
+    refusals |= _refusals(extra, materials, spec.seeds[0])
+    for cell in (*found, *extra):
+        if cell.id in refusals:
             continue
         model = materials.initial_model(cell.dataset, cell.model, spec.seeds[0], 0)
         planned += chunks(spec, cell, model, plan)
@@ -62,7 +73,26 @@ def prepare(spec: Spec, cache: Path, plan: Plan) -> Prepared:
         if cell.model.state == "trained":
             for seed in spec.seeds:
                 materials.training_images(cell.dataset, cell.model, seed)
-    return Prepared(spec, tuple(found), refusals, tuple(planned), materials, needed, fingerprints, models)
+    return Prepared(spec, tuple(found), refusals, tuple(planned), materials, needed, fingerprints, models, changes)
+
+
+def _refusals(cells: Iterable[Cell], materials: Materials, seed: int) -> dict[str, str]:
+    reasons = {cell.id: refusal(cell) or _refused_by_model(cell, materials, seed) for cell in cells}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def _telling(changes: Iterable[Change], materials: Materials, seed: int) -> tuple[Change, ...]:
+    """Changes that can make a difference: not the mode of batch norm in a model without, nor "all" of a single one."""
+    kept: list[Change] = []
+    for change in changes:
+        cell = change.cell
+        single = change.name == ALL and sum(other.base == change.base for other in kept) < 2
+        moot = change.name == "batch_norm_eval" and not has_batch_norm(
+            materials.initial_model(cell.dataset, cell.model, seed, 0)
+        )
+        if not single and not moot:
+            kept.append(change)
+    return tuple(kept)
 
 
 def _refused_by_model(cell: Cell, materials: Materials, seed: int) -> str | None:

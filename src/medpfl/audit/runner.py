@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from medpfl.audit.context import describe
+from medpfl.audit.diagnosis import is_extra
 from medpfl.audit.entries import AXES
 from medpfl.audit.files import append, write_atomically
 from medpfl.audit.identity import is_same
 from medpfl.audit.materials import another_trained_model
 from medpfl.audit.plan import Chunk, Plan
 from medpfl.audit.preparation import Prepared, prepare
-from medpfl.audit.spec import Spec
+from medpfl.audit.spec import Diagnose, Spec
 from medpfl.audit.store import Store, StoredCell
 from medpfl.audit.tables import now, spec_as_run, write_tables
+from medpfl.audit.validation import as_plain
 from medpfl.audit.workers import Computer, Died, Event, Finished, Job, Pool, Progress, Raised, Training
 from medpfl.core.errors import InputError as _InputError
 from medpfl.core.errors import Interrupted, StoreError
@@ -49,12 +51,17 @@ class NoListener:
 
 @dataclass(frozen=True)
 class AuditSummary:
-    """What became of an audit: its folder, counts of cases by status, the rows of `cells.csv`, what was run now."""
+    """What became of an audit: its folder, counts of cases by status, its cells as in `cells.csv`, what was run now.
+
+    `cells` are those of the grid. Those of the diagnosis are in `counts` only, and in what `diagnosis` says of each
+    cell of the grid (as in `summary.json`).
+    """
 
     folder: Path
     counts: dict[str, int]
     cells: tuple[dict[str, Any], ...]
     computed: int
+    diagnosis: tuple[dict[str, Any], ...] = ()
 
 
 def run_audit(spec: Spec, out: Path, *, workers: int | None = None, listener: Listener | None = None) -> AuditSummary:
@@ -74,6 +81,7 @@ def run_audit(spec: Spec, out: Path, *, workers: int | None = None, listener: Li
 
 def _run(spec: Spec, out: Path, store: Store, workers: int, listener: Listener) -> AuditSummary:
     plan = _plan(store)
+    spec = _still_diagnosed(store, spec)
     prepared = prepare(spec, out / "cache", plan)
     _register(store, prepared)
     pending = store.pending()
@@ -88,8 +96,8 @@ def _run(spec: Spec, out: Path, store: Store, workers: int, listener: Listener) 
     except KeyboardInterrupt:
         write_tables(store, spec)
         raise
-    cells = write_tables(store, spec)
-    return AuditSummary(out, store.counts(), tuple(cells), len(pending))
+    tables = write_tables(store, spec)
+    return AuditSummary(out, store.counts(), tables.cells, len(pending), tables.diagnosis)
 
 
 def default_workers() -> int:
@@ -117,6 +125,19 @@ def _plan(store: Store) -> Plan:
     return current
 
 
+def _still_diagnosed(store: Store, spec: Spec) -> Spec:
+    """An audit that was diagnosed once stays so, also where the command does not ask for it again."""
+    stored = store.get("diagnose")
+    if stored is None:
+        return spec
+    if spec.diagnose is not None and spec.diagnose.victims != stored["victims"]:
+        raise StoreError(
+            f"{store.folder}: its cells are diagnosed with diagnose: {{victims: {stored['victims']}}}, "
+            f"found {spec.diagnose.victims}; use another --out, or take the change back"
+        )
+    return spec.diagnosed(Diagnose(**stored))
+
+
 def _register(store: Store, prepared: Prepared) -> None:
     """Stores new cells and chunks; refuses a spec that is not the stored one plus new cells."""
     general = {
@@ -133,8 +154,11 @@ def _register(store: Store, prepared: Prepared) -> None:
             f"{store.folder}: belongs to another spec ('{key}' was {stored_general.get(key)!r}, now {general[key]!r}); {way_out}"
         )
     stored = {cell.cell: cell for cell in store.cells()}
-    current = {cell.id: cell for cell in prepared.cells}
+    current = {cell.id: cell for cell in prepared.all_cells}
+    replaced = [name for name in stored if is_extra(name) and name not in current]
     for name, old in stored.items():
+        if name in replaced:
+            continue
         if name not in current:
             raise StoreError(f"{store.folder}: belongs to another spec (the cell {name} is gone); {way_out}")
         if current[name].fingerprint != old.fingerprint:
@@ -169,7 +193,12 @@ def _register(store: Store, prepared: Prepared) -> None:
         if name not in stored
     ]
     names = {cell.cell for cell in new}
+    store.remove_cells(replaced)
     store.add_cells(new, [chunk for chunk in prepared.chunks if chunk.cell in names], list(current))
+    if prepared.spec.diagnose is not None:
+        store.set("diagnose", as_plain(prepared.spec.diagnose))
+        changes = [{"cell": one.base, "change": one.name, "changed": one.cell.id} for one in prepared.changes]
+        store.set("changes", changes)
     store.set("general", general)
     store.set("data", {**fingerprints, **prepared.data_fingerprints})
     store.set("models", {**prepared.models, **models})

@@ -12,7 +12,7 @@ import torch
 
 from medpfl.audit.files import write_atomically
 from medpfl.core.seeding import content_hash
-from medpfl.core.session import State
+from medpfl.core.session import Session, State
 from medpfl.models.state import TORCH_ERRORS
 
 INTERVAL = 20.0
@@ -55,3 +55,20 @@ class FileSession:
         """Removes the snapshot: the chunk's results are stored."""
         with contextlib.suppress(OSError):  # one that stays is never read again
             self.path.unlink()
+
+
+class Watched:
+    """A session that shows every state to somebody before it goes on."""
+
+    def __init__(self, session: Session, watch: Callable[[int, Callable[[], State]], object]) -> None:
+        self._session = session
+        self._watch = watch
+
+    def restore(self) -> State | None:
+        """What the session restores."""
+        return self._session.restore()
+
+    def checkpoint(self, done: int, total: int, state: Callable[[], State]) -> None:
+        """Shows the state, then does what the session does."""
+        self._watch(done, state)
+        self._session.checkpoint(done, total, state)

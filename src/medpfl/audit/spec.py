@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass as config_dataclass
 
 from medpfl.audit.entries import (
     SPEC_KEYS,
@@ -21,7 +24,9 @@ from medpfl.audit.entries import (
 )
 from medpfl.audit.entry_parsing import PARSERS
 from medpfl.audit.limits import Limit, parse_limit
+from medpfl.audit.validation import as_plain, build
 from medpfl.audit.yaml_text import read_yaml
+from medpfl.core.config import STRICT
 from medpfl.core.errors import SpecError, suggestion
 
 _OTHER_KEYS = (
@@ -34,6 +39,13 @@ _OTHER_KEYS = (
     "success_threshold",
     "environment",
 )
+
+
+@config_dataclass(frozen=True, kw_only=True, config=STRICT)
+class Diagnose:
+    """How each cell is diagnosed: `diagnose: true`, or `diagnose: {victims: 4}`."""
+
+    victims: Annotated[int, Field(ge=1, description="the sweep meets so many of a cell's first victims")] = 8
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,7 @@ class Spec:
     attacks: tuple[AttackEntry, ...]
     limit: Limit | None
     success_threshold: float
+    diagnose: Diagnose | None
     plain: Mapping[str, Any]
     base: Path
     axes: Mapping[str, tuple[Entry, ...]] = field(default_factory=dict)
@@ -70,6 +83,13 @@ class Spec:
     def entry(self, axis: str, identifier: str) -> Entry:
         """The entry of an axis with that id."""
         return next(entry for entry in self.axes[axis] if entry.id == identifier)
+
+    def diagnosed(self, how: Diagnose | None = None) -> Spec:
+        """The same audit with a diagnosis of every cell; as it is where it has one already."""
+        if self.diagnose is not None:
+            return self
+        chosen = how or Diagnose()
+        return replace(self, diagnose=chosen, plain={**self.plain, "diagnose": as_plain(chosen)})
 
 
 def load_spec(path: Path) -> Spec:
@@ -97,8 +117,6 @@ def parse_spec(plain: Mapping[str, Any], base: Path) -> Spec:
             raise SpecError(f"unknown key '{key}': {suggestion(str(key), known)}")
     if plain.get("utility"):
         raise SpecError("utility: this version does not measure utility yet; take the key out")
-    if plain.get("diagnose"):
-        raise SpecError("diagnose: this version has no diagnosis sweep yet; take the key out")
     axes: dict[str, tuple[Any, ...]] = {}
     for axis, key in SPEC_KEYS.items():
         raw_entries = _raw_entries(plain, key)
@@ -125,6 +143,7 @@ def parse_spec(plain: Mapping[str, Any], base: Path) -> Spec:
         attacks=axes["attack"],
         limit=limit,
         success_threshold=float(threshold),
+        diagnose=_diagnose(plain.get("diagnose")),
         plain=dict(plain),
         base=base,
         axes=axes,
@@ -157,6 +176,16 @@ def _raw_entries(plain: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
         if not isinstance(item, dict):
             raise SpecError(f"{key}[{index}]: expected a mapping such as {{name: ...}}, found {item!r}")
     return entries
+
+
+def _diagnose(value: Any) -> Diagnose | None:
+    if value is None or value is False:
+        return None
+    if value is True:
+        return Diagnose()
+    if not isinstance(value, dict):
+        raise SpecError(f"diagnose: expected true, false or {{victims: 8}}, found {value!r}")
+    return build(Diagnose, value, "diagnose")
 
 
 def _seeds(plain: Mapping[str, Any]) -> tuple[int, ...]:

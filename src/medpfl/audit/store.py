@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,6 +173,13 @@ class Store:
             )
             self._insert_chunks(connection, chunks)
 
+    def remove_cells(self, cells: Sequence[str]) -> None:
+        """Forgets cells with their chunks and results."""
+        with self.transaction() as connection:
+            connection.execute("BEGIN")
+            for table in ("results", "chunks", "cells"):
+                connection.executemany(f"DELETE FROM {table} WHERE cell = ?", [(cell,) for cell in cells])
+
     @staticmethod
     def _insert_chunks(connection: sqlite3.Connection, chunks: Sequence[Chunk]) -> None:
         connection.executemany(
@@ -233,12 +240,16 @@ class Store:
             ).fetchall()
             return [json.loads(row[0]) for row in rows]
 
-    def counts(self) -> dict[str, int]:
-        """Cases by status, and all planned ones under `cases`."""
+    def counts(self, counted: Callable[[str], bool] = lambda _: True) -> dict[str, int]:
+        """Cases by status, and all planned ones under `cases`, of the cells whose id is `counted`."""
         with self.transaction() as connection:
-            found = dict(
-                connection.execute("SELECT status, COUNT(DISTINCT case_id) FROM results GROUP BY status").fetchall()
+            found = connection.execute(
+                "SELECT cell, status, COUNT(DISTINCT case_id) FROM results GROUP BY cell, status"
+            ).fetchall()
+            planned = connection.execute("SELECT cell, victims FROM chunks WHERE status != 'split'").fetchall()
+        counts = {"cases": sum(len(json.loads(victims)) for cell, victims in planned if counted(cell))}
+        for status in ("done", "failed", "blocked"):
+            counts[status] = sum(
+                number for cell, found_status, number in found if found_status == status and counted(cell)
             )
-            planned = connection.execute("SELECT victims FROM chunks WHERE status != 'split'").fetchall()
-            cases = sum(len(json.loads(row[0])) for row in planned)
-        return {"cases": cases, **{status: int(found.get(status, 0)) for status in ("done", "failed", "blocked")}}
+        return counts

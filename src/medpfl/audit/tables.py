@@ -6,6 +6,7 @@ import datetime
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import pandas as pd
 import psutil
 
+from medpfl.audit.diagnosis import is_extra
+from medpfl.audit.effects import diagnosis
 from medpfl.audit.entries import AXES
 from medpfl.audit.files import write_atomically
 from medpfl.audit.limits import all_satisfy
@@ -25,7 +28,7 @@ RESULT_COLUMNS = (
     "case", "cell", "seed", *AXES, "oracle", "adaptive", "victim", "client", "position", "item", "status", "reason",
     "psnr", "ssim", "mse", "success", "label", "label_inferred", "label_correct", "legacy_ssim", "legacy_mse",
     "candidate", "candidates", "objective", "gradient_evaluations", "seconds", "stop_reason", "truth_image",
-    "reconstruction_image", "notes",
+    "reconstruction_image", "notes", "diagnosis_of", "change",
     *(f"null_{name}_{metric}" for name in ("class_mean", "nearest", "noise") for metric in ("psnr", "ssim", "mse")),
     "schema",
 )  # fmt: skip
@@ -36,21 +39,49 @@ CELL_COLUMNS = (
     *(f"null_{name}_{metric}" for name in ("class_mean", "nearest", "noise") for metric in ("psnr", "ssim", "asr")),
     "gain_psnr", "gain_ssim", "utility_balanced_accuracy", "utility_balanced_accuracy_low",
     "utility_balanced_accuracy_high", "utility_auc", "utility_auc_low", "utility_auc_high",
-    "label_accuracy", "legacy_asr", "legacy_ssim_mean", "legacy_mse_mean",
+    "label_accuracy", "legacy_asr", "legacy_ssim_mean", "legacy_mse_mean", "diagnosis_of", "change",
     "schema",
 )  # fmt: skip
 
 
-def write_tables(store: Store, spec: Spec) -> list[dict[str, Any]]:
-    """Writes both tables and the summary atomically; returns the rows of `cells.csv`."""
-    rows = store.results()
+@dataclass(frozen=True)
+class Tables:
+    """What was written: the rows of `cells.csv` for the cells of the grid, and what the diagnosis says of them."""
+
+    cells: tuple[dict[str, Any], ...]
+    diagnosis: tuple[dict[str, Any], ...]
+
+
+def write_tables(store: Store, spec: Spec) -> Tables:
+    """Writes both tables and the summary atomically.
+
+    Cells that exist for a diagnosis only stand in both tables, marked in the columns `diagnosis_of` (the cells that
+    they diagnose) and `change` (what was changed in each of them); the summary's counts and limit leave them out.
+    """
+    changes: list[dict[str, str]] = store.get("changes") or []
+    marks = _marks(changes)
+    rows = [{**row, **marks.get(row["cell"], {})} for row in store.results()]
     frame = pd.DataFrame(rows, columns=RESULT_COLUMNS) if rows else pd.DataFrame(columns=list(RESULT_COLUMNS))
-    write_atomically(store.folder / "results.csv", _csv([{**row} for row in rows], RESULT_COLUMNS))
-    cells = _cell_rows(store, spec, frame)
+    write_atomically(store.folder / "results.csv", _csv(rows, RESULT_COLUMNS))
+    cells = [{**row, **marks.get(row["cell"], {})} for row in _cell_rows(store, spec, frame)]
     write_atomically(store.folder / "cells.csv", _csv(cells, CELL_COLUMNS))
-    summary = _summary(store, spec, cells, rows)
+    own = [cell for cell in cells if not is_extra(cell["cell"])]
+    found = diagnosis(changes, {cell["cell"]: cell for cell in cells}, frame) if changes else []
+    summary = {**_summary(store, spec, own, rows), "diagnosis": found}
     write_atomically(store.folder / "summary.json", json.dumps(summary, indent=2).encode())
-    return cells
+    return Tables(tuple(own), tuple(found))
+
+
+def _marks(changes: Sequence[Mapping[str, str]]) -> dict[str, dict[str, str]]:
+    """The columns of the diagnosis, by the id of a cell that exists for it only."""
+    found: dict[str, dict[str, str]] = {}
+    for name in dict.fromkeys(change["changed"] for change in changes if is_extra(change["changed"])):
+        same = [change for change in changes if change["changed"] == name]
+        found[name] = {
+            "diagnosis_of": ";".join(change["cell"] for change in same),
+            "change": ";".join(change["change"] for change in same),
+        }
+    return found
 
 
 def _csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> bytes:
@@ -87,6 +118,8 @@ def _cell_rows(store: Store, spec: Spec, frame: pd.DataFrame) -> list[dict[str, 
             row |= summarize_cell(rows, threshold=spec.success_threshold, seed=0)
             row |= supplement_cell(rows, threshold=spec.success_threshold)
             expected = victims.get(str(cell.columns["dataset"]), 0)
+            if is_extra(cell.cell) and spec.diagnose is not None:
+                expected = min(expected, spec.diagnose.victims * len(spec.seeds))
             row["status"] = "done" if row["victims"] == expected else "partial"
             row["complete"] = bool(row["complete"]) and row["status"] == "done"
         found.append(row)
@@ -96,9 +129,10 @@ def _cell_rows(store: Store, spec: Spec, frame: pd.DataFrame) -> list[dict[str, 
 def _summary(
     store: Store, spec: Spec, cells: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    counts = store.counts()
+    counts = store.counts(lambda cell: not is_extra(cell))
+    everything = store.counts()
     refused = sum(cell["status"] == "refused" for cell in cells)
-    finished = counts["done"] + counts["failed"] + counts["blocked"] == counts["cases"]
+    finished = everything["done"] + everything["failed"] + everything["blocked"] == everything["cases"]
     limit = None
     if spec.limit is not None:
         limit = {"text": str(spec.limit), "holds": all_satisfy(spec.limit, cells)}
@@ -111,7 +145,13 @@ def _summary(
         "finished": finished,
         "threshold": spec.success_threshold,
         "limit": limit,
-        "counts": {"cells": len(cells), "refused": refused, **counts},
+        "counts": {
+            "cells": len(cells),
+            "refused": refused,
+            **counts,
+            "diagnosis_cases": everything["cases"] - counts["cases"],
+            "diagnosis_failed": everything["failed"] - counts["failed"],
+        },
         "seconds": seconds,
         **context,
         "versions": versions(),

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from medpfl.audit.diagnosis import extra_cells, sweep
 from medpfl.audit.execute import compute, failed_rows
 from medpfl.audit.grid import Cell, cells
 from medpfl.audit.materials import Materials
@@ -109,7 +110,9 @@ class Computer:
                 lambda model, fraction: self._report(Training(model, fraction)),
                 self._job.trained,
             )
-            self._known = ({cell.id: cell for cell in cells(spec)}, materials)
+            found = cells(spec)
+            found += extra_cells(sweep(spec, found))
+            self._known = ({cell.id: cell for cell in found}, materials)
         return self._known
 
     def run(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import threading
@@ -18,10 +17,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from medpfl.cli import compare, export, init, listing, show
+from medpfl.cli import check, compare, export, init, listing, show
+from medpfl.cli.check import SpecPath
 from medpfl.cli.help import Command
 from medpfl.cli.progress import progress
-from medpfl.cli.texts import duration, printable
+from medpfl.cli.texts import printable, wide_console
 from medpfl.core.errors import InputError, Interrupted
 
 EXIT_INPUT = 2
@@ -38,81 +38,11 @@ app = typer.Typer(
     help="Shows what can be reconstructed of patients' images from the updates of a federated model.\n\n"
     "Start with `medpfl demo`, or with `medpfl init`, `medpfl check audit.yaml` and `medpfl audit audit.yaml --out out`.",
 )
-_OUT = Console()
-if not _OUT.is_terminal:
-    _OUT = Console(width=160)  # a pipe or a log has no width of its own
+_OUT = wide_console()
 _ERR = Console(stderr=True)
 
-SpecPath = Annotated[Path, typer.Argument(help="the audit spec, YAML", show_default=False)]
 Folder = Annotated[Path, typer.Argument(help="an audit's output folder", show_default=False)]
 Workers = Annotated[int | None, typer.Option(min=0, help="worker processes; default one per core; 0: none")]
-
-
-@app.command()
-def check(
-    spec: SpecPath,
-    as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
-) -> None:
-    """Validates a spec, shows its cells with the refused ones, estimates time and memory; runs no attack.
-
-    Example: medpfl check audit.yaml
-    """
-    import tempfile
-
-    from medpfl.audit import load_spec
-    from medpfl.audit.context import describe
-    from medpfl.audit.estimate import estimate, training_seconds
-    from medpfl.audit.plan import Plan
-    from medpfl.audit.preparation import prepare
-    from medpfl.audit.runner import default_workers
-
-    loaded = load_spec(spec)
-    with tempfile.TemporaryDirectory() as cache:
-        prepared = prepare(loaded, Path(cache), Plan())
-        context = describe(loaded, prepared.cells, prepared.materials)
-        estimates = {found.cell.id: found for found in estimate(prepared)}
-        training = training_seconds(prepared)
-    workers = default_workers()
-    total = sum(found.seconds for found in estimates.values()) / workers + training
-    if as_json:
-        rows = [
-            {
-                "cell": cell.id,
-                "refused": prepared.refusals.get(cell.id),
-                "cases": estimates[cell.id].cases if cell.id in estimates else 0,
-                "seconds": estimates[cell.id].seconds if cell.id in estimates else 0.0,
-            }
-            for cell in prepared.cells
-        ]
-        typer.echo(
-            json.dumps({"cells": rows, "seconds": total, "training_seconds": training, "workers": workers, **context})
-        )
-        return
-    table = Table("cell", "cases", "at most", "memory", "refused because")
-    for cell in prepared.cells:
-        found = estimates.get(cell.id)
-        if found is None:
-            table.add_row(cell.id, "-", "-", "-", prepared.refusals[cell.id])
-        else:
-            table.add_row(cell.id, str(found.cases), duration(found.seconds), f"{found.memory / 2**20:.0f} MiB", "")
-    _OUT.print(table)
-    for line in context["data"]:
-        _OUT.print(
-            f"{line['dataset']}: {line['images']} images, {line['victims']} victims, pool {line['training']} training, "
-            f"{line['auxiliary']} auxiliary, {line['null']} null; left out: {line['near_duplicates']} near duplicates, "
-            f"{line['dropped_by_patient']} of the victims' patients",
-            markup=False,
-        )
-        for note in line["notes"]:
-            _OUT.print(f"  {note}", markup=False)
-    for finding in context["findings"]:
-        _OUT.print(f"{finding['severity']}: {finding['model']}: {finding['message']}", markup=False)
-    for warning in context["warnings"]:
-        _OUT.print(f"warning: {warning['defense']}: {warning['text']}", markup=False)
-    _OUT.print(
-        f"{len(prepared.cells)} cells, {len(prepared.refusals)} refused; at most about {duration(total)} on {workers} workers"
-        + (f", {duration(training)} of it for training models" if training else "")
-    )
 
 
 @app.command()
@@ -120,18 +50,29 @@ def audit(
     spec: SpecPath,
     out: Annotated[Path, typer.Option(help="output folder; created, or resumed if it holds this audit")],
     workers: Workers = None,
+    diagnose: Annotated[
+        bool, typer.Option("--diagnose", help="find out what limits each attack, by a small sweep per cell")
+    ] = False,
     fail_if: Annotated[str | None, typer.Option(help="exit 4 if true of any cell, e.g. 'asr > 0.05'")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print summary.json instead of the table")] = False,
 ) -> None:
     """Runs an audit, or what is left of it, and writes tables and report.
 
+    With --diagnose each cell is attacked again with one condition changed at a time in the attacker's favor (true
+    labels, batch norm in eval mode, batch size 1, a plain gradient, an untrained model, no defense, ...), then with all
+    of them, and the report says which condition protects most. A finished audit can be diagnosed later.
+
     Exit codes: 0 all done, 2 input error, 3 finished with failed cases, 4 --fail-if holds, 130 interrupted.
 
-    Example: medpfl audit audit.yaml --out out/audit --fail-if "asr > 0.05"
+    \b
+    Examples:
+      medpfl audit audit.yaml --out out/audit --fail-if "asr > 0.05"
+      medpfl audit audit.yaml --out out/audit --diagnose
     """
     from medpfl.audit import load_spec
 
-    raise typer.Exit(_audit(load_spec(spec), out, workers, fail_if, as_json))
+    loaded = load_spec(spec)
+    raise typer.Exit(_audit(loaded.diagnosed() if diagnose else loaded, out, workers, fail_if, as_json))
 
 
 def _audit(spec: Any, out: Path, workers: int | None, fail_if: str | None, as_json: bool) -> int:
@@ -263,7 +204,7 @@ def demo(
     raise typer.Exit(_audit(parse_spec(yaml.safe_load(text), base=Path.cwd()), out, workers, None, False))
 
 
-for module in (listing, init, show, compare, export):
+for module in (check, listing, init, show, compare, export):
     module.register(app)
 for command in app.registered_commands:
     command.cls = Command

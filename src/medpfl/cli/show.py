@@ -23,7 +23,10 @@ from medpfl.report.loading import Row, boolean, number, read_table
 
 NUMBERS = ("psnr", "ssim", "mse")
 NULLS = ("class_mean", "nearest", "noise")
-PER_CASE = ("dataset", "model", "recipe", "threat_model", "channel", "defense", "guard", "attack", "oracle", "seed")
+PER_CASE = (
+    "dataset", "model", "recipe", "threat_model", "channel", "defense", "guard", "attack", "oracle", "seed",
+    "diagnosis_of", "change",
+)  # fmt: skip
 WIDEST = 64
 """Columns of the terminal that one picture takes at most."""
 
@@ -66,6 +69,8 @@ def show(
 def case_rows(folder: Path, case: str) -> list[Row]:
     """The rows of `results.csv` of the one case whose id is `case`, ends with it or contains it, in that order.
 
+    Cases that exist for a diagnosis only are looked at last.
+
     Raises StoreError where there are no results, InputError where no case or more than one fits.
     """
     if not folder.is_dir():
@@ -74,8 +79,10 @@ def case_rows(folder: Path, case: str) -> list[Row]:
     if not rows:
         raise StoreError(f"{folder}: results.csv is missing or has no rows yet; run 'medpfl audit SPEC --out {folder}'")
     known = list(dict.fromkeys(row.get("case", "") for row in rows))
-    ends = [name for name in known if name == case or name.endswith(f"/{case}")]
-    fits = [case] if case in known else ends or [name for name in known if case in name]
+    own = list(dict.fromkeys(row.get("case", "") for row in rows if not row.get("diagnosis_of")))
+    ends = [name for name in own if name == case or name.endswith(f"/{case}")]
+    parts = (ends, [name for name in own if case in name], [name for name in known if case in name])
+    fits = [case] if case in known else next(filter(None, parts), [])
     if not fits:
         hint = suggestion(case, known) if len(known) <= 12 else f"there are {len(known)} cases such as '{known[0]}'"
         raise InputError(f"{folder} has no case '{case}': {hint}")

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from rich.console import Console
+
+
+def wide_console() -> Console:
+    """Standard output; a pipe or a log has no width of its own and gets a wide one."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
 
 def printable(text: str) -> str:
     """The text with every control character as a question mark, so that a name cannot steer the terminal.

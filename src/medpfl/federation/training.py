@@ -29,8 +29,8 @@ class TrainingConfig:
     MedPFL prepares its CPL runs with `steps: 1, batch_size: 32, optimizer: adam, learning_rate: 0.01`.
     """
 
-    epochs: Annotated[int | None, Field(ge=1, description="passes over the training images; 5 without `steps`")] = None
-    steps: Annotated[int | None, Field(ge=1, description="optimizer steps, instead of epochs")] = None
+    epochs: Annotated[int | None, Field(ge=0, description="passes over the training images; 5 without `steps`")] = None
+    steps: Annotated[int | None, Field(ge=0, description="optimizer steps, instead of epochs")] = None
     batch_size: Annotated[int, Field(ge=1, description="images per step; a last smaller batch is left out")] = 32
     learning_rate: Annotated[float, Field(gt=0, description="learning rate")] = 0.001
     optimizer: Annotated[Literal["sgd", "adam", "adamw"], Field(description="optimizer")] = "adam"
@@ -53,9 +53,14 @@ class TrainingConfig:
         >>> TrainingConfig(epochs=3, batch_size=32).total_steps(100)
         9
         """
+        return self.length if self.steps is not None else self.length * steps_per_epoch(images, self.batch_size)
+
+    @property
+    def length(self) -> int:
+        """Steps where these were given, else epochs; 0 is a model as it was made."""
         if self.steps is not None:
             return self.steps
-        return (self.epochs or DEFAULT_EPOCHS) * steps_per_epoch(images, self.batch_size)
+        return DEFAULT_EPOCHS if self.epochs is None else self.epochs
 
     def recipe(self, images: int) -> Recipe:
         """The recipe of one local step on that many training images."""
@@ -134,13 +139,14 @@ def _snapshot(
     }
 
 
+def at_step(model: GlobalModel, snapshot: State) -> GlobalModel:
+    """The model as it was when training took that snapshot."""
+    tensors = {part: snapshot[part] for part in ("parameters", "buffers", "counters")}
+    return replace(model.to(torch.float32), **tensors)
+
+
 def _restored(snapshot: State, model: GlobalModel) -> tuple[GlobalModel, LocalState, Tensor, list[tuple[int, float]]]:
-    model = replace(
-        model,
-        parameters=snapshot["parameters"],
-        buffers=snapshot["buffers"],
-        counters=snapshot["counters"],
-    )
+    model = at_step(model, snapshot)
     optimizer = OptimizerState(snapshot["steps"], snapshot["first"], snapshot["second"])
     history = [(step, loss) for step, loss in enumerate(snapshot["losses"], start=1)]
     return model, LocalState(optimizer), snapshot["order"], history

@@ -34,12 +34,20 @@ def load_audit(folder: Path) -> Audit:
         )
     summary = _read_json(folder / "summary.json")
     results = _results_by_cell(read_table(folder / "results.csv"))
-    cells = tuple(_cell(row, results.get(row.get("cell", ""), ())) for row in read_table(folder / "cells.csv"))
+    rows = read_table(folder / "cells.csv")
+    cells, sweep = (
+        tuple(
+            _cell(row, results.get(row.get("cell", ""), ())) for row in rows if bool(row.get("diagnosis_of")) is extra
+        )
+        for extra in (False, True)
+    )
     limit = _mapping(summary.get("limit"))
     threshold = number(summary.get("threshold"))
     return Audit(
         name=_text(summary.get("name")) or folder.resolve().name,
         cells=cells,
+        sweep=sweep,
+        diagnosis=_mappings(summary.get("diagnosis")),
         created=_text(summary.get("created")),
         finished=boolean(summary.get("finished")) is True,
         threshold=0.9 if threshold is None else threshold,

@@ -36,11 +36,13 @@ def without_items(audit: Audit) -> Audit:
     from ordinary words and numbers.
     """
     spec = spec_values(audit.spec_text)
-    items = {result.item for cell in audit.cells for result in cell.results if result.item}
+    items = {result.item for cell in (*audit.cells, *audit.sweep) for result in cell.results if result.item}
     clean = cleaner(items, data_entries(spec))
     return replace(
         audit,
         cells=tuple(_cell(cell, clean) for cell in audit.cells),
+        sweep=tuple(_cell(cell, clean) for cell in audit.sweep),
+        diagnosis=tuple(redacted(entry, clean) for entry in audit.diagnosis),
         warnings=tuple(clean(text) for text in audit.warnings),
         data=tuple(redacted(entry, clean) for entry in audit.data),
         assumptions=tuple(redacted(entry, clean) for entry in audit.assumptions),

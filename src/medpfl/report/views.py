@@ -199,10 +199,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Audit:
-    """All that an output folder tells."""
+    """All that an output folder tells. `sweep` are cells that exist for the diagnosis of others only."""
 
     name: str
     cells: tuple[Cell, ...] = ()
+    sweep: tuple[Cell, ...] = ()
+    diagnosis: tuple[Mapping[str, Any], ...] = ()
     created: str = ""
     finished: bool = False
     threshold: float = 0.9

@@ -1,0 +1,167 @@
+"""What protects a cell: the same cell with one condition changed in the attacker's favor, for every such condition.
+
+The changed cells are ordinary cells that meet the first victims of the cell they diagnose. A changed cell that the
+audit has anyway is not computed again, and cells that become the same by a change share what they lead to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from medpfl.audit.entries import Entry
+from medpfl.audit.entry_parsing import PARSERS, threat_model_params
+from medpfl.audit.grid import Cell
+from medpfl.audit.spec import Spec
+from medpfl.audit.validation import as_plain
+from medpfl.core.seeding import content_hash
+
+E = TypeVar("E", bound=Entry)
+
+MARK = "~"
+"""Stands in the ids of changed entries and nowhere else: no id in a spec can have it."""
+
+ALL = "all"
+"""The name of all changes of a cell together."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of the cell with the id `base`, and the cell that it leads to."""
+
+    base: str
+    name: str
+    cell: Cell
+
+
+def sweep(spec: Spec, cells: Sequence[Cell]) -> tuple[Change, ...]:
+    """The changes of every cell, one at a time and then all together; none unless the spec asks for a diagnosis.
+
+    Where a change leads to one of `cells`, it is that one; other cells are limited to the victims of the diagnosis.
+    """
+    if spec.diagnose is None:
+        return ()
+    known = {cell.id: cell for cell in cells}
+    found = []
+    for cell in cells:
+        together, names = cell, []
+        for name, change in CHANGES.items():
+            changed = change(cell)
+            if changed is not None:
+                names.append(name)
+                together = change(together) or together
+                found.append(Change(cell.id, name, _resolved(changed, spec, known)))
+        if len(names) > 1:
+            found.append(Change(cell.id, ALL, _resolved(together, spec, known)))
+    return tuple(found)
+
+
+def extra_cells(changes: Iterable[Change]) -> list[Cell]:
+    """The cells that exist for the diagnosis only, each once."""
+    return list({change.cell.id: change.cell for change in changes if is_extra(change.cell.id)}.values())
+
+
+def is_extra(cell: str) -> bool:
+    """Whether a cell with that id exists for the diagnosis of others only."""
+    return MARK in cell
+
+
+def _resolved(cell: Cell, spec: Spec, known: Mapping[str, Cell]) -> Cell:
+    """The audit's own cell that is the same, if it has one."""
+    entries = {axis: _own(entry, spec.axes[axis]) for axis, entry in cell.entries.items()}
+    same = known.get("/".join(entry.id for entry in entries.values()))
+    if same is not None:
+        return same
+    assert spec.diagnose is not None  # the caller sees to that
+    return replace(cell, most_victims=spec.diagnose.victims)
+
+
+def _own(entry: Entry, entries: Iterable[Entry]) -> Entry:
+    """The entry of the spec that means the same as a changed one; the changed one where there is none."""
+
+    def means(other: Entry) -> tuple[Any, Any]:
+        return (None if other.axis == "recipe" else other.name), other.params
+
+    return next((other for other in entries if MARK in entry.id and means(other) == means(entry)), entry)
+
+
+def _changed(entry: E, params: Mapping[str, Any], **fields: Any) -> E:
+    """An entry with other settings, under an id that tells them apart and does not depend on how they came about."""
+    name = fields.pop("name", entry.name)
+    identifier = f"{name}{MARK}{content_hash(name, params)[:6]}"
+    return replace(entry, name=name, id=identifier, only={}, params=params, **fields)
+
+
+def _knows(word: str, cell: Cell) -> Cell | None:
+    attack, entry = cell.attack.attack.told(word), cell.threat_model
+    if attack is None:
+        return None
+    knows = entry.knows | {word}
+    if word not in entry.knows:
+        params = threat_model_params(entry.can, knows, entry.withhold, entry.auxiliary)
+        entry = _changed(entry, params, knows=knows)
+    return replace(cell, threat_model=entry, attack=_changed(cell.attack, as_plain(attack), attack=attack))
+
+
+def _recipe_known(cell: Cell) -> Cell | None:
+    entry = cell.threat_model
+    withhold = entry.withhold - {"recipe"}
+    if withhold == entry.withhold:
+        return None
+    params = threat_model_params(entry.can, entry.knows, withhold, entry.auxiliary)
+    return replace(cell, threat_model=_changed(entry, params, withhold=withhold))
+
+
+def _recipe(cell: Cell, **settings: Any) -> Cell:
+    recipe = replace(cell.recipe.recipe, **settings)
+    return replace(cell, recipe=_changed(cell.recipe, as_plain(recipe), name=recipe.default_id, recipe=recipe))
+
+
+def _batch_norm_eval(cell: Cell) -> Cell | None:
+    return _recipe(cell, batch_norm="eval") if cell.recipe.recipe.batch_norm == "train" else None
+
+
+def _plain_gradient(cell: Cell) -> Cell | None:
+    recipe = cell.recipe.recipe
+    if recipe.update == "gradient" or (recipe.local_steps * recipe.epochs == 1 and recipe.optimizer == "sgd"):
+        return None
+    images = recipe.images if recipe.local_steps == 1 else None
+    return _recipe(cell, update="gradient", local_steps=1, epochs=1, images=images)
+
+
+def _batch_size_1(cell: Cell) -> Cell | None:
+    if cell.recipe.recipe.batch_size == 1:
+        return None
+    return _recipe(cell, batch_size=1, images=None, accumulation=1)
+
+
+def _untrained(cell: Cell) -> Cell | None:
+    if cell.model.state.startswith("untrained"):
+        return None
+    params = {**cell.model.params, "state": "untrained"}
+    return replace(cell, model=_changed(cell.model, params, state="untrained", training=None, checkpoint=None))
+
+
+def _without(axis: str, name: str, cell: Cell) -> Cell | None:
+    if cell.entries[axis].name == name:
+        return None
+    plain = PARSERS[axis]({"name": name}, axis, Path())
+    return replace(cell, **{axis: _changed(plain, plain.params)})  # type: ignore[arg-type]
+
+
+CHANGES: Mapping[str, Callable[[Cell], Cell | None]] = {
+    "labels_given": partial(_knows, "labels"),
+    "masks_given": partial(_knows, "masks"),
+    "recipe_known": _recipe_known,
+    "batch_norm_eval": _batch_norm_eval,
+    "plain_gradient": _plain_gradient,
+    "batch_size_1": _batch_size_1,
+    "untrained": _untrained,
+    "no_defense": partial(_without, "defense", "none"),
+    "no_guard": partial(_without, "guard", "none"),
+    "plain_channel": partial(_without, "channel", "plain"),
+}
+"""What is changed: each gives the changed cell, or None where the cell is like that already."""

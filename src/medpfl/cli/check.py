@@ -1,0 +1,96 @@
+"""`medpfl check SPEC`: what an audit would run, what it refuses, and what it would take."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from medpfl.cli.texts import duration, wide_console
+
+SpecPath = Annotated[Path, typer.Argument(help="the audit spec, YAML", show_default=False)]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds `check`."""
+    app.command("check")(check)
+
+
+def check(
+    spec: SpecPath,
+    diagnose: Annotated[bool, typer.Option("--diagnose", help="with the cells of `medpfl audit --diagnose`")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
+) -> None:
+    """Validates a spec, shows its cells with the refused ones, estimates time and memory; runs no attack.
+
+    Example: medpfl check audit.yaml --diagnose
+    """
+    import tempfile
+
+    from medpfl.audit import load_spec
+    from medpfl.audit.context import describe
+    from medpfl.audit.estimate import estimate, training_seconds
+    from medpfl.audit.plan import Plan
+    from medpfl.audit.preparation import prepare
+    from medpfl.audit.runner import default_workers
+
+    console = wide_console()
+    loaded = load_spec(spec)
+    if diagnose:
+        loaded = loaded.diagnosed()
+    with tempfile.TemporaryDirectory() as cache:
+        prepared = prepare(loaded, Path(cache), Plan())
+        context = describe(loaded, prepared.cells, prepared.materials)
+        estimates = {found.cell.id: found for found in estimate(prepared)}
+        training = training_seconds(prepared)
+    workers = default_workers()
+    total = sum(found.seconds for found in estimates.values()) / workers + training
+    own = len(prepared.cells)
+    if as_json:
+        rows = [
+            {
+                "cell": cell.id,
+                "refused": prepared.refusals.get(cell.id),
+                "cases": estimates[cell.id].cases if cell.id in estimates else 0,
+                "seconds": estimates[cell.id].seconds if cell.id in estimates else 0.0,
+            }
+            for cell in prepared.all_cells
+        ]
+        extra = {"diagnosis": rows[own:]} if loaded.diagnose is not None else {}
+        times = {"seconds": total, "training_seconds": training, "workers": workers}
+        typer.echo(json.dumps({"cells": rows[:own], **extra, **times, **context}))
+        return
+    table = Table("cell", "cases", "at most", "memory", "refused because")
+    for place, cell in enumerate(prepared.all_cells):
+        if place == own:
+            table.add_section()
+        found = estimates.get(cell.id)
+        name = ", ".join(dict.fromkeys(change.name for change in prepared.changes if change.cell.id == cell.id))
+        name = cell.id if place < own else f"diagnosis, {name}: {cell.id}"
+        if found is None:
+            table.add_row(name, "-", "-", "-", prepared.refusals[cell.id])
+        else:
+            table.add_row(name, str(found.cases), duration(found.seconds), f"{found.memory / 2**20:.0f} MiB", "")
+    console.print(table)
+    for line in context["data"]:
+        console.print(
+            f"{line['dataset']}: {line['images']} images, {line['victims']} victims, pool {line['training']} training, "
+            f"{line['auxiliary']} auxiliary, {line['null']} null; left out: {line['near_duplicates']} near duplicates, "
+            f"{line['dropped_by_patient']} of the victims' patients",
+            markup=False,
+        )
+        for note in line["notes"]:
+            console.print(f"  {note}", markup=False)
+    for finding in context["findings"]:
+        console.print(f"{finding['severity']}: {finding['model']}: {finding['message']}", markup=False)
+    for warning in context["warnings"]:
+        console.print(f"warning: {warning['defense']}: {warning['text']}", markup=False)
+    console.print(
+        f"{own} cells, {sum(cell.id in prepared.refusals for cell in prepared.cells)} refused"
+        + (f", and {len(prepared.all_cells) - own} to diagnose them" if loaded.diagnose is not None else "")
+        + f"; at most about {duration(total)} on {workers} workers"
+        + (f", {duration(training)} of it for training models" if training else "")
+    )
