@@ -26,6 +26,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "feature_readout": {"iterations": 40, "restarts": 2},
     "first_layer_readout": {},
     "gradinv": {"iterations": 25, "restarts": 2, "median_filter_every": 7, "layers": "top10"},
+    "gradinversion": {"iterations": 25, "restarts": 3, "warm_up": 5},
     "idlg": {"iterations": 3, "inner_iterations": 10, "restarts": 2, "output_error": "candidate"},
     "peeling": {},
     "spear": {"draws": 20_000},
@@ -36,7 +37,7 @@ CLOSED_FORMS = {"april", "first_layer_readout", "peeling", "spear"}
 LONG_RUNNING = sorted(set(SETTINGS) - CLOSED_FORMS)
 TRANSFORMERS = {"april"}
 """Attacks that read tokens; the others are tested on dense nets."""
-SIMULATE_CLIENTS = ("cpl", "dlg", "gradinv", "idlg")
+SIMULATE_CLIENTS = ("cpl", "dlg", "gradinv", "gradinversion", "idlg")
 
 Observe = Callable[..., Observation]
 
@@ -354,6 +355,7 @@ def test_presets_are_valid_settings(name: str) -> None:
         ("feature_readout", "range_1"),
         ("first_layer_readout", "range_1"),
         ("gradinv", "range_255_normalized"),
+        ("gradinversion", "range_255_normalized"),
         ("idlg", "range_0"),
     ],
 )

@@ -22,6 +22,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "feature_readout": {"iterations": 2},
     "first_layer_readout": {},
     "gradinv": {"iterations": 2, "median_filter_every": 2},
+    "gradinversion": {"iterations": 2, "restarts": 2},
     "idlg": {**MATCHING, "output_error": "candidate"},
     "peeling": {},
     "spear": {"draws": 20_000},
@@ -64,7 +65,7 @@ def check(attack_name: str, model_name: str, shape: tuple[int, ...]) -> None:
     assert isinstance(result, Reconstruction), result
     assert result.images.shape == images.shape
     assert bool(torch.isfinite(result.images).all())
-    if attack_name in ("idlg", "cpl", "gradinv"):
+    if attack_name in ("idlg", "cpl", "gradinv", "gradinversion"):
         assert result.labels is not None
         assert result.labels.tolist() == [1]
 

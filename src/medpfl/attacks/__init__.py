@@ -1,6 +1,17 @@
 """Published attacks on updates, one file each; importing this package registers them in `ATTACKS`."""
 
-from medpfl.attacks import april, cpl, dlg, feature_readout, first_layer_readout, gradinv, idlg, peeling, spear
+from medpfl.attacks import (
+    april,
+    cpl,
+    dlg,
+    feature_readout,
+    first_layer_readout,
+    gradinv,
+    gradinversion,
+    idlg,
+    peeling,
+    spear,
+)
 from medpfl.attacks.base import ATTACKS, Attack
 
 __all__ = [
@@ -12,6 +23,7 @@ __all__ = [
     "feature_readout",
     "first_layer_readout",
     "gradinv",
+    "gradinversion",
     "idlg",
     "peeling",
     "spear",

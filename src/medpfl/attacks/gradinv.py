@@ -8,18 +8,16 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor
 
 from medpfl.attacks.base import ATTACKS, Attack
 from medpfl.attacks.labels import why_no_labels
 from medpfl.attacks.matching.adam import Adam
-from medpfl.attacks.matching.gradients import Layout
-from medpfl.attacks.matching.initialization import INITIALIZATIONS, Initialization
-from medpfl.attacks.matching.inversion import Inversion, invert
+from medpfl.attacks.matching.initialization import input_units, normalized_start
+from medpfl.attacks.matching.inversion import Inversion, SearchSetup, invert
+from medpfl.attacks.matching.priors import smooth
 from medpfl.core.config import STRICT
 from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
 from medpfl.core.session import NO_SESSION, Session
-from medpfl.models import Normalize
 
 TOP_TENSORS = 10
 """Tensors that `layers: top10` matches."""
@@ -107,46 +105,24 @@ class GradInv(Attack):
             session,
             Inversion(
                 labels=self.labels,
-                start=_normalized_start(mean, std),
-                solver=lambda layout, block, _: self._solver(layout, block, std),
+                start=normalized_start(mean, std),
+                solver=lambda setup: self._solver(setup, std),
                 distance="cosine",
                 precision=self.precision,
                 restarts=self.restarts,
                 largest_tensors=TOP_TENSORS if self.layers == "top10" else None,
-                total_variation=self.total_variation,
+                prior=smooth(self.total_variation),
             ),
         )
 
-    def _solver(self, layout: Layout, block: int, std: tuple[float, ...]) -> Adam:
+    def _solver(self, setup: SearchSetup, std: tuple[float, ...]) -> Adam:
         return Adam(
-            layout=layout,
+            layout=setup.layout,
             iterations=self.iterations,
             learning_rate=self.learning_rate,
             scale=std,
             signed=self.signed,
             median_filter_every=self.median_filter_every,
             patience=self.patience,
-            block=block,
+            block=setup.block,
         )
-
-
-def input_units(model: GlobalModel) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The model's own mean and standard deviation per channel; zeros and ones if it does not normalize."""
-    for layer in model.module.modules():
-        if isinstance(layer, Normalize):
-            return tuple(layer.mean), tuple(layer.std)
-    channels = model.image_shape[0]
-    return (0.0,) * channels, (1.0,) * channels
-
-
-def _normalized_start(mean: tuple[float, ...], std: tuple[float, ...]) -> Initialization:
-    """Normal noise in the normalized input, as images."""
-
-    def start(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        broadcast = (1, -1, *(1 for _ in shape[2:]))
-        units = torch.tensor(std, dtype=torch.float64).reshape(broadcast)
-        return torch.tensor(mean, dtype=torch.float64).reshape(broadcast) + units * INITIALIZATIONS["normal"](
-            shape, generator
-        )
-
-    return start

@@ -125,7 +125,7 @@ class LBFGSMatching(Attack):
             Inversion(
                 labels=self.label_source,
                 start=INITIALIZATIONS[self.initialization],
-                solver=lambda _, block, preconditioner: self._solver(block, preconditioner),
+                solver=lambda setup: self._solver(setup.block, setup.preconditioner),
                 distance="l2",
                 precision=self.precision,
                 restarts=self.restarts,

@@ -30,6 +30,7 @@ from medpfl.metrics.nulls import null_baselines
 from medpfl.metrics.scoring import ImageScore, as_label, score
 from medpfl.metrics.truth import GroundTruth
 from medpfl.models import Normalization
+from medpfl.models.batch_norm import batch_norm_layers, forward_with_statistics
 
 Row = dict[str, Any]
 Nulls = Mapping[str, Mapping[str, list[float]]]
@@ -109,24 +110,13 @@ def _observe(
 
 def _batch_norm_statistics(model: GlobalModel, images: Tensor, mode: Literal["train", "eval"]) -> dict[str, Tensor]:
     """Per batch norm layer `LAYER.mean` and `LAYER.variance` (biased) of what it receives for the private images."""
-    found: dict[str, Tensor] = {}
-
-    def keep(name: str, received: Tensor) -> None:
-        axes = [axis for axis in range(received.ndim) if axis != 1]
-        found[f"{name}.variance"], found[f"{name}.mean"] = torch.var_mean(received, dim=axes, correction=0)
-
-    handles = [
-        layer.register_forward_pre_hook(lambda _, inputs, name=name: keep(name, inputs[0]))
-        for name, layer in model.module.named_modules()
-        if getattr(layer, "functional_batch_norm", False)
-    ]
-    try:
-        with torch.no_grad():
-            model.forward(images, batch_norm=mode)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
+    with torch.no_grad():
+        _, found = forward_with_statistics(model, images, batch_norm_layers(model), batch_norm=mode)
+    return {
+        f"{path}.{name}": tensor
+        for path, both in found.items()
+        for name, tensor in zip(("mean", "variance"), both, strict=True)
+    }
 
 
 def _case_rows(

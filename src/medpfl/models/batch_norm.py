@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Collection
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from medpfl.core.domain import GlobalModel, Tensors
 from medpfl.core.errors import ModelError
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
@@ -103,3 +105,44 @@ def replace_batch_norm(module: nn.Module) -> nn.Module:
         for name, child in list(parent.named_children()):
             setattr(parent, name, replaced(child))
     return replaced(module)
+
+
+Statistics = dict[str, tuple[Tensor, Tensor]]
+"""Batch norm layer -> mean and variance (without Bessel's correction) per channel of what it receives: (C,) each."""
+
+
+def batch_norm_layers(model: GlobalModel) -> dict[str, FunctionalBatchNorm]:
+    """The batch norm layers of a prepared model by their paths, in the order of the module."""
+    return {path: layer for path, layer in model.module.named_modules() if isinstance(layer, FunctionalBatchNorm)}
+
+
+def forward_with_statistics(
+    model: GlobalModel,
+    images: Tensor,
+    layers: Collection[str],
+    *,
+    parameters: Tensors | None = None,
+    batch_norm: Literal["train", "eval"] = "eval",
+) -> tuple[Tensor, Statistics]:
+    """The model's output for images (N, C, *spatial), and statistics of what the named batch norm layers receive.
+
+    The output is that of `GlobalModel.forward`; all is differentiable in images and parameters. Of a layer that runs
+    several times the last time counts, one that never runs is left out.
+    """
+    found: Statistics = {}
+
+    def keep(path: str, received: Tensor) -> None:
+        variance, mean = torch.var_mean(received, dim=[0, *range(2, received.dim())], correction=0)
+        found[path] = (mean, variance)
+
+    handles = [
+        layer.register_forward_pre_hook(lambda _, inputs, path=path: keep(path, inputs[0]))
+        for path, layer in batch_norm_layers(model).items()
+        if path in layers
+    ]
+    try:
+        output, _ = model.forward(images, parameters=parameters, batch_norm=batch_norm)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return output, found

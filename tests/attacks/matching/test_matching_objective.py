@@ -12,12 +12,14 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
+from medpfl.attacks.batch_statistics import KnownStatistics
 from medpfl.attacks.idlg import IDLG
 from medpfl.attacks.matching.gradients import Layout, Method, matching_objective
 from medpfl.attacks.matching.initialization import INITIALIZATIONS, tiled
 from medpfl.attacks.matching.objectives import DISTANCES, squared_distance, top_tensors
-from medpfl.attacks.matching.priors import median_filter, no_prior, smooth
+from medpfl.attacks.matching.priors import median_filter, no_prior, small, smooth, together
 from medpfl.attacks.matching.problem import Problem, build_problem
+from medpfl.attacks.matching.statistics import StatisticsPrior, statistics_prior
 from medpfl.core.domain import Batch, Failure, GlobalModel, Observation, Recipe, Reconstruction, Update
 from medpfl.federation.client import client_step
 
@@ -267,3 +269,71 @@ def test_models_that_break_in_double_precision_fail_with_the_reason(make_model: 
     assert "float64" in result.reason
     (result,) = IDLG(iterations=2, precision="float32").reconstruct([observation], [torch.Generator().manual_seed(0)])
     assert isinstance(result, Reconstruction)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 7, 9), (1, 1, 5, 6, 4), (3, 2, 8, 1)])
+def test_priors_on_images_are_those_of_numpy(shape: tuple[int, ...]) -> None:
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    plain = images.numpy()
+    axes = [axis for axis in range(2, len(shape)) if shape[axis] > 1]
+    changes = [np.diff(plain, axis=axis) for axis in axes]
+    absolute = sum(float(np.abs(change).mean()) for change in changes)
+    assert float(smooth(2.0)(images)) == pytest.approx(2.0 * absolute)
+    kept = tuple(slice(0, size - 1) if size > 1 else slice(None) for size in shape[2:])
+    squares = sum(change[(slice(None), slice(None), *kept)] ** 2 for change in changes)
+    assert float(smooth(2.0, "length")(images)) == pytest.approx(2.0 * float(np.sqrt(squares).mean()))
+    mean, std = (0.4, 0.1, 0.2)[: shape[1]], (0.5, 0.25, 2.0)[: shape[1]]
+    inputs = np.stack([(plain[:, channel] - mean[channel]) / std[channel] for channel in range(shape[1])], axis=1)
+    assert float(small(3.0, mean, std)(images)) == pytest.approx(3.0 * float((inputs**2).mean()))
+    both = together(smooth(2.0), no_prior, small(3.0, mean, std))
+    assert float(both(images)) == pytest.approx(2.0 * absolute + 3.0 * float((inputs**2).mean()))
+    assert together(no_prior, smooth(0.0), small(0.0, mean, std)) is no_prior
+
+
+def test_flat_images_have_no_variation_and_a_derivative() -> None:
+    images = torch.full((1, 1, 4, 4), 0.3, dtype=torch.float64, requires_grad=True)
+    value = smooth(1.0, "length")(images)
+    (slope,) = torch.autograd.grad(value, images)
+    assert float(value.detach()) < 1e-5
+    assert bool(torch.isfinite(slope).all())
+
+
+def test_the_statistics_prior_is_what_plain_pytorch_layers_see(make_model: Any) -> None:
+    net = nn.Sequential(
+        nn.BatchNorm2d(2), nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Tanh(), nn.Flatten(), nn.Linear(48, 3)
+    )
+    model = make_model(net, (2, 6, 6), double=True)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(4, 2, 6, 6, generator=generator, dtype=torch.float64)
+    recipe = Recipe(batch_size=4, batch_norm="train", precision="float64")
+    update, _ = client_step(model, Batch(images, torch.tensor([0, 1, 2, 0])), recipe)
+    problem = build_problem([Observation(model, update, recipe, "honest_server")], "float64")
+    known = KnownStatistics(
+        {"0": (torch.zeros(2).double(), torch.ones(2).double()), "2": (torch.ones(3).double(), torch.ones(3).double())},
+        "running",
+        "",
+    )
+    prior = statistics_prior([known], 0.5, 10.0, torch.float64)
+    assert prior is not None
+
+    def value(statistics: StatisticsPrior | None) -> float:
+        objective = matching_objective(
+            problem,
+            Layout((4, 2, 6, 6)),
+            torch.tensor([[0, 1, 2, 0]]),
+            distance=squared_distance,
+            weights=weights_of(problem),
+            prior=no_prior,
+            statistics=statistics,
+        )
+        return float(objective(images.reshape(1, -1), torch.tensor([0]))[0][0])
+
+    double = net.double().train()
+    first = images.transpose(0, 1).flatten(1)
+    second = double[1](double[0](images)).transpose(0, 1).flatten(1)
+    expected = sum(
+        factor * float((rows.mean(1) - mean).norm() + (rows.var(1, unbiased=False) - 1).norm())
+        for factor, rows, mean in ((10.0, first, 0.0), (1.0, second, 1.0))
+    )
+    assert value(None) == pytest.approx(0.0, abs=1e-20)
+    assert value(prior) == pytest.approx(0.5 * expected)

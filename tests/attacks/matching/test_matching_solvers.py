@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import minimize, rosen, rosen_der
 from torch import Tensor
 
-from medpfl.attacks.matching.adam import MILESTONES, Adam
+from medpfl.attacks.matching.adam import MILESTONES, Adam, noise_of
 from medpfl.attacks.matching.gradients import BatchedObjective, Layout
 from medpfl.attacks.matching.lbfgs import LBFGS, LineSearch
 from medpfl.attacks.matching.states import (
@@ -216,6 +216,60 @@ def test_adam_is_that_of_torch(signed: bool, boxed: bool) -> None:
             if boxed:
                 units.data = (units.data * scale).clamp(0, 1) / scale
         torch.testing.assert_close(state["point"][row], units.detach() * scale, atol=1e-9, rtol=0)
+
+
+def one_step(solver: Adam, starts: Tensor, victims: Tensor) -> Tensor:
+    """What one iteration adds under a slope of one everywhere."""
+
+    def slope(variables: Tensor, victims: Tensor) -> tuple[Tensor, Tensor]:
+        return variables.sum(dim=1), torch.ones_like(variables)
+
+    state = solver.start(slope, starts, victims, torch.full((len(starts),), -torch.inf, dtype=starts.dtype))
+    return solver.advance(slope, state)["point"] - starts
+
+
+def test_warm_up_and_cosine_are_those_of_torch() -> None:
+    rates = []
+    for count in range(1, 61):
+        solver = Adam(
+            layout=Layout((1, 1, 2, 2)), iterations=60, learning_rate=0.1, scale=(1.0,), schedule="cosine", warm_up=10
+        )
+        rates.append(float(solver._rates(torch.tensor([count]), torch.float64)[0]))
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    rising = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=9)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=50)
+    schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [rising, falling], milestones=[10])
+    expected = []
+    for _ in range(60):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[:10] == pytest.approx(expected[:10])
+    assert rates[10:59] == pytest.approx(expected[11:])
+    assert rates[59] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_noise_on_the_step_has_its_share_of_the_learning_rate_and_comes_from_the_victims_own_generator() -> None:
+    def moved(noise: float, victims: list[int], seeds: tuple[int, ...]) -> Tensor:
+        solver = Adam(
+            layout=Layout((1, 1, 100, 100)),
+            iterations=10,
+            learning_rate=0.1,
+            scale=(0.5,),
+            boxed=False,
+            schedule="constant",
+            noise=noise,
+            source=noise_of([torch.Generator().manual_seed(seed) for seed in seeds]),
+            block=1,
+        )
+        starts = torch.zeros(len(victims), 10_000, dtype=torch.float64)
+        return one_step(solver, starts, torch.tensor(victims))
+
+    plain, noisy = moved(0.0, [0, 0, 1], (1, 2)), moved(0.2, [0, 0, 1], (1, 2))
+    torch.testing.assert_close(plain, torch.full_like(plain, -0.05), atol=1e-6, rtol=0)
+    assert (noisy - plain).std(dim=1).tolist() == pytest.approx([0.01] * 3, rel=0.03)
+    assert not torch.equal(noisy[0], noisy[1])
+    assert torch.equal(moved(0.2, [0], (2,))[0], noisy[2])
 
 
 def test_adam_stops_when_nothing_improves_and_keeps_the_best_iterate() -> None:

@@ -23,11 +23,13 @@ from medpfl.attacks.matching.gradients import Layout, Method, matching_objective
 from medpfl.attacks.matching.objectives import DISTANCES, absolute_distance, top_tensors
 from medpfl.attacks.matching.priors import smooth
 from medpfl.attacks.matching.problem import Problem, build_problem
+from medpfl.attacks.matching.statistics import StatisticsPrior
 from medpfl.core.domain import Batch, GlobalModel, Observation, Recipe
 from medpfl.core.errors import MissingExtra
 from medpfl.core.tasks import SingleLabel
 from medpfl.federation.client import client_step
 from medpfl.models import MODELS, build_model
+from medpfl.models.batch_norm import batch_norm_layers
 
 GHOSTS = {"lenet_cpl", "lenet_dlg", "lenet_idlg", "resnet18", "resnet18_cifar"}
 """Models of the zoo that are known to consist of layers that ghost matching knows."""
@@ -61,7 +63,13 @@ def problem_of(models: list[GlobalModel], images: int, batch_norm: Literal["trai
 
 
 def evaluated(
-    problem: Problem, method: Method, distance: str, victims: Tensor, weights: Tensor | None = None, classes: int = 0
+    problem: Problem,
+    method: Method,
+    distance: str,
+    victims: Tensor,
+    weights: Tensor | None = None,
+    classes: int = 0,
+    statistics: StatisticsPrior | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Values and derivatives of random candidates."""
     layout = Layout((problem.examples, *problem.models[0].image_shape), classes)
@@ -75,6 +83,7 @@ def evaluated(
         if weights is None
         else weights,
         prior=smooth(0.01),
+        statistics=statistics,
         method=method,
     )
     generator = torch.Generator().manual_seed(9)
@@ -165,6 +174,54 @@ def test_every_known_layer_in_unusual_forms(net: Any, shape: tuple[int, ...], di
     problem = problem_of([make_model(net(), shape, classes=4)] * 2, images=2)
     rows = torch.tensor([0, 1, 1])
     assert_same(evaluated(problem, "ghost", distance, rows), evaluated(problem, "loop", distance, rows))
+
+
+def random_statistics(problem: Problem, weight: float) -> StatisticsPrior:
+    """Other expectations for every victim and batch norm layer."""
+    generator = torch.Generator().manual_seed(3)
+    sizes = {path: layer.num_features for path, layer in batch_norm_layers(problem.models[0]).items()}
+    victims = len(problem.models)
+
+    def drawn() -> tuple[Tensor, ...]:
+        return tuple(
+            torch.rand(victims, size, generator=generator, dtype=torch.float64) + 0.5 for size in sizes.values()
+        )
+
+    weights = weight * torch.rand(victims, len(sizes), generator=generator, dtype=torch.float64)
+    return StatisticsPrior(tuple(sizes), weights, drawn(), drawn())
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("name", ["resnet18_cifar", "densenet121", "efficientnet_b0", "mixed", "volume"])
+def test_all_ways_agree_on_batch_norm_statistics(name: str, mode: Any, make_model: Any) -> None:
+    if name in ("mixed", "volume"):
+        net, shape = (Mixed(), (3, 8, 8)) if name == "mixed" else (Volume(), (1, 4, 5, 6))
+        models = [make_model(net, shape, classes=4)] * 2
+        ways: list[Method] = ["ghost", "vmap", "compiled"]
+    else:
+        models = [zoo_model(name, SIZES.get(name, 8))] * 2
+        ways = ["ghost"] if name in GHOSTS else ["auto"]
+    problem = problem_of(models, images=2, batch_norm=mode)
+    rows, statistics = torch.tensor([1, 0]), random_statistics(problem, 0.1)
+    expected = evaluated(problem, "loop", "l2", rows, statistics=statistics)
+    without = evaluated(problem, "loop", "l2", rows)
+    assert bool((expected[0] > without[0]).all())
+    for way in ways:
+        assert_same(evaluated(problem, way, "l2", rows, statistics=statistics), expected)
+
+
+def test_statistics_of_simulated_clients_are_those_before_training(make_model: Any) -> None:
+    models = [make_model(Mixed(), (3, 8, 8), classes=4)]
+    plain = problem_of(models, images=2, batch_norm="train")
+    recipe = Recipe(update="delta", batch_size=1, local_steps=2, batch_norm="train", precision="float64")
+    problem = replace(plain, simulate=recipe, steps=2)
+    rows, statistics = torch.tensor([0, 0]), random_statistics(plain, 0.1)
+    expected = evaluated(problem, "loop", "l2", rows, statistics=statistics)
+    assert_same(evaluated(problem, "vmap", "l2", rows, statistics=statistics), expected)
+    added = expected[0] - evaluated(problem, "loop", "l2", rows)[0]
+    alone = [evaluated(plain, "loop", "l2", rows, statistics=one)[0] for one in (statistics, None)]
+    assert alone[1] is not None
+    torch.testing.assert_close(added, alone[0] - alone[1], atol=1e-9, rtol=1e-6)
 
 
 class Twice(nn.Module):

@@ -1,8 +1,11 @@
-"""Batched Adam and signed Adam with step decay and boxing, as in Geiping et al. 2020."""
+"""Batched Adam and signed Adam with step decay or warm-up and cosine, boxing, and noise (Geiping 2020, Yin 2021)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import pi
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,14 +17,37 @@ from medpfl.attacks.matching.states import DIVERGED, RUNNING, SOLVED, SPENT, STA
 MILESTONES = (3 / 8, 5 / 8, 7 / 8)
 """Shares of the iterations after which the learning rate is divided by ten."""
 
+Schedule = Literal["steps", "cosine", "constant"]
+
+NoiseSource = Callable[[Tensor, int], Tensor]
+"""Victims of the candidates (A,) in ascending order and entries n -> standard normal noise (A, n), in float64."""
+
+
+def noise_of(generators: Sequence[torch.Generator]) -> NoiseSource:
+    """Noise for every victim's candidates from the victim's own generator."""
+
+    kept: list[tuple[Tensor, list[tuple[int, int]]]] = []
+
+    def draw(victims: Tensor, size: int) -> Tensor:
+        if not kept or kept[0][0] is not victims:
+            present, counts = torch.unique_consecutive(victims, return_counts=True)
+            kept[:] = [(victims, list(zip(present.tolist(), counts.tolist(), strict=True)))]
+        _, groups = kept[0]
+        rows = [torch.randn(count, size, generator=generators[owner], dtype=torch.float64) for owner, count in groups]
+        return torch.cat(rows)
+
+    return draw
+
 
 @dataclass(frozen=True)
 class Adam:
     """Settings of the batched Adam (Kingma and Ba 2015, betas 0.9 and 0.999).
 
     layout: where the images lie in the variables. scale: per channel, the unit of the learning rate in image units
-    (the model's own normalization; ones without). signed: only the gradient's signs go in. decay: learning rate
-    divided by ten at `MILESTONES`. boxed: images are kept in [0, 1]. median_filter_every: iterations between two
+    (the model's own normalization; ones without). signed: only the gradient's signs go in. schedule: the learning rate
+    divided by ten at `MILESTONES` (`steps`), falling along half a cosine to zero (`cosine`), or constant; before, it
+    rises linearly over `warm_up` iterations. noise: standard deviation of what is added to every step, as a share of
+    the current learning rate (Langevin; Yin et al. 2021, equation 10), drawn from `source`. boxed: images are kept in [0, 1]. median_filter_every: iterations between two
     median filters, 0 for none. patience: stop when the best objective has not fallen by a share of 1e-4 for so many
     iterations, 0 for never. block: evaluations between two looks at who has finished.
     """
@@ -31,7 +57,10 @@ class Adam:
     learning_rate: float
     scale: tuple[float, ...]
     signed: bool = True
-    decay: bool = True
+    schedule: Schedule = "steps"
+    warm_up: int = 0
+    noise: float = 0.0
+    source: NoiseSource | None = None
     boxed: bool = True
     median_filter_every: int = 0
     patience: int = 0
@@ -84,6 +113,8 @@ class Adam:
         second = 0.999 * old["second"] + 0.001 * gradient.square()
         count = iteration.to(value.dtype)[:, None]
         change = (first / (1 - 0.9**count)) / ((second / (1 - 0.999**count)).sqrt() + 1e-8)
+        if self.noise and self.source is not None:
+            change = change + self.noise * self.source(old["victims"], change.shape[1]).to(change)
         step = self._rates(iteration, change.dtype)[:, None] * self._units(change) * change
         point = self._constrain(old["point"] - step, iteration)
         for name, tensor in (("first", first), ("second", second), ("point", point)):
@@ -92,11 +123,18 @@ class Adam:
 
     def _rates(self, iteration: Tensor, dtype: torch.dtype) -> Tensor:
         """The learning rate of each candidate's iteration (counted from 1)."""
-        passed = torch.zeros_like(iteration)
-        if self.decay:
-            for share in MILESTONES:
-                passed = passed + (iteration > int(share * self.iterations))
-        return self.learning_rate * 0.1 ** passed.to(dtype)
+        count = iteration.to(dtype)
+        if self.schedule == "steps":
+            passed = torch.stack([iteration > int(share * self.iterations) for share in MILESTONES]).sum(dim=0)
+            factor = 0.1 ** passed.to(dtype)
+        elif self.schedule == "cosine":
+            falling = ((count - self.warm_up) / max(1, self.iterations - self.warm_up)).clamp(0.0, 1.0)
+            factor = 0.5 * (1.0 + torch.cos(pi * falling))
+        else:
+            factor = torch.ones_like(count)
+        if self.warm_up:
+            factor = factor * (count / self.warm_up).clamp_max(1.0)
+        return self.learning_rate * factor
 
     def _units(self, variables: Tensor) -> Tensor:
         """The unit of every entry of a candidate's variables (n,)."""

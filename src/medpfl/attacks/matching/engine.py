@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medpfl.attacks.matching.coupling import GroupConsistency
 from medpfl.attacks.matching.gradients import BatchedObjective
-from medpfl.attacks.matching.states import RUNNING, SPENT, STOP_REASONS, Solver, SolverState, running, select
+from medpfl.attacks.matching.states import DIVERGED, RUNNING, SPENT, STOP_REASONS, Solver, SolverState, running, select
 from medpfl.core.session import Session, State
 
 TRACE_POINTS = 40
@@ -49,6 +50,7 @@ def search(
     *,
     restarts: int,
     retry_above: Tensor | None = None,
+    coupling: GroupConsistency | None = None,
     generators: Sequence[torch.Generator],
     session: Session,
 ) -> list[Found]:
@@ -56,9 +58,12 @@ def search(
 
     starts: draws (V, restarts, n), called only at a fresh start. goals: (V,), at or below which a victim is solved.
     retry_above: (V,); the r-th restart runs only for victims that got stuck, that is, whose best objective is above
-    this although iterations were left. None runs all restarts side by side.
+    this although iterations were left. None runs all restarts side by side. coupling: what pulls the restarts of a
+    victim together; they must then run side by side.
     The generators' states are part of a snapshot, so that a resumed search equals an uninterrupted one to the bit.
     """
+    if coupling is not None and retry_above is not None:
+        raise ValueError("coupled restarts run side by side, found retry_above")
     victims = len(goals)
     waves = restarts if retry_above is not None else 1
     saved = session.restore()
@@ -71,9 +76,9 @@ def search(
     budget = solver.evaluations
     while progress["wave"] < waves:
         if progress["solver"] is None:
-            _begin_wave(objective, solver, progress, goals, restarts, retry_above)
+            _begin_wave(objective, solver, progress, goals, restarts, retry_above, coupling)
         while progress["solver"] is not None:
-            _advance_wave(objective, solver, progress)
+            _advance_wave(objective, solver, progress, coupling)
             done = progress["wave"] * budget + _most_evaluations(progress)
             session.checkpoint(done, waves * budget, lambda: _snapshot(progress, generators))
     return [_best(progress["waves"], victim) for victim in range(victims)]
@@ -86,6 +91,7 @@ def _begin_wave(
     goals: Tensor,
     restarts: int,
     retry_above: Tensor | None,
+    coupling: GroupConsistency | None,
 ) -> None:
     starts, wave = progress["starts"], progress["wave"]
     if retry_above is not None:
@@ -100,10 +106,15 @@ def _begin_wave(
     if not len(victims):
         progress["wave"] += 1
         return
-    progress["solver"] = solver.start(objective, variables, victims, goals[victims])
     progress["active"] = torch.arange(len(victims))
+    if coupling is not None:
+        unknown, everyone = torch.zeros(len(victims)), torch.ones(len(victims), dtype=torch.bool)
+        progress["consensus"] = coupling.targets(variables, unknown, victims, everyone)
+        objective = coupling.pull(objective, progress["consensus"])
+    progress["solver"] = solver.start(objective, variables, victims, goals[victims])
     progress["ended"] = {
         "victims": victims,
+        "point": variables,
         "best_point": variables,
         "best_value": progress["solver"]["best_value"],
         "evaluations": progress["solver"]["evaluations"],
@@ -114,11 +125,15 @@ def _begin_wave(
     progress["advances"] = 0
 
 
-def _advance_wave(objective: BatchedObjective, solver: Solver, progress: State) -> None:
-    """One block of evaluations; then ended candidates leave the batch."""
+def _advance_wave(
+    objective: BatchedObjective, solver: Solver, progress: State, coupling: GroupConsistency | None
+) -> None:
+    """One block of evaluations; then ended candidates leave the batch, and a consensus that is due is renewed."""
+    if coupling is not None:
+        objective = coupling.pull(objective, progress["consensus"][progress["active"]])
     state = solver.advance(objective, progress["solver"])
     ended: SolverState = dict(progress["ended"])
-    for name in ("best_point", "best_value", "evaluations", "status"):
+    for name in ("point", "best_point", "best_value", "evaluations", "status"):
         ended[name] = ended[name].index_copy(0, progress["active"], state[name])
     progress["ended"] = ended
     progress["advances"] += 1
@@ -127,12 +142,16 @@ def _advance_wave(objective: BatchedObjective, solver: Solver, progress: State) 
         if len(progress["trace"]) > RECORDED_POINTS:
             progress["trace"] = progress["trace"][1::2]
             progress["every"] *= 2
+    if coupling is not None and progress["advances"] * solver.block % coupling.every < solver.block:
+        sound = (ended["status"] != DIVERGED) & torch.isfinite(ended["point"]).all(dim=1)
+        progress["consensus"] = coupling.targets(ended["point"], ended["best_value"], ended["victims"], sound)
     remaining = running(state)
     if len(remaining) < len(progress["active"]):
         progress["active"] = progress["active"][remaining]
         state = select(state, remaining)
     progress["solver"] = state
     if not len(remaining):
+        del ended["point"]
         progress["waves"] = [*progress["waves"], {**ended, "trace": progress["trace"]}]
         progress["solver"], progress["wave"] = None, progress["wave"] + 1
 

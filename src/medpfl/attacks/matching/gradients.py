@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -21,10 +21,14 @@ from medpfl.attacks.matching.layout import CANNOT, BatchedObjective, Layout, sof
 from medpfl.attacks.matching.objectives import Distance
 from medpfl.attacks.matching.priors import Prior
 from medpfl.attacks.matching.problem import Problem
+from medpfl.attacks.matching.statistics import StatisticsPrior, in_order, statistics_distance
 from medpfl.core.domain import Batch, GlobalModel, Tensors
 from medpfl.federation.client import client_step
+from medpfl.models.batch_norm import Statistics, forward_with_statistics
 
-_Value = Callable[[Tensor, Tensor | None, GlobalModel, Sequence[str], Sequence[Tensor], Tensor], Tensor]
+_Value = Callable[
+    [Tensor, Tensor | None, GlobalModel, Sequence[str], Sequence[Tensor], Tensor, Sequence[Tensor]], Tensor
+]
 
 VMAP_PARAMETERS = 400_000
 """Models with at most this many trainable entries are batched over candidates, larger ones run in a loop."""
@@ -54,17 +58,21 @@ def matching_objective(
     distance: Distance,
     weights: Tensor,
     prior: Prior,
+    statistics: StatisticsPrior | None = None,
     method: Method = "auto",
     evaluations: int = 0,
 ) -> BatchedObjective:
-    """Distance of candidate gradients to the targets, plus the prior on the candidate's images.
+    """Distance of candidate gradients to the targets, plus the prior on the candidate's images, plus that on the
+    statistics of what its batch norm layers receive.
 
     labels: (V, K) int64 or (V, K, classes) float; None where the layout holds label logits. weights: (V, tensors), one
     per trainable tensor of `problem.names`. method: `auto` takes ghost matching where it applies and agrees with
     the plain way on two random candidates, else batches models that are small enough (`VMAP_PARAMETERS`) if PyTorch
     can. `compiled` is `vmap` with full batches through `torch.compile`, and `auto` adds it to the others where
-    `evaluations`, those of all candidates expected, amortize it. Raises ValueError if ghost matching is asked for and does not apply.
+    `evaluations`, those of all candidates expected, amortize it; with `statistics` nothing is compiled. Raises
+    ValueError if ghost matching is asked for and does not apply.
     """
+    layers = () if statistics is None else statistics.layers
 
     def value(
         flat: Tensor,
@@ -73,25 +81,27 @@ def matching_objective(
         names: Sequence[str],
         targets: Sequence[Tensor],
         weight: Tensor,
+        expected: Sequence[Tensor],
     ) -> Tensor:
         images, logits = layout.split(flat)
         target = soft_labels(problem.models[0].task, logits) if logits is not None else label
         assert target is not None
-        gradients = _candidate_update(problem, model, names, images, target)
-        return distance([gradients[name] for name in names], targets, weight) + prior(images)
+        gradients, found = _candidate_update(problem, model, names, images, target, layers)
+        result = distance([gradients[name] for name in names], targets, weight) + prior(images)
+        return result + statistics_distance(in_order(found, layers), expected) if layers else result
 
-    looped = _looped(problem, labels, weights, value)
+    looped = _looped(problem, labels, weights, statistics, value)
     small = runs_batched(problem.models[0]) and (problem.shared or not problem.models[0].constants)
-    if method == "compiled" or (method == "auto" and small and worth_compiling(evaluations, problem)):
+    parts: _Parts = {"distance": distance, "weights": weights, "prior": prior, "statistics": statistics}
+    compiles = method == "compiled" or (method == "auto" and small and worth_compiling(evaluations, problem))
+    if compiles and statistics is None:
         plain: Method = "auto" if method == "auto" else "loop"
-        rest = matching_objective(
-            problem, layout, labels, distance=distance, weights=weights, prior=prior, method=plain
-        )
+        rest = matching_objective(problem, layout, labels, **parts, method=plain)
         if compiler_missing() or why_not_computable(looped, layout, problem.dtype) is not None:
             return rest
-        return compiled_objective(rest, _mapped(problem, labels, value, None), _chooser(problem, labels, weights))
+        return compiled_objective(rest, _mapped(problem, labels, value, None), _chooser(problem, labels, weights, None))
     if method in ("auto", "ghost"):
-        ghost = ghost_objective(problem, layout, labels, distance=distance, weights=weights, prior=prior)
+        ghost = ghost_objective(problem, layout, labels, **parts)
         if ghost is not None and (method == "ghost" or agree(ghost, looped, problem, layout)):
             return ghost
         if method == "ghost":
@@ -100,7 +110,7 @@ def matching_objective(
         return looped
     if not problem.shared and problem.models[0].constants:
         return looped
-    batched = _vmapped(problem, labels, weights, value)
+    batched = _vmapped(problem, labels, weights, statistics, value)
     if method == "auto" and why_not_computable(batched, layout, problem.dtype) is not None:
         return looped
     return batched
@@ -140,28 +150,46 @@ def why_not_computable(objective: BatchedObjective, layout: Layout, dtype: torch
 
 
 def _candidate_update(
-    problem: Problem, model: GlobalModel, names: Sequence[str], images: Tensor, target: Tensor
-) -> Tensors:
-    """What a client with these images would have sent for the tensors `names`, in the units of the targets."""
+    problem: Problem, model: GlobalModel, names: Sequence[str], images: Tensor, target: Tensor, layers: Sequence[str]
+) -> tuple[Tensors, Statistics]:
+    """What a client with these images would have sent for the tensors `names`, in the units of the targets.
+
+    With it come the statistics of what the batch norm `layers` of the received model make of the images: of the same
+    forward pass where one gradient says it all, else of one over all images before training.
+    """
     if problem.simulate is None:
 
-        def loss(selected: dict[str, Tensor]) -> Tensor:
+        def loss(selected: dict[str, Tensor]) -> tuple[Tensor, Statistics]:
             parameters = {**model.parameters, **selected}
-            output, _ = model.forward(images, parameters=parameters, batch_norm=problem.batch_norm)
-            return model.task.loss(output, target)
+            output, found = forward_with_statistics(
+                model, images, layers, parameters=parameters, batch_norm=problem.batch_norm
+            )
+            return model.task.loss(output, target), found
 
-        gradients: Tensors = torch.func.grad(loss)({name: model.parameters[name] for name in names})
-        return gradients
+        chosen = {name: model.parameters[name] for name in names}
+        both: tuple[Tensors, Statistics] = torch.func.grad(loss, has_aux=True)(chosen)
+        return both
+    found: Statistics = {}
+    if layers:
+        _, found = forward_with_statistics(model, images, layers, batch_norm=problem.batch_norm)
     recipe = problem.simulate
     update, _ = client_step(model, Batch(images, target), recipe)
     if recipe.update == "gradient":
-        return update.trainable
+        return update.trainable, found
     factor = -1.0 / (recipe.learning_rate * problem.steps)
     old = model.parameters if recipe.update == "weights" else None
-    return {name: factor * (tensor if old is None else tensor - old[name]) for name, tensor in update.trainable.items()}
+    steps = {name: tensor if old is None else tensor - old[name] for name, tensor in update.trainable.items()}
+    return {name: factor * step for name, step in steps.items()}, found
 
 
 _Mapped = Callable[..., tuple[Tensor, Tensor]]
+
+
+class _Parts(TypedDict):
+    distance: Distance
+    weights: Tensor
+    prior: Prior
+    statistics: StatisticsPrior | None
 
 
 class _Chosen(NamedTuple):
@@ -170,6 +198,7 @@ class _Chosen(NamedTuple):
     buffers: dict[str, Tensor]
     targets: list[Tensor]
     weights: Tensor
+    expected: list[Tensor]
 
 
 def _mapped(problem: Problem, labels: Tensor | None, value: _Value, at_once: int | None) -> _Mapped:
@@ -183,18 +212,21 @@ def _mapped(problem: Problem, labels: Tensor | None, value: _Value, at_once: int
         buffers: dict[str, Tensor],
         targets: Sequence[Tensor],
         weight: Tensor,
+        expected: Sequence[Tensor],
     ) -> Tensor:
         model = template if problem.shared else replace(template, parameters=parameters, buffers=buffers)
-        return value(flat, label, model, names, targets, weight)
+        return value(flat, label, model, names, targets, weight, expected)
 
     per_victim = None if problem.shared else 0
-    in_dims = (0, None if labels is None else 0, per_victim, per_victim, 0, 0)
+    in_dims = (0, None if labels is None else 0, per_victim, per_victim, 0, 0, 0)
     mapped: _Mapped = torch.func.vmap(torch.func.grad_and_value(single), in_dims=in_dims, chunk_size=at_once)
     return mapped
 
 
-def _chooser(problem: Problem, labels: Tensor | None, weights: Tensor) -> Callable[[Tensor], _Chosen]:
-    """Victims' labels, models, targets and weights per candidate."""
+def _chooser(
+    problem: Problem, labels: Tensor | None, weights: Tensor, statistics: StatisticsPrior | None
+) -> Callable[[Tensor], _Chosen]:
+    """Victims' labels, models, targets, weights and expected statistics per candidate."""
     parameters = _stacked([model.parameters for model in problem.models], problem.shared)
     buffers = _stacked([model.buffers for model in problem.models], problem.shared)
     return lambda victims: _Chosen(
@@ -203,12 +235,15 @@ def _chooser(problem: Problem, labels: Tensor | None, weights: Tensor) -> Callab
         _pick(buffers, victims, problem.shared),
         [target[victims] for target in problem.targets],
         weights[victims],
+        [] if statistics is None else statistics.expected(victims),
     )
 
 
-def _vmapped(problem: Problem, labels: Tensor | None, weights: Tensor, value: _Value) -> BatchedObjective:
+def _vmapped(
+    problem: Problem, labels: Tensor | None, weights: Tensor, statistics: StatisticsPrior | None, value: _Value
+) -> BatchedObjective:
     at_once = max(1, min(CANDIDATES_AT_ONCE, ENTRIES_AT_ONCE // problem.models[0].parameter_count))
-    mapped, choose = _mapped(problem, labels, value, at_once), _chooser(problem, labels, weights)
+    mapped, choose = _mapped(problem, labels, value, at_once), _chooser(problem, labels, weights, statistics)
     kept: list[tuple[Tensor, _Chosen]] = []
 
     def objective(variables: Tensor, victims: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,7 +255,9 @@ def _vmapped(problem: Problem, labels: Tensor | None, weights: Tensor, value: _V
     return objective
 
 
-def _looped(problem: Problem, labels: Tensor | None, weights: Tensor, value: _Value) -> BatchedObjective:
+def _looped(
+    problem: Problem, labels: Tensor | None, weights: Tensor, statistics: StatisticsPrior | None, value: _Value
+) -> BatchedObjective:
     def objective(variables: Tensor, victims: Tensor) -> tuple[Tensor, Tensor]:
         values, derivatives = [], []
         for flat, victim in zip(variables, victims.tolist(), strict=True):
@@ -229,7 +266,8 @@ def _looped(problem: Problem, labels: Tensor | None, weights: Tensor, value: _Va
             used = weights[victim].nonzero().flatten().tolist()
             names = [problem.names[index] for index in used]
             targets = [problem.targets[index][victim] for index in used]
-            result = value(point, label, problem.models[victim], names, targets, weights[victim][used])
+            expected = [] if statistics is None else statistics.expected(victim)
+            result = value(point, label, problem.models[victim], names, targets, weights[victim][used], expected)
             (derivative,) = torch.autograd.grad(result, point)
             values.append(result.detach())
             derivatives.append(derivative)

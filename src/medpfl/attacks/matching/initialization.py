@@ -8,6 +8,9 @@ from math import ceil
 import torch
 from torch import Tensor
 
+from medpfl.core.domain import GlobalModel
+from medpfl.models import Normalize
+
 Initialization = Callable[[tuple[int, ...], torch.Generator], Tensor]
 """Shape (K, C, *spatial) and generator -> float64 images; they may lie outside [0, 1]."""
 
@@ -43,6 +46,26 @@ def constant(value: float) -> Initialization:
 
     def start(shape: tuple[int, ...], _generator: torch.Generator) -> Tensor:
         return torch.full(shape, value, dtype=torch.float64)
+
+    return start
+
+
+def input_units(model: GlobalModel) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The model's own mean and standard deviation per channel; zeros and ones if it does not normalize."""
+    for layer in model.module.modules():
+        if isinstance(layer, Normalize):
+            return tuple(layer.mean), tuple(layer.std)
+    channels = model.image_shape[0]
+    return (0.0,) * channels, (1.0,) * channels
+
+
+def normalized_start(mean: tuple[float, ...], std: tuple[float, ...]) -> Initialization:
+    """Normal noise in the normalized input, as images."""
+
+    def start(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        broadcast = (1, -1, *(1 for _ in shape[2:]))
+        units = torch.tensor(std, dtype=torch.float64).reshape(broadcast)
+        return torch.tensor(mean, dtype=torch.float64).reshape(broadcast) + units * normal(shape, generator)
 
     return start
 

@@ -9,7 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from medpfl.attacks.batch_statistics import KnownStatistics, StatisticsSource, known_statistics
 from medpfl.attacks.labels import LabelInference, infer_labels
+from medpfl.attacks.matching.adam import NoiseSource, noise_of
+from medpfl.attacks.matching.coupling import GroupConsistency
 from medpfl.attacks.matching.curvature import GREY, gauss_newton
 from medpfl.attacks.matching.engine import Found, search
 from medpfl.attacks.matching.gradients import Layout, matching_objective, runs_batched, soft_labels, why_not_computable
@@ -19,9 +22,10 @@ from medpfl.attacks.matching.notes import matching_notes
 from medpfl.attacks.matching.objectives import DISTANCES, top_tensors
 from medpfl.attacks.matching.output_error import output_error, soft_label, with_known_error
 from medpfl.attacks.matching.parts import Parts
-from medpfl.attacks.matching.priors import smooth
+from medpfl.attacks.matching.priors import Prior, no_prior
 from medpfl.attacks.matching.problem import Precision, Problem, build_problem, is_one_gradient
 from medpfl.attacks.matching.states import Solver
+from medpfl.attacks.matching.statistics import StatisticsPrior, statistics_prior
 from medpfl.attacks.updates import settled_at_once, why_no_scale
 from medpfl.core.domain import Failure, Observation, Reconstruction
 from medpfl.core.session import Session
@@ -39,23 +43,45 @@ BLOCK = 10
 
 
 @dataclass(frozen=True)
+class SearchSetup:
+    """What a solver is built for: the layout of the variables, the number of evaluations between two snapshots, the
+    curvature to start from where it is known, and noise from the victims' own generators."""
+
+    layout: Layout
+    block: int
+    preconditioner: Preconditioner | None
+    noise: NoiseSource
+
+
+@dataclass(frozen=True)
+class Group:
+    """Restarts of a victim are coupled, see `GroupConsistency`."""
+
+    weight: float
+    every: int
+    register: bool
+
+
+@dataclass(frozen=True)
 class Inversion:
     """How a matching attack inverts.
 
     labels: optimized jointly (`soft`), `inferred` from the update before, or `given` (an oracle). start: the images'
-    starting points. solver: built for the layout of the
-    variables and the number of evaluations between two snapshots. goal: absolute objective, or share of the target's
+    starting points. goal: absolute objective, or share of the target's
     squared norm (`relative_goal`), at which a victim is solved. restarts: starts per victim; with `retry_above` a
     further one is made only if the ones before got stuck with more than this share of the target's squared norm left.
     scaled: search the distance divided by the target's squared norm, so that steps and ends do not depend on its size
     (what is reported is not divided). known_error: where an update shows its single image's output error,
     candidates are given that error in place of labels, the search is preconditioned by the Gauss-Newton matrix at a
-    grey image, damped by this, and starts are pulled towards grey until `contrast` of them is left.
+    grey image, damped by this, and starts are pulled towards grey until `contrast` of them is left. prior: added for
+    each candidate's images. gradient_weight: factor of the distance. statistics: where the expected statistics of
+    batch norm layers come from; they count `statistics_weight` times, the first layer's `first_layer` times as much
+    again. None leaves them out. group: couples the restarts, which then run side by side.
     """
 
     labels: Labels
     start: Initialization
-    solver: Callable[[Layout, int, Preconditioner | None], Solver]
+    solver: Callable[[SearchSetup], Solver]
     distance: Literal["l2", "l1", "cosine"]
     precision: Precision
     restarts: int
@@ -64,9 +90,19 @@ class Inversion:
     relative_goal: float = 0.0
     scaled: bool = False
     largest_tensors: int | None = None
-    total_variation: float = 0.0
+    prior: Prior = no_prior
+    gradient_weight: float = 1.0
+    statistics: StatisticsSource | None = None
+    statistics_weight: float = 0.0
+    first_layer: float = 1.0
+    group: Group | None = None
     known_error: float | None = None
     contrast: float = 1.0
+
+    @property
+    def distance_only(self) -> bool:
+        """Whether the objective is the distance of gradients and nothing else."""
+        return self.prior is no_prior and self.statistics is None and self.group is None
 
 
 @dataclass(frozen=True)
@@ -76,6 +112,7 @@ class _Case:
     generator: torch.Generator
     inference: LabelInference
     error: Tensor | None
+    known: KnownStatistics | None
 
 
 def invert(
@@ -89,10 +126,13 @@ def invert(
     cases: list[_Case] = []
     for place, (observation, generator) in enumerate(zip(observations, generators, strict=True)):
         inference = _labels(observation, settings.labels)
+        known = None if settings.statistics is None else known_statistics(observation, settings.statistics)
         if (settled := settled_at_once(observation)) is not None:
             results[place] = settled
         elif inference.reason is not None:
             results[place] = Failure(inference.reason)
+        elif known is not None and known.reason is not None:
+            results[place] = Failure(known.reason)
         elif (
             settings.distance != "cosine"
             and (reason := why_no_scale(observation.recipe, observation.update.kind)) is not None
@@ -101,7 +141,7 @@ def invert(
         else:
             simulated = observation.recipe is not None and not is_one_gradient(observation.recipe)
             error = None if settings.known_error is None or simulated else output_error(observation)
-            cases.append(_Case(place, observation, generator, inference, error))
+            cases.append(_Case(place, observation, generator, inference, error, known))
     kinds = [[one for one in cases if (one.error is not None) == known] for known in (True, False)]
     present = [kind for kind in kinds if kind]
     parts = Parts(session, len(present), [case.generator for case in cases])
@@ -127,7 +167,7 @@ def _invert(cases: Sequence[_Case], parts: Parts, settings: Inversion) -> list[R
     weights = _weights(problem, settings.largest_tensors)
     norms = problem.squared_norms(weights)
     units = norms.clamp_min(torch.finfo(norms.dtype).tiny) if settings.scaled else torch.ones_like(norms)
-    weights = weights / units[:, None]
+    weights = settings.gradient_weight * weights / units[:, None]
     shown = [case.error for case in cases if case.error is not None]
     errors = torch.stack(shown).to(problem.dtype) if shown else None
     curvature, contrast = None, 1.0
@@ -141,7 +181,8 @@ def _invert(cases: Sequence[_Case], parts: Parts, settings: Inversion) -> list[R
         labels = None if soft else torch.stack([_required(case.inference.labels) for case in cases])
     layout = Layout((problem.examples, *model.image_shape), model.task.classes if soft else 0)
     precondition, matrix_evaluations = curvature or (None, (0,) * len(cases))
-    solver = settings.solver(layout, BLOCK if runs_batched(model) else 1, precondition)
+    block = BLOCK if runs_batched(model) else 1
+    solver = settings.solver(SearchSetup(layout, block, precondition, noise_of([case.generator for case in cases])))
     at_once = settings.restarts if settings.retry_above is None else 1
     objective = matching_objective(
         searched,
@@ -149,7 +190,8 @@ def _invert(cases: Sequence[_Case], parts: Parts, settings: Inversion) -> list[R
         labels,
         distance=DISTANCES[settings.distance],
         weights=weights,
-        prior=smooth(settings.total_variation),
+        prior=settings.prior,
+        statistics=_statistics(cases, settings, problem.dtype),
         evaluations=len(cases) * at_once * solver.evaluations,
     )
     if (reason := why_not_computable(objective, layout, problem.dtype)) is not None:
@@ -162,17 +204,28 @@ def _invert(cases: Sequence[_Case], parts: Parts, settings: Inversion) -> list[R
             (settings.goal + settings.relative_goal * norms) / units,
             restarts=settings.restarts,
             retry_above=None if settings.retry_above is None else settings.retry_above * norms / units,
+            coupling=_coupling(settings.group, layout, labels if errors is None else None),
             generators=[case.generator for case in cases],
             session=session,
         )
     )
     results: list[Reconstruction | Failure] = []
     for index, (case, one) in enumerate(zip(cases, found, strict=True)):
-        scale = float(norms[index]) if settings.distance == "l2" else None
+        scale = float(norms[index]) if settings.distance == "l2" and settings.distance_only else None
         error = None if errors is None or settings.labels != "soft" else errors[index]
         one = replace(one.in_units(float(units[index])), evaluations=one.evaluations + matrix_evaluations[index])
         results.append(_reconstruction(case, one, layout, problem, scale, error, curvature is not None))
     return results
+
+
+def _statistics(cases: Sequence[_Case], settings: Inversion, dtype: torch.dtype) -> StatisticsPrior | None:
+    known = [case.known for case in cases if case.known is not None]
+    return statistics_prior(known, settings.statistics_weight, settings.first_layer, dtype) if known else None
+
+
+def _coupling(group: Group | None, layout: Layout, labels: Tensor | None) -> GroupConsistency | None:
+    """None where nothing is coupled."""
+    return None if group is None else GroupConsistency(layout, group.weight, group.every, group.register, labels)
 
 
 def _weights(problem: Problem, largest: int | None) -> Tensor:
@@ -216,6 +269,7 @@ def _reconstruction(
     if probabilities is not None:
         labels = (probabilities > 0.5).float() if task.name == "multi_label" else probabilities.argmax(dim=-1)
     known = () if case.error is None else (GIVEN_ERROR,) if preconditioned else (GIVEN_ERROR, NO_MATRIX)
+    known = known if case.known is None else (*known, case.known.note)
     return Reconstruction(
         images=images.clamp(0.0, 1.0),
         labels=labels,

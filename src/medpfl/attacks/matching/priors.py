@@ -1,8 +1,9 @@
-"""What the attacker assumes about images: total variation, and the median filter of Geiping et al.'s recipe."""
+"""What the attacker assumes about images: total variation, small values, and the median filter of Geiping et al."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,13 +19,68 @@ def no_prior(images: Tensor) -> Tensor:
     return images.new_zeros(())
 
 
-def smooth(weight: float) -> Prior:
-    """`weight` times the mean total variation of a candidate's images, in any number of spatial dimensions."""
+VariationForm = Literal["absolute", "length"]
+"""Forms of total variation: absolute differences along the axes, or lengths of the vectors that they make."""
+
+FLAT = 1e-12
+"""Added under the square root of a squared difference, so that flat images have a derivative."""
+
+
+def smooth(weight: float, form: VariationForm = "absolute") -> Prior:
+    """`weight` times the mean total variation of a candidate's images, in any number of spatial dimensions.
+
+    `absolute` is `total_variation`; `length` is `variation_length`.
+    """
+    variation = total_variation if form == "absolute" else variation_length
 
     def penalty(images: Tensor) -> Tensor:
-        return weight * total_variation(images).mean()
+        return weight * variation(images).mean()
 
     return penalty if weight else no_prior
+
+
+def variation_length(images: Tensor) -> Tensor:
+    """Isotropic total variation per image: mean length of the vector of differences to the next neighbors.
+
+    (N, C, *spatial) -> (N,). Every pixel that has a neighbor along every axis counts.
+
+    >>> ramps = torch.tensor([[[[0.0, 3.0], [4.0, 7.0]]]])
+    >>> round(float(variation_length(ramps)), 4)
+    5.0
+    """
+    axes = [axis for axis in range(2, images.ndim) if images.shape[axis] > 1]
+    square = images.new_zeros(())
+    for axis in axes:
+        change = images.diff(dim=axis)
+        for other in axes:
+            change = change.narrow(other, 0, images.shape[other] - 1)
+        square = square + change.square()
+    return (square + FLAT).sqrt().expand(len(images), *square.shape[1:]).flatten(1).mean(1)
+
+
+def small(weight: float, mean: Sequence[float], std: Sequence[float]) -> Prior:
+    """`weight` times the mean square of the model's input, (image - mean) / std per channel.
+
+    >>> float(small(2.0, (0.5,), (0.25,))(torch.ones(1, 1, 2, 2)))
+    8.0
+    """
+
+    def penalty(images: Tensor) -> Tensor:
+        shape = (1, -1, *(1 for _ in images.shape[2:]))
+        centers, units = (images.new_tensor(list(values)).reshape(shape) for values in (mean, std))
+        return weight * ((images - centers) / units).square().mean()
+
+    return penalty if weight else no_prior
+
+
+def together(*priors: Prior) -> Prior:
+    """The sum of several priors."""
+    chosen = [prior for prior in priors if prior is not no_prior]
+
+    def penalty(images: Tensor) -> Tensor:
+        return torch.stack([prior(images) for prior in chosen]).sum()
+
+    return penalty if len(chosen) > 1 else chosen[0] if chosen else no_prior
 
 
 def median_filter(images: Tensor, spatial: int) -> Tensor:

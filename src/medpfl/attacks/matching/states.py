@@ -10,8 +10,8 @@ from torch import Tensor
 from medpfl.attacks.matching.gradients import BatchedObjective
 
 SolverState = dict[str, Tensor]
-"""Tensors whose leading dimension counts candidates. All hold at least `victims`, `goals`, `best_point`,
-`best_value`, `evaluations` and `status`."""
+"""Tensors whose leading dimension counts candidates. All hold at least `victims`, `goals`, `point`,
+`best_point`, `best_value`, `evaluations` and `status`."""
 
 RUNNING, SPENT, STALLED, STATIONARY, SOLVED, DIVERGED = range(6)
 
@@ -31,6 +31,10 @@ class Solver(Protocol):
     @property
     def evaluations(self) -> int:
         """Upper bound on evaluations of one candidate."""
+
+    @property
+    def block(self) -> int:
+        """Evaluations of one candidate per `advance`."""
 
     def start(self, objective: BatchedObjective, variables: Tensor, victims: Tensor, goals: Tensor) -> SolverState:
         """The state at the starting points (A, n)."""

@@ -20,6 +20,7 @@ from medpfl.attacks.matching.layout import CANNOT, BatchedObjective, Layout, sof
 from medpfl.attacks.matching.objectives import Distance, cosine_distance, cosine_of_moments, squared_distance
 from medpfl.attacks.matching.priors import Prior
 from medpfl.attacks.matching.problem import Problem
+from medpfl.attacks.matching.statistics import StatisticsPrior, in_order, statistics_distance
 from medpfl.core.domain import GlobalModel
 
 CANDIDATES_AT_ONCE = 64
@@ -37,21 +38,30 @@ class _Group:
     targets: dict[str, Tensor]
     target_squares: Tensor
     weights: Tensor
+    expected: list[Tensor]
 
 
 def ghost_objective(
-    problem: Problem, layout: Layout, labels: Tensor | None, *, distance: Distance, weights: Tensor, prior: Prior
+    problem: Problem,
+    layout: Layout,
+    labels: Tensor | None,
+    *,
+    distance: Distance,
+    weights: Tensor,
+    prior: Prior,
+    statistics: StatisticsPrior | None = None,
 ) -> BatchedObjective | None:
     """See `matching_objective`; None where this way does not know a layer, the distance, or how clients trained."""
     if problem.simulate is not None or distance not in (squared_distance, cosine_distance):
         return None
+    layers = () if statistics is None else statistics.layers
     used = (weights != 0).any(dim=0)
     names = [name for name, one in zip(problem.names, used.tolist(), strict=True) if one]
     targets = {name: target for name, target in zip(problem.names, problem.targets, strict=True) if name in set(names)}
     tapped: dict[int, Tapped] = {}
     for model in problem.models:
         if id(model) not in tapped:
-            found = tap(model, names, problem.examples, problem.batch_norm)
+            found = tap(model, names, problem.examples, problem.batch_norm, layers)
             if found is None:
                 return None
             tapped[id(model)] = found
@@ -62,7 +72,7 @@ def ghost_objective(
     if needed is None:
         return None
     at_once = max(1, min(CANDIDATES_AT_ONCE, BYTES_AT_ONCE // needed))
-    evaluate = partial(_evaluate, problem.models[0], layout, prior, distance is squared_distance)
+    evaluate = partial(_evaluate, problem.models[0], layout, prior, layers, distance is squared_distance)
     kept: list[tuple[Tensor, list[_Group]]] = []
 
     def grouped(victims: Tensor) -> list[_Group]:
@@ -81,6 +91,7 @@ def ghost_objective(
             targets={name: target[chosen] for name, target in targets.items()},
             target_squares=squares[victims],
             weights=weights[victims],
+            expected=[] if statistics is None else statistics.expected(victims),
         )
 
     def objective(variables: Tensor, victims: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,7 +107,13 @@ def ghost_objective(
 
 
 def _evaluate(
-    model: GlobalModel, layout: Layout, prior: Prior, residual: bool, group: _Group, variables: Tensor
+    model: GlobalModel,
+    layout: Layout,
+    prior: Prior,
+    layers: Sequence[str],
+    residual: bool,
+    group: _Group,
+    variables: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Values (A,) and derivatives (A, n) of the candidates of one group."""
     count = len(variables)
@@ -104,7 +121,7 @@ def _evaluate(
     images, logits = layout.split(flat)
     target = soft_labels(model.task, logits) if logits is not None else group.labels
     assert target is not None
-    output, calls = group.tapped.forward(images.flatten(0, 1))
+    output, calls, statistics = group.tapped.forward(images.flatten(0, 1))
     loss = torch.func.vmap(model.task.loss)(output.reshape(count, -1, *output.shape[1:]), target).sum()
     found = torch.autograd.grad(loss, [call.z for call in calls], create_graph=True)
     with torch.no_grad():
@@ -133,6 +150,9 @@ def _evaluate(
                     outputs.append(call.a)
                     sent.append(into_a)
     penalty = torch.func.vmap(prior)(images)
+    if layers:
+        seen = in_order(statistics, layers)
+        penalty = penalty + torch.func.vmap(statistics_distance)(seen, group.expected)
     if penalty.requires_grad:
         outputs.append(penalty)
         sent.append(torch.ones_like(penalty))
@@ -183,7 +203,7 @@ def _bytes_per_candidate(problem: Problem, tapped: Tapped, layout: Layout, names
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             images = torch.full((count * layout.images[0], *layout.images[1:]), 0.5, dtype=problem.dtype)
-            output, calls = tapped.forward(images.requires_grad_())
+            output, calls, _ = tapped.forward(images.requires_grad_())
             if sorted(name for call in calls for name in call.layer.names) != sorted(names):
                 raise ValueError("a layer runs twice or never")
             torch.autograd.grad(output.square().sum(), [call.z for call in calls], create_graph=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from medpfl.attacks.matching.ghost.convolution import Convolution, Sliding
 from medpfl.attacks.matching.ghost.layers import Affine, Layer, Linear
 from medpfl.core.domain import GlobalModel
-from medpfl.models.batch_norm import FunctionalBatchNorm
+from medpfl.models.batch_norm import FunctionalBatchNorm, Statistics
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -30,24 +31,35 @@ class Call:
 
 @dataclass
 class Tapped:
-    """A tapped copy of one model. `module` maps images to outputs; `calls` are those of its latest forward pass."""
+    """A tapped copy of one model. `module` maps images to outputs; `calls` and `statistics` (mean and variance (A, C) of
+    what recorded batch norm layers receive) are those of a running forward pass.
+    """
 
     module: nn.Module
     calls: list[Call] = field(default_factory=list)
+    statistics: Statistics = field(default_factory=dict)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, list[Call]]:
-        """Outputs for candidate-major images, and the calls of the layers in order."""
+    def forward(self, images: Tensor) -> tuple[Tensor, list[Call], Statistics]:
+        """Outputs for candidate-major images, the calls of the layers in order, and the recorded statistics."""
         self.calls.clear()
         output = self.module(images)
-        calls = list(self.calls)
+        calls, statistics = list(self.calls), dict(self.statistics)
         self.calls.clear()
-        return output, calls
+        self.statistics.clear()
+        return output, calls, statistics
 
 
-def tap(model: GlobalModel, names: Sequence[str], examples: int, batch_norm: Literal["train", "eval"]) -> Tapped | None:
+def tap(
+    model: GlobalModel,
+    names: Sequence[str],
+    examples: int,
+    batch_norm: Literal["train", "eval"],
+    recorded: Sequence[str] = (),
+) -> Tapped | None:
     """A tapped copy that reports the layers of the tensors `names`; None if one of them belongs to no known layer.
 
-    examples: images per candidate, over which batch norm takes its statistics in train mode.
+    examples: images per candidate, over which batch norm takes its statistics in train mode. recorded: paths of batch
+    norm layers whose statistics over a candidate's images are reported.
     """
     wanted = set(names)
     shell = Tapped(nn.Identity())
@@ -58,6 +70,8 @@ def tap(model: GlobalModel, names: Sequence[str], examples: int, batch_norm: Lit
         if isinstance(layer, FunctionalBatchNorm):
             affine = found if isinstance(found, Affine) else None
             replaced = CandidateNorm(layer, examples, batch_norm == "train", affine, shell.calls)
+            if path in recorded:
+                replaced.record = partial(shell.statistics.__setitem__, path)
             shell.module = _put(shell.module, path, replaced)
         elif isinstance(layer, nn.modules.conv._ConvNd) and _slides_plainly(layer):
             convolution = found if isinstance(found, Convolution) else None
@@ -200,6 +214,7 @@ class CandidateNorm(nn.Module):
         self.examples = examples
         self.affine = affine
         self.calls = calls
+        self.record: Callable[[tuple[Tensor, Tensor]], None] | None = None
         self.eps = source.eps
         self.weight, self.bias = source.weight, source.bias
         self.running = None
@@ -210,13 +225,16 @@ class CandidateNorm(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """Normalized values (A * K, C, *spatial)."""
         shape = [1, -1] + [1] * (values.dim() - 2)
+        grouped = values.reshape(-1, self.examples, *values.shape[1:])
+        if self.running is None or self.record is not None:
+            axes = [1, *range(3, grouped.dim())]
+            variance, mean = torch.var_mean(grouped, dim=axes, correction=0, keepdim=True)
+            if self.record is not None:
+                self.record((mean.flatten(1), variance.flatten(1)))
         if self.running is not None:
             scale, shift = (tensor.view(shape) for tensor in self.running)
             normalized = torch.addcmul(shift, values, scale)
         else:
-            grouped = values.reshape(-1, self.examples, *values.shape[1:])
-            axes = [1, *range(3, grouped.dim())]
-            variance, mean = torch.var_mean(grouped, dim=axes, correction=0, keepdim=True)
             normalized = ((grouped - mean) * torch.rsqrt(variance + self.eps)).reshape(values.shape)
         if self.weight is None:
             return normalized
