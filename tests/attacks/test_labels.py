@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from medpfl.attacks.labels import infer_labels, round_to_sum, why_no_labels
+from medpfl.attacks.updates import gradient_view
 from medpfl.core.domain import Batch, Observation, Recipe
 from medpfl.federation.client import client_step
 
@@ -192,3 +193,15 @@ def test_noise_on_a_batch_gives_some_labels_at_once(make_model: Any, sigmoid_len
         inference = infer_labels(replace(clean, update=replace(clean.update, trainable=noisy)))
         assert inference.labels is not None
         assert len(inference.labels) == 2
+
+
+def test_momentum_counts_early_steps_more_often(make_model: Any, dense_net: Any) -> None:
+    """At a tiny learning rate all steps on one image have one gradient, however often momentum repeats it."""
+    model = make_model(dense_net(64, 20), (1, 8, 8), double=True)
+    batch = Batch(torch.rand(1, 1, 8, 8), torch.tensor([2]))
+    recipe = Recipe(update="delta", epochs=4, momentum=0.9, learning_rate=1e-7, precision="float64")
+    update, _ = client_step(model, batch, recipe)
+    gradient, _ = client_step(model, batch, Recipe(precision="float64"))
+    view = gradient_view(Observation(model, update, recipe, "honest_server"))
+    for name, tensor in gradient.trainable.items():
+        torch.testing.assert_close(view.tensors[name], tensor, rtol=1e-4, atol=1e-6)

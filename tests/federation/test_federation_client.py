@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -304,3 +305,51 @@ def test_adam_stays_differentiable_where_a_gradient_is_zero(data: Make) -> None:
     update, _ = client_step(model, Batch(images, torch.tensor([0])), Recipe(update="delta", optimizer="adam"))
     total = torch.stack([t.sum() for t in update.trainable.values()]).sum()
     assert bool(torch.isfinite(torch.autograd.grad(total, images)[0]).all())
+
+
+@pytest.mark.parametrize("images", [12, 10])
+def test_a_shuffling_client_takes_a_new_order_every_epoch(
+    images: int, seeded_module: Make, global_model: Make, data: Make
+) -> None:
+    recipe = Recipe(
+        update="weights", batch_size=4, local_steps=3, epochs=3, images=images, precision="float64", momentum=0.5
+    )
+    module, batch = seeded_module(), data(images)
+    found, _ = client_step(
+        global_model(module), batch, replace(recipe, shuffle=True), generator=torch.Generator().manual_seed(7)
+    )
+    generator = torch.Generator().manual_seed(7)
+    orders = [torch.randperm(images, generator=generator) for _ in range(3)]
+    optimizer = torch.optim.SGD(module.parameters(), lr=recipe.learning_rate, momentum=0.5)
+    module.eval()
+    for order in orders:
+        for chosen in order.split(4):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(module(batch.images[chosen]), batch.targets[chosen]).backward()
+            optimizer.step()
+    assert_same_state(found, module)
+    assert len({tuple(order.tolist()) for order in orders}) > 1
+    told, _ = client_step(global_model(seeded_module()), batch, recipe, orders=orders)
+    assert_same_state(told, module)
+    in_order, _ = client_step(global_model(seeded_module()), batch, recipe)
+    assert any(not torch.equal(in_order.trainable[name], found.trainable[name]) for name in found.trainable)
+
+
+def test_simulated_clients_may_take_other_images_in_every_epoch(
+    seeded_module: Make, global_model: Make, data: Make
+) -> None:
+    """Two epochs over images of their own are two steps of one epoch over all of them, also under vmap."""
+    model, batch = global_model(seeded_module(norm=False)), data(4)
+    apart = Recipe(update="delta", batch_size=2, epochs=2, precision="float64", learning_rate=0.1)
+    orders = [torch.tensor([0, 1]), torch.tensor([2, 3])]
+    together = Recipe(update="delta", batch_size=2, local_steps=2, precision="float64", learning_rate=0.1)
+    expected, _ = client_step(model, batch, together)
+
+    def simulate(images: Tensor) -> dict[str, Tensor]:
+        update, _ = client_step(model, Batch(images, batch.targets), apart, orders=orders)
+        assert update.examples == 2
+        return dict(update.trainable)
+
+    found = torch.func.vmap(simulate)(torch.stack([batch.images, batch.images.flip(0)]))
+    for name, tensor in expected.trainable.items():
+        torch.testing.assert_close(found[name][0], tensor)

@@ -90,7 +90,7 @@ def gradient_view(observation: Observation) -> GradientView:
     """The gradient that the update shows, exactly where one SGD step (or a plain gradient) was sent.
 
     One SGD step without clipping moves the model by -learning_rate * (gradient + weight_decay * parameters), so the
-    gradient follows exactly. Several steps give their mean. Adam's steps show little but signs. A withheld recipe
+    gradient follows exactly. Several steps give their mean, weighted as momentum weights them. Adam's steps show little but signs. A withheld recipe
     leaves a positive factor open.
     """
     recipe = observation.recipe
@@ -104,7 +104,8 @@ def gradient_view(observation: Observation) -> GradientView:
         tensors = {name: -tensor for name, tensor in moved.items()}
         return GradientView(tensors, ("the recipe is withheld, so the gradient's scale is unknown",))
     steps = recipe.local_steps * recipe.epochs
-    tensors = {name: -tensor / (recipe.learning_rate * steps) for name, tensor in moved.items()}
+    counted = recipe.learning_rate * sum(step_weights(recipe))
+    tensors = {name: -tensor / counted for name, tensor in moved.items()}
     if recipe.weight_decay and recipe.optimizer != "adam":
         old = observation.model.parameters
         tensors = {name: tensor - recipe.weight_decay * old[name].double() for name, tensor in tensors.items()}
@@ -115,6 +116,19 @@ def gradient_view(observation: Observation) -> GradientView:
     if recipe.gradient_clip is not None and _norm(tensors) >= _almost(recipe.gradient_clip):
         return GradientView(tensors, ("the client's clipping scaled the gradient by an unknown factor",))
     return GradientView(tensors)
+
+
+def step_weights(recipe: Recipe) -> list[float]:
+    """How often each local step's gradient counts in the whole change, in units of the learning rate.
+
+    Momentum m repeats the gradient of step s in all later ones: 1 + m + ... + m^(steps - s) times.
+
+    >>> step_weights(Recipe(update="delta", local_steps=3, momentum=0.5))
+    [1.75, 1.5, 1.0]
+    """
+    steps = recipe.local_steps * recipe.epochs
+    momentum = recipe.momentum if recipe.optimizer == "sgd" else 0.0
+    return [sum(momentum**later for later in range(steps - step)) for step in range(steps)]
 
 
 def why_no_readout(recipe: Recipe | None) -> str | None:

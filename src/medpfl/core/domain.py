@@ -58,7 +58,10 @@ class Recipe:
     )
     batch_size: Annotated[int, Field(ge=1, description="images per local step")] = 1
     local_steps: Annotated[int, Field(ge=1, description="optimizer steps per epoch, each on the next batch")] = 1
-    epochs: Annotated[int, Field(ge=1, description="how often the local steps are repeated on the same batches")] = 1
+    epochs: Annotated[int, Field(ge=1, description="how often the local steps are repeated on the same images")] = 1
+    shuffle: Annotated[
+        bool, Field(description="every epoch takes the images in a new random order; without, always in the same order")
+    ] = False
     images: Annotated[int | None, Field(ge=1, description="private images; default batch_size * local_steps")] = None
     optimizer: Annotated[Literal["sgd", "adam", "adamw"], Field(description="the client's optimizer")] = "sgd"
     learning_rate: Annotated[float, Field(gt=0, description="the client's learning rate")] = 0.01
@@ -87,7 +90,8 @@ class Recipe:
         if self.update == "gradient":
             return f"gradient-b{self.batch_size}"
         epochs = f"-e{self.epochs}" if self.epochs > 1 else ""
-        return f"{self.update}-s{self.local_steps}{epochs}-b{self.batch_size}"
+        shuffled = "-shuffled" if self.shuffle else ""
+        return f"{self.update}-s{self.local_steps}{epochs}-b{self.batch_size}{shuffled}"
 
 
 @dataclass(frozen=True)

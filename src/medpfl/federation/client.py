@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from medpfl.core.domain import Batch, ClientState, GlobalModel, Recipe, Tensors, Update
 from medpfl.core.errors import ModelError, SpecError
@@ -22,12 +24,13 @@ def client_step(
     hooks: Hooks = NO_HOOKS,
     state: ClientState | None = None,
     generator: torch.Generator | None = None,
+    orders: Sequence[Tensor] | None = None,
 ) -> tuple[Update, ClientState]:
     """Trains `model` on `batch` as `recipe` says and returns what is sent. Pure and differentiable in the images.
 
     batch: the client's private images (N, *model.image_shape), in order: local step k takes images
-    [k * batch_size, (k + 1) * batch_size), every epoch repeats the same steps. With `update: gradient` all images make
-    one batch and the update holds the gradient of their mean loss after clipping, and buffers and counters only with
+    [k * batch_size, (k + 1) * batch_size), every epoch repeats the same steps; with `shuffle` every epoch draws a new
+    order of the images first. With `update: gradient` all images make one batch and the update holds the gradient of their mean loss after clipping, and buffers and counters only with
     `batch_norm: train`; `delta` and `weights` hold all buffers and counters as they are after training.
 
     The optimizer starts anew in every round. Everything is computed in float32, or float64 if the recipe says so;
@@ -35,7 +38,9 @@ def client_step(
     downwards, at which it is finite (so it cannot run under vmap), while local steps skip what overflows.
 
     Double backward, `torch.func.vmap` over clients and outer gradients work. hooks: the client's defense. generator:
-    the defense's randomness, fresh from the operating system if None. Raises `SpecError` if the recipe cannot be
+    the randomness of orders and defense, fresh from the operating system if None. orders: one per epoch, the places
+    of the images that it takes, in order; in place of the recipe's own, for an attacker who supposes an order or
+    other images in every epoch. Raises `SpecError` if the recipe cannot be
     carried out, `ModelError` if the images do not fit the model.
     """
     problems = check_recipe(recipe, model, hooks)
@@ -44,22 +49,24 @@ def client_step(
     if tuple(batch.images.shape[1:]) != tuple(model.image_shape):
         found = tuple(batch.images.shape[1:])
         raise ModelError(f"model '{model.name}' takes images of shape {tuple(model.image_shape)}, found {found}")
-    held, wanted = len(batch), recipe.batch_size * recipe.local_steps
+    if generator is None:
+        generator = torch.Generator()
+        generator.seed()
+    if orders is None:
+        orders = _orders(len(batch), recipe, generator)
+    held, wanted = len(orders[0]), recipe.batch_size * recipe.local_steps
     if recipe.update != "gradient" and not wanted - recipe.batch_size < held <= wanted:
         raise SpecError(
             f"recipe: local_steps: {recipe.local_steps} of batch_size: {recipe.batch_size} take "
             f"{wanted - recipe.batch_size + 1} to {wanted} images, but the client holds {held}"
         )
-    if generator is None:
-        generator = torch.Generator()
-        generator.seed()
     dtype = torch.float64 if recipe.precision == "float64" else torch.float32
     start = hooks.model(model).to(dtype)
     batch = replace(batch, images=batch.images.to(dtype))
     if recipe.update == "gradient":
         update = _gradient_update(start, batch, recipe, hooks, generator)
     else:
-        update = _trained_update(start, batch, recipe, hooks, generator)
+        update = _trained_update(start, batch, recipe, hooks, generator, orders)
     update, state = hooks.update(update, state or ClientState(), generator)
     return update, replace(state, rounds=state.rounds + 1)
 
@@ -95,13 +102,24 @@ def _finite_gradient(
         scale = scale / 2
 
 
+def _orders(images: int, recipe: Recipe, generator: torch.Generator) -> list[Tensor]:
+    """The order in which every epoch takes the images: as they are, or drawn anew."""
+    if not recipe.shuffle or recipe.update == "gradient":
+        return [torch.arange(images)] * recipe.epochs
+    return [torch.randperm(images, generator=generator) for _ in range(recipe.epochs)]
+
+
 def _trained_update(
-    start: GlobalModel, batch: Batch, recipe: Recipe, hooks: Hooks, generator: torch.Generator
+    start: GlobalModel,
+    batch: Batch,
+    recipe: Recipe,
+    hooks: Hooks,
+    generator: torch.Generator,
+    orders: Sequence[Tensor],
 ) -> Update:
     model, local = start, start_local(start, recipe)
-    for _ in range(recipe.epochs):
-        for step in range(recipe.local_steps):
-            chosen = slice(step * recipe.batch_size, (step + 1) * recipe.batch_size)
+    for order in orders:
+        for chosen in order.split(recipe.batch_size):
             step_batch = Batch(batch.images[chosen], batch.targets[chosen])
             model, local, _ = local_step(model, step_batch, recipe, local, hooks=hooks, generator=generator)
     trainable: Tensors = model.parameters
@@ -112,5 +130,5 @@ def _trained_update(
         trainable=trainable,
         buffers=model.buffers,
         counters=model.counters,
-        examples=len(batch),
+        examples=len(orders[0]),
     )
