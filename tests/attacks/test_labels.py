@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from medpfl.attacks.labels import infer_labels, round_to_sum, why_no_labels
+from medpfl.attacks.label_counts import round_to_sum
+from medpfl.attacks.labels import infer_labels, why_no_labels
 from medpfl.attacks.updates import gradient_view
 from medpfl.core.domain import Batch, Observation, Recipe
 from medpfl.federation.client import client_step

@@ -7,8 +7,8 @@ mean cross entropy of b images with softmax outputs p and k_i images of class i,
     d loss / d bias_i = mean(p_i) - k_i / b
 
 so for one image exactly one entry is negative, and it is the label's (Zhao et al. 2020, iDLG, section 3.2, with the
-weight's rows where there is no bias). For several images the counts follow from an estimate of mean(p): the outputs
-of the class mean features dW_j / db_j, solved for k and rounded to sum b (the rule of iLRG, 2023). For independent
+weight's rows where there is no bias). For several images the counts follow from an estimate of mean(p)
+(`medpfl.attacks.label_counts`), rounded to sum b. For independent
 classes (binary cross entropy) the sign of each entry tells whether the class is present in a single image.
 """
 
@@ -19,12 +19,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from medpfl.attacks.dummy_images import dummy_images
+from medpfl.attacks.label_counts import Moment, estimate_counts, round_to_sum
 from medpfl.attacks.layers import DenseLayer, last_dense, layer_input, why_no_single_input
-from medpfl.attacks.updates import batch_norm_mode, gradient_view
-from medpfl.core.domain import GlobalModel, Observation
+from medpfl.attacks.updates import batch_norm_mode, change, gradient_view
+from medpfl.core.domain import GlobalModel, Observation, Tensors
+from medpfl.federation.recipes import has_batch_norm
 
 PROBES = 16
 """Uniform random images that the attacker runs through the model to learn its typical features and outputs."""
+
+ON_THE_WAY = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Shares of the change after several local steps at which outputs are estimated and averaged."""
 
 NOISE_MARGIN = 1e-3
 """Bias entries of one softmax sum to zero; a relative sum above this means that noise was added."""
@@ -81,34 +87,6 @@ def infer_labels(observation: Observation) -> LabelInference:
     return _counts(observation, layer, view.tensors, bias_gradient, notes)
 
 
-def round_to_sum(estimate: Tensor, total: int) -> Tensor:
-    """The whole numbers >= 0 with sum `total` that are nearest to `estimate` (classes,), however far off that is.
-
-    The estimate is moved to the nearest point of the simplex; there the floors go up by the largest remainders.
-
-    >>> round_to_sum(torch.tensor([0.9, -0.2, 1.4]), 2).tolist()
-    [1, 0, 1]
-    >>> round_to_sum(torch.tensor([3e12, -5e11, 7.0]), 2).tolist()
-    [2, 0, 0]
-    """
-    projected = _on_simplex(estimate.double().nan_to_num(), total)
-    counts = projected.floor().long()
-    lacking = total - int(counts.sum())
-    if lacking > 0:
-        counts[(projected - counts).argsort(descending=True, stable=True)[:lacking]] += 1
-    return counts
-
-
-def _on_simplex(point: Tensor, total: int) -> Tensor:
-    """The nearest point with entries >= 0 and sum `total` (Held, Wolfe, Crowder 1974)."""
-    from_top = point - point.max()
-    ordered = from_top.sort(descending=True).values
-    ranks = torch.arange(1, len(point) + 1, dtype=point.dtype)
-    thresholds = (ordered.cumsum(0) - total) / ranks
-    kept = int((ordered > thresholds).sum())
-    return (from_top - thresholds[kept - 1]).clamp(0.0, float(total))
-
-
 def _bias_gradient(
     observation: Observation, layer: DenseLayer, gradients: dict[str, Tensor]
 ) -> tuple[Tensor, tuple[str, ...]]:
@@ -151,32 +129,56 @@ def _counts(
     bias_gradient: Tensor,
     notes: tuple[str, ...],
 ) -> LabelInference:
-    """Solves sum_j k_j p_ji - k_i = b db_i, sum k = b for the counts k, p_j being class j's estimated outputs."""
-    examples, classes = observation.examples, len(bias_gradient)
-    outputs = _class_outputs(observation, layer, gradients, bias_gradient)
-    system = torch.cat([outputs.T - torch.eye(classes, dtype=torch.float64), torch.ones(1, classes).double()])
-    right = torch.cat([examples * bias_gradient, torch.tensor([float(examples)]).double()])
-    estimate = torch.linalg.lstsq(system, right, driver="gelsd").solution
+    """How often each class occurs in a batch, or in all batches of several local steps."""
+    examples, model = observation.examples, observation.model
+    if why_no_single_input(model, layer) is None:
+        normalized = batch_norm_mode(observation.recipe) == "train" and has_batch_norm(model)
+        moments = _moments(observation, layer)
+        estimate = estimate_counts(moments, gradients[layer.weight], bias_gradient, examples, normalized)
+    else:
+        estimate = examples * (_probe_outputs(observation) - bias_gradient)
     counts = round_to_sum(estimate, examples)
     error = float((estimate - counts).abs().max())
     confidence = max(0.0, 1.0 - 2.0 * error)
     if confidence < 0.5:
         notes = (*notes, f"label counts are uncertain: the estimate misses whole numbers by up to {error:.2f}")
-    return LabelInference(torch.arange(classes).repeat_interleave(counts), confidence, notes)
+    return LabelInference(torch.arange(len(counts)).repeat_interleave(counts), confidence, notes)
 
 
-def _class_outputs(
-    observation: Observation, layer: DenseLayer, gradients: dict[str, Tensor], bias_gradient: Tensor
-) -> Tensor:
-    """Estimated softmax output per class (classes, classes): of its mean feature, or of random images without one."""
-    model = observation.model
-    if layer.bias is None or why_no_single_input(model, layer) is not None:
-        return _probe_outputs(observation).expand(len(bias_gradient), -1)
-    weight, bias = model.parameters[layer.weight].double(), model.parameters[layer.bias].double()
-    features = gradients[layer.weight] / torch.where(bias_gradient == 0, 1e-300, bias_gradient)[:, None]
-    outputs = torch.softmax(features @ weight.T + bias, dim=1)
-    usable = torch.isfinite(outputs).all(dim=1, keepdim=True)
-    return torch.where(usable, outputs, _probe_outputs(observation))
+def _moments(observation: Observation, layer: DenseLayer) -> list[Moment]:
+    """The model that was sent and, where the client took several steps, models on the way to what came back."""
+    before = observation.model.to(torch.float64).parameters
+    start = _moment(observation, layer, before)
+    recipe = observation.recipe
+    if recipe is None or recipe.update == "gradient" or recipe.local_steps * recipe.epochs == 1:
+        return [start]
+    moved = change(observation)
+    end = _moment(observation, layer, {name: tensor + moved[name] for name, tensor in before.items()})
+    if not bool(torch.isfinite(end.features).all()):
+        return [start]
+    return [
+        Moment(
+            torch.lerp(start.weight, end.weight, passed),
+            torch.lerp(start.bias, end.bias, passed),
+            torch.lerp(start.features, end.features, passed),
+        )
+        for passed in ON_THE_WAY
+    ]
+
+
+def _moment(observation: Observation, layer: DenseLayer, parameters: Tensors) -> Moment:
+    """The classification layer with these parameters, and its inputs for dummy images, one group after the other."""
+    model, mode = observation.model, batch_norm_mode(observation.recipe)
+    dtype = model.parameters[layer.weight].dtype
+    own = {name: tensor.to(dtype) for name, tensor in parameters.items()}
+    with torch.no_grad():
+        features = [
+            layer_input(model, layer, group, parameters=own, batch_norm=mode).double()
+            for group in dummy_images(model.image_shape, dtype)
+        ]
+    weight = parameters[layer.weight]
+    bias = weight.new_zeros(len(weight)) if layer.bias is None else parameters[layer.bias]
+    return Moment(weight, bias, torch.cat(features))
 
 
 def _probe_features(observation: Observation, layer: DenseLayer) -> Tensor:
