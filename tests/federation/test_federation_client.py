@@ -323,9 +323,9 @@ def test_a_shuffling_client_takes_a_new_order_every_epoch(
     optimizer = torch.optim.SGD(module.parameters(), lr=recipe.learning_rate, momentum=0.5)
     module.eval()
     for order in orders:
-        for chosen in order.split(4):
+        for chosen in torch.split(order, 4):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(module(batch.images[chosen]), batch.targets[chosen]).backward()
+            torch.autograd.backward(nn.functional.cross_entropy(module(batch.images[chosen]), batch.targets[chosen]))
             optimizer.step()
     assert_same_state(found, module)
     assert len({tuple(order.tolist()) for order in orders}) > 1

@@ -119,7 +119,7 @@ def _trained_update(
 ) -> Update:
     model, local = start, start_local(start, recipe)
     for order in orders:
-        for chosen in order.split(recipe.batch_size):
+        for chosen in torch.split(order, recipe.batch_size):
             step_batch = Batch(batch.images[chosen], batch.targets[chosen])
             model, local, _ = local_step(model, step_batch, recipe, local, hooks=hooks, generator=generator)
     trainable: Tensors = model.parameters
