@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from medpfl.core.domain import Recipe
-from medpfl.core.tasks import MultiLabel, SingleLabel
-from medpfl.models import MODELS, VALIDATORS, Finding, build_model, prepare, validate
+from medpfl.core.tasks import MultiLabel, Segmentation, SingleLabel, Task
+from medpfl.models import MODELS, SEGMENTATION, VALIDATORS, Finding, build_model, prepare, validate
 
 SHAPE = (1, 8, 8)
 
@@ -258,10 +258,11 @@ def test_trained_position_embeddings_are_told_to_give_the_patches_away() -> None
 def zoo(name: str) -> dict[str, str]:
     """Severities by code, for a model of the zoo on the smallest grey images that all of its kind take."""
     side = 32 if name in ("densenet121", "efficientnet_b0") else 16
-    if name in ("densenet121", "efficientnet_b0"):
+    if name in ("densenet121", "efficientnet_b0", "unet"):
         pytest.importorskip("monai", reason="the extra medpfl[monai] is not installed")
     generator = torch.Generator().manual_seed(0)
-    model = build_model(name, image_shape=(1, side, side), task=SingleLabel(3), generator=generator)
+    task: Task = Segmentation(3) if name in SEGMENTATION else SingleLabel(3)
+    model = build_model(name, image_shape=(1, side, side), task=task, generator=generator)
     return {finding.code: finding.severity for finding in validate(model, Recipe())}
 
 
@@ -270,8 +271,9 @@ def test_the_zoo_can_be_audited(name: str) -> None:
     found = zoo(name)
     assert "refusal" not in found.values()
     assert not {"second_derivative_wrong", "second_derivative_not_finite", "no_float64", "no_batching"} & set(found)
-    kinked = ("resnet18", "resnet18_cifar", "cnn3", "cnn_fedavg", "densenet121")
+    kinked = ("resnet18", "resnet18_cifar", "cnn3", "cnn_fedavg", "densenet121", "unet", "unet_small")
     assert ("piecewise_linear_activations" in found) == (name in kinked)
-    assert ("max_pooling" in found) == (name in ("resnet18", "cnn3", "cnn_fedavg", "densenet121"))
+    assert ("max_pooling" in found) == (name in ("resnet18", "cnn3", "cnn_fedavg", "densenet121", "unet_small"))
     assert ("patch_embedding" in found) == (name == "vit")
+    assert ("masks_as_targets" in found) == (name in SEGMENTATION)
     assert ("dropout" in found) == ("vanishing_signal" in found) == (name == "efficientnet_b0")

@@ -25,6 +25,7 @@ class DLG(LBFGSMatching):
         sum over all tensors of |gradient(images, softmax(logits)) - observed gradient|^2.
 
     3. The labels are those of the optimized logits. Multi-label models use a sigmoid in place of the softmax.
+    Segmentation models have logits per pixel, which give the mask, unless the true masks are given.
 
     Where the update shows its output error d, the soft label is not searched: for every image the one that fits the
     last bias' gradient, softmax(outputs) - d, is put in, and the label is that of the final image. The published

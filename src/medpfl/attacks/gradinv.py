@@ -10,11 +10,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from medpfl.attacks.base import ATTACKS, Attack
-from medpfl.attacks.labels import why_no_labels
 from medpfl.attacks.matching.adam import Adam
 from medpfl.attacks.matching.initialization import input_units, normalized_start
 from medpfl.attacks.matching.inversion import Inversion, SearchSetup, invert
 from medpfl.attacks.matching.priors import smooth
+from medpfl.attacks.targets import Masks, target_source, why_no_targets
 from medpfl.core.config import STRICT
 from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
 from medpfl.core.session import NO_SESSION, Session
@@ -46,6 +46,8 @@ class GradInv(Attack):
     The presets `published` (MedPFL's runs on an untrained model) and `published_trained` differ in the tensors that
     are matched, the weight of total variation and the median filter.
 
+    Segmentation models have masks in place of labels, searched with the images as logits per pixel unless they are given.
+
     TV is measured on images in [0, 1]. The authors' code measures it on the normalized input, where the same weight
     counts 1 / standard deviation times as much; a model without normalization makes no difference between the two.
     """
@@ -65,6 +67,10 @@ class GradInv(Attack):
     labels: Annotated[
         Literal["inferred", "given"], Field(description="inferred from the update, or the true ones (oracle)")
     ] = "inferred"
+    masks: Annotated[
+        Masks,
+        Field(description="masks of a segmentation model: searched with the images, or the true ones (oracle)"),
+    ] = "joint"
     signed: Annotated[bool, Field(description="use only the signs of the objective's derivative")] = True
     patience: Annotated[
         int, Field(ge=0, description="iterations without a fall of the objective that end a restart, 0 for never")
@@ -79,12 +85,12 @@ class GradInv(Attack):
     legacy_convention: ClassVar[str] = "range_255_normalized"
 
     def requires(self) -> frozenset[str]:
-        """The labels, if they are to be given."""
-        return frozenset({"labels"}) if self.labels == "given" else frozenset()
+        """The labels or the masks, if they are to be given."""
+        return frozenset({name for name in ("labels", "masks") if getattr(self, name) == "given"})
 
     def why_not(self, model: GlobalModel, recipe: Recipe | None, update: UpdateKind, examples: int) -> str | None:
-        """Labels that cannot be inferred are the only obstacle."""
-        return why_no_labels(model, examples) if self.labels == "inferred" else None
+        """Labels that cannot be inferred, labels of a model that is trained with masks, and masks of one that is not."""
+        return why_no_targets(model, examples, self.labels, self.masks)
 
     def evaluations(self, model: GlobalModel, images: int) -> int:
         """All restarts to the end."""
@@ -104,7 +110,7 @@ class GradInv(Attack):
             generators,
             session,
             Inversion(
-                labels=self.labels,
+                labels=target_source(model, self.labels, self.masks),
                 start=normalized_start(mean, std),
                 solver=lambda setup: self._solver(setup, std),
                 distance="cosine",

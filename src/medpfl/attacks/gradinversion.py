@@ -11,11 +11,11 @@ from pydantic.dataclasses import dataclass
 
 from medpfl.attacks.base import ATTACKS, Attack
 from medpfl.attacks.batch_statistics import StatisticsSource, why_not_recovered
-from medpfl.attacks.labels import why_no_labels
 from medpfl.attacks.matching.adam import Adam
 from medpfl.attacks.matching.initialization import input_units, normalized_start
 from medpfl.attacks.matching.inversion import Group, Inversion, SearchSetup, invert
 from medpfl.attacks.matching.priors import VariationForm, small, smooth, together
+from medpfl.attacks.targets import Masks, target_source, why_no_targets
 from medpfl.attacks.updates import why_no_scale
 from medpfl.core.config import STRICT
 from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
@@ -90,6 +90,10 @@ class GradInversion(Attack):
     labels: Annotated[
         Literal["inferred", "given"], Field(description="inferred from the update, or the true ones (oracle)")
     ] = "inferred"
+    masks: Annotated[
+        Masks,
+        Field(description="masks of a segmentation model: searched with the images, or the true ones (oracle)"),
+    ] = "joint"
     patience: Annotated[
         int, Field(ge=0, description="iterations without a fall of the objective that end a restart, 0 for never")
     ] = 0
@@ -112,9 +116,9 @@ class GradInversion(Attack):
     legacy_convention: ClassVar[str] = "range_255_normalized"
 
     def requires(self) -> frozenset[str]:
-        """Labels and statistics, if they are to be given."""
-        labels = {"labels"} if self.labels == "given" else set()
-        return frozenset(labels | ({ORACLE} if self.batch_norm_statistics == "given" else set()))
+        """Labels, masks and statistics, if they are to be given."""
+        targets = {name for name in ("labels", "masks") if getattr(self, name) == "given"}
+        return frozenset(targets | ({ORACLE} if self.batch_norm_statistics == "given" else set()))
 
     def uses(self) -> frozenset[str]:
         """Granted statistics, where the best ones are taken."""
@@ -122,9 +126,9 @@ class GradInversion(Attack):
 
     def why_not(self, model: GlobalModel, recipe: Recipe | None, update: UpdateKind, examples: int) -> str | None:
         """Labels that cannot be inferred, gradients of unknown scale, and statistics that no update can show."""
-        labels = why_no_labels(model, examples) if self.labels == "inferred" else None
+        targets = why_no_targets(model, examples, self.labels, self.masks)
         hidden = why_not_recovered(model, recipe) if self.batch_norm_statistics == "recovered" else None
-        return labels or why_no_scale(recipe, update) or hidden
+        return targets or why_no_scale(recipe, update) or hidden
 
     def evaluations(self, model: GlobalModel, images: int) -> int:
         """All restarts to the end."""
@@ -137,14 +141,15 @@ class GradInversion(Attack):
         session: Session = NO_SESSION,
     ) -> list[Reconstruction | Failure]:
         """Minimizes the sum of all terms for all restarts side by side."""
-        mean, std = input_units(observations[0].model)
+        model = observations[0].model
+        mean, std = input_units(model)
         group = Group(self.group, self.consensus_every, self.registration == "translation")
         return invert(
             observations,
             generators,
             session,
             Inversion(
-                labels=self.labels,
+                labels=target_source(model, self.labels, self.masks),
                 start=normalized_start(mean, std),
                 solver=lambda setup: self._solver(setup, std),
                 distance="l2",

@@ -55,6 +55,11 @@ class LabelInference:
 
 def why_no_labels(model: GlobalModel, examples: int) -> str | None:
     """The reason why labels cannot be inferred for such a model and that many images; None if they can."""
+    if model.task.name == "segmentation":
+        return (
+            "labels cannot be inferred: the model is trained with masks, which no layer's gradient shows; dlg and gradinv "
+            "search masks with the images, and `masks: given` (an oracle) makes do with the true ones"
+        )
     layer = last_dense(model)
     if isinstance(layer, str):
         return f"labels cannot be inferred: {layer}"

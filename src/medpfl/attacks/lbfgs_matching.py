@@ -15,6 +15,7 @@ from medpfl.attacks.matching.curvature import columns
 from medpfl.attacks.matching.initialization import INITIALIZATIONS
 from medpfl.attacks.matching.inversion import Inversion, Labels, invert
 from medpfl.attacks.matching.lbfgs import LBFGS, Preconditioner
+from medpfl.attacks.targets import Masks, target_source, why_no_targets
 from medpfl.attacks.updates import why_no_scale
 from medpfl.core.config import STRICT
 from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
@@ -98,13 +99,27 @@ class LBFGSMatching(Attack):
         float, Field(gt=0, le=1, description="share of a start's contrast that is kept, if the error is observed")
     ] = 0.02
 
+    masks: Annotated[
+        Masks,
+        Field(
+            description="masks of a segmentation model: searched with the images (dlg only), or the true ones (oracle)"
+        ),
+    ] = "joint"
+
     initialization: ClassVar[str] = "normal"
     label_source: ClassVar[Labels] = "inferred"
 
+    def requires(self) -> frozenset[str]:
+        """The masks, if they are to be given."""
+        return frozenset({"masks"}) if self.masks == "given" else frozenset()
+
     def why_not(self, model: GlobalModel, recipe: Recipe | None, update: UpdateKind, examples: int) -> str | None:
-        """Labels that cannot be inferred, and gradients of unknown scale, are the only obstacles."""
-        labels = why_no_labels(model, examples) if self.label_source == "inferred" else None
-        return labels or why_no_scale(recipe, update)
+        """Labels that cannot be inferred, masks that mean nothing, and gradients of unknown scale."""
+        if self.label_source == "inferred" and self.masks == "joint":  # these attacks search nothing but images
+            targets = why_no_labels(model, examples)
+        else:
+            targets = why_no_targets(model, examples, self.label_source, self.masks)
+        return targets or why_no_scale(recipe, update)
 
     def evaluations(self, model: GlobalModel, images: int) -> int:
         """All restarts with the longest line searches, and the Gauss-Newton matrix if nobody shares it."""
@@ -123,7 +138,7 @@ class LBFGSMatching(Attack):
             generators,
             session,
             Inversion(
-                labels=self.label_source,
+                labels=target_source(observations[0].model, self.label_source, self.masks),
                 start=INITIALIZATIONS[self.initialization],
                 solver=lambda setup: self._solver(setup.block, setup.preconditioner),
                 distance="l2",

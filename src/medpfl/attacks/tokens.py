@@ -174,8 +174,8 @@ def _solve(rows: Tensor, right: Tensor, start: Tensor, smallest: float) -> tuple
 
 
 def _gradients(model: GlobalModel, image: Tensor) -> Tensors:
-    """What a client with this image and the first class would send."""
-    target = torch.zeros((1, model.task.classes), dtype=torch.float64)
+    """What a client with this image and the first class (in every pixel, for segmentation) would send."""
+    target = torch.zeros((1, *model.task.output_shape(model.image_shape)), dtype=torch.float64)
     target[0, 0] = 1.0
 
     def loss(parameters: dict[str, Tensor]) -> Tensor:

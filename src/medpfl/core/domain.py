@@ -27,7 +27,8 @@ UpdateKind = Literal["gradient", "delta", "weights"]
 class Sample:
     """One image as a reader gives it: (C, *spatial) float32 in [0, 1], with its label and pseudonymous item name.
 
-    `label` is a class index or, for multi-label data, a tuple of 0/1 per class. `patient` and `site` are opaque keys
+    `label` is a class index or, for multi-label data, a tuple of 0/1 per class. `mask` holds a class per pixel, int64
+    (*spatial), where the data has masks. `patient` and `site` are opaque keys
     that are used for splitting only and never leave the process.
     """
 
@@ -36,11 +37,12 @@ class Sample:
     item: str
     patient: str | None = None
     site: str | None = None
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images (N, C, *spatial) in [0, 1] and targets: int64 (N,), or float (N, classes)."""
+    """Images (N, C, *spatial) in [0, 1] and targets of the model's task: int64 (N,), float (N, classes), or masks."""
 
     images: Tensor
     targets: Tensor
@@ -121,7 +123,9 @@ class GlobalModel:
         buffers: Tensors | None = None,
         batch_norm: Literal["train", "eval"] = "eval",
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Runs the model: images (N, C, *spatial) in [0, 1] -> (output (N, classes), new floating buffers).
+        """Runs the model: images (N, C, *spatial) in [0, 1] -> (output, new floating buffers).
+
+        The output is (N, classes), or (N, classes, *spatial) of a segmentation model.
 
         Pure and differentiable in images, parameters and buffers. `batch_norm` switches batch-norm layers only;
         dropout is always off.
@@ -239,6 +243,7 @@ class Reconstruction:
     images: (K, C, *spatial) in [0, 1], K <= observation.examples, ranked best first by the attack's own score. None
     (K = 0) where the update showed the attack nothing: that is no failure, and `stop_reason` says why.
     labels: (K,) int64 or (K, classes) float, None if the attack infers none.
+    masks: (K, *spatial) int64, a class per pixel, None if the attack finds none (given ones are not repeated).
     objective: the attack's own final objective, NaN without images. trace: (gradient evaluations, objective) pairs.
     gradient_evaluations: model gradient computations spent on this observation, all restarts and line searches.
     unclamped: the same images before clamping, for the papers' legacy metrics only.
@@ -253,6 +258,7 @@ class Reconstruction:
     stop_reason: str
     unclamped: Tensor | None = None
     notes: tuple[str, ...] = ()
+    masks: Tensor | None = None
 
 
 @dataclass(frozen=True)

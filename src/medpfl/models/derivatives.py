@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from medpfl.core.domain import GlobalModel
-from medpfl.core.tasks import SingleLabel
+from medpfl.core.tasks import MultiLabel
 from medpfl.models.inspection import VALIDATORS, Finding, Inspection
 from medpfl.models.probe import probe_images, summary_of
 
@@ -72,8 +72,8 @@ def derivatives(inspection: Inspection) -> Iterator[Finding]:
 def _gradient_norm(model: GlobalModel, images: Tensor) -> Tensor:
     """The squared norm of the parameter gradient, as a matching objective depends on it."""
     task = model.task
-    undecided = 1 / task.classes if isinstance(task, SingleLabel) else 0.5
-    targets = torch.full((images.shape[0], task.classes), undecided)  # no output saturates this loss
+    undecided = 0.5 if isinstance(task, MultiLabel) else 1 / task.classes
+    targets = torch.full((len(images), *task.output_shape(model.image_shape)), undecided)  # no output saturates this
 
     def loss(parameters: dict[str, Tensor]) -> Tensor:
         return task.loss(model.forward(images, parameters=parameters)[0], targets)

@@ -10,11 +10,14 @@ from torch import nn
 
 from medpfl.core.errors import MissingExtra
 from medpfl.models.randomness import isolated_randomness
-from medpfl.models.registry import MODELS
-from medpfl.models.shapes import check_spatial
+from medpfl.models.registry import MODELS, SEGMENTATION
+from medpfl.models.shapes import check_divisible, check_spatial
 
 SMALLEST = 32
 """Five halvings leave nothing of smaller images."""
+
+UNET_CHANNELS = (16, 32, 64)
+UNET_HALVINGS = 2
 
 
 def monai_networks(name: str) -> Any:
@@ -64,3 +67,31 @@ def efficientnet_b0(image_shape: tuple[int, ...], classes: int, generator: torch
         )
     net.set_swish(memory_efficient=False)  # type: ignore[operator]
     return net
+
+
+@MODELS.register(
+    "unet",
+    summary="residual U-Net of MONAI for segmentation: 16, 32 and 64 channels, instance norm, PReLU; needs medpfl[monai]",
+    paper="Kerfoot et al.: Left-Ventricle Quantification Using Residual U-Net, STACOM 2018; Ronneberger, Fischer, Brox: "
+    "U-Net, MICCAI 2015",
+    limits="data with masks; two or three spatial dimensions of at least 8 pixels, each divisible by 4",
+)
+def unet(image_shape: tuple[int, ...], classes: int, generator: torch.Generator) -> nn.Module:
+    """U-Net for images and volumes with MONAI's own defaults and two residual units per level."""
+    networks = monai_networks("unet")
+    shape = check_spatial("unet", image_shape, (2, 3), smallest=8)
+    check_divisible("unet", shape, 2**UNET_HALVINGS)
+    with isolated_randomness(generator):
+        net: nn.Module = networks.UNet(
+            spatial_dims=len(shape) - 1,
+            in_channels=shape[0],
+            out_channels=classes,
+            channels=UNET_CHANNELS,
+            strides=(2,) * UNET_HALVINGS,
+            num_res_units=2,
+            dropout=None,
+        )
+    return net
+
+
+SEGMENTATION.add("unet")

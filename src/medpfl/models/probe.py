@@ -29,7 +29,7 @@ class Probe:
     """One forward pass of two random images in eval mode.
 
     functions: names of the PyTorch functions that were called. layers: layers with trainable or frozen tensors of
-    their own, in the order of their first use. output: (2, classes).
+    their own, in the order of their first use. output: (2, classes), or (2, classes, *spatial) of a segmentation model.
     """
 
     functions: frozenset[str]
@@ -57,8 +57,8 @@ def probe_images(model: GlobalModel, count: int = 2) -> Tensor:
 def probe(model: GlobalModel) -> Probe:
     """Runs the model twice on the same two images.
 
-    Raises `ModelError` if the forward pass raises, returns something else than finite outputs (2, classes), gives
-    different outputs for the same images, or changes its own tensors in eval mode.
+    Raises `ModelError` if the forward pass raises, returns something else than finite outputs of the task's shape,
+    gives different outputs for the same images, or changes its own tensors in eval mode.
     """
     images = probe_images(model)
     before = {**model.parameters, **model.buffers, **model.counters, **model.constants}
@@ -120,16 +120,17 @@ def _forward(model: GlobalModel, images: Tensor) -> tuple[Any, dict[str, Tensor]
 
 
 def _check_output(model: GlobalModel, output: Any) -> None:
-    expected = (2, model.task.classes)
+    expected = (2, *model.task.output_shape(model.image_shape))
     if not isinstance(output, Tensor):
         raise ModelError(
-            f"model '{model.name}' returns {type(output).__name__}, expected a tensor (images, classes): "
+            f"model '{model.name}' returns {type(output).__name__}, expected a tensor of class scores: "
             "wrap it in a module that returns the class scores only"
         )
     if tuple(output.shape) != expected:
         raise ModelError(
             f"model '{model.name}' maps 2 images to an output of shape {tuple(output.shape)}, expected {expected}: "
-            f"its last layer must have one output for each of the {model.task.classes} classes"
+            f"it must give one output for each of the {model.task.classes} classes"
+            + (" and each pixel" if len(expected) > 2 else "")
         )
     if not output.is_floating_point():
         raise ModelError(f"model '{model.name}' returns {output.dtype}, expected floating-point class scores")

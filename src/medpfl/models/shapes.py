@@ -12,6 +12,12 @@ CONVOLUTIONS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: n
 MAX_POOLINGS: dict[int, type[nn.MaxPool2d] | type[nn.MaxPool3d]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 """Spatial dimensions -> max pooling."""
 
+TRANSPOSED_CONVOLUTIONS: dict[int, type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]] = {
+    2: nn.ConvTranspose2d,
+    3: nn.ConvTranspose3d,
+}
+"""Spatial dimensions -> transposed convolution."""
+
 _MEANINGS = {2: "(channels, height, width)", 3: "(channels, depth, height, width)"}
 
 
@@ -32,3 +38,11 @@ def check_spatial(
             "choose a larger size or another model"
         )
     return found
+
+
+def check_divisible(name: str, image_shape: tuple[int, ...], divisor: int) -> None:
+    """Raises `ModelError` that names the model unless every side of (C, *spatial) can be divided by `divisor`."""
+    if any(side % divisor for side in image_shape[1:]):
+        raise ModelError(
+            f"model '{name}' needs sides that {divisor} divides, found {tuple(image_shape[1:])}: choose another size"
+        )

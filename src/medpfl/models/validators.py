@@ -11,7 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from medpfl.core.domain import GlobalModel, Recipe
 from medpfl.core.errors import ModelError
-from medpfl.core.tasks import SingleLabel
+from medpfl.core.tasks import MultiLabel, Segmentation
 from medpfl.models.inspection import VALIDATORS, Finding, Inspection
 from medpfl.models.probe import probe, probe_images
 
@@ -100,6 +100,14 @@ def dropout(inspection: Inspection) -> Iterator[Finding]:
 @VALIDATORS.register("last_layer", summary="whether labels and features can be read from the last layer")
 def last_layer(inspection: Inspection) -> Iterator[Finding]:
     """Label inference and feature read-out use weights and bias of the last dense layer."""
+    if isinstance(inspection.model.task, Segmentation):
+        yield Finding(
+            "masks_as_targets",
+            "info",
+            "the model is trained with masks, which no layer's gradient shows: attacks search them together with the "
+            "images (dlg, gradinv) or are given the true ones (an oracle); attacks that infer labels refuse",
+        )
+        return
     last = inspection.last_layer
     if last is None:
         yield Finding(
@@ -123,7 +131,7 @@ def probabilities(inspection: Inspection) -> Iterator[Finding]:
     output = inspection.probe.output
     if not bool(((output >= 0) & (output <= 1)).all()):
         return
-    single = isinstance(inspection.model.task, SingleLabel)
+    single = not isinstance(inspection.model.task, MultiLabel)
     sums = output.sum(dim=1)
     if (single and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)) or (
         not single and "sigmoid" in inspection.probe.functions

@@ -16,7 +16,7 @@ from medpfl.attacks.matching.engine import Found, search
 from medpfl.attacks.matching.layout import Layout
 from medpfl.core.session import NO_SESSION, Session, State
 
-LAYOUT = Layout((3, 1, 12, 12), classes=2)
+LAYOUT = Layout((3, 1, 12, 12), (2,))
 VICTIMS = torch.tensor([0, 0, 0, 1, 1])
 EVERYONE = torch.ones(5, dtype=torch.bool)
 

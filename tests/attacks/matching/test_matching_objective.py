@@ -65,7 +65,7 @@ def test_value_and_derivative_are_those_of_autograd(
     distance: str, method: Method, observations: list[Observation]
 ) -> None:
     problem = build_problem(observations, "float64")
-    layout = Layout((2, 1, 12, 12), classes=3)
+    layout = Layout((2, 1, 12, 12), (3,))
     objective = matching_objective(
         problem,
         layout,

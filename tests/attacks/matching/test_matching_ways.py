@@ -26,12 +26,12 @@ from medpfl.attacks.matching.problem import Problem, build_problem
 from medpfl.attacks.matching.statistics import StatisticsPrior
 from medpfl.core.domain import Batch, GlobalModel, Observation, Recipe
 from medpfl.core.errors import MissingExtra
-from medpfl.core.tasks import SingleLabel
+from medpfl.core.tasks import Segmentation, SingleLabel, Task
 from medpfl.federation.client import client_step
-from medpfl.models import MODELS, build_model
+from medpfl.models import MODELS, SEGMENTATION, build_model
 from medpfl.models.batch_norm import batch_norm_layers
 
-GHOSTS = {"lenet_cpl", "lenet_dlg", "lenet_idlg", "resnet18", "resnet18_cifar"}
+GHOSTS = {"lenet_cpl", "lenet_dlg", "lenet_idlg", "resnet18", "resnet18_cifar", "unet", "unet_small"}
 """Models of the zoo that are known to consist of layers that ghost matching knows."""
 
 SIZES = {"lenet_cpl": 12, "lenet_dlg": 12, "lenet_idlg": 12, "densenet121": 32, "efficientnet_b0": 32}
@@ -41,10 +41,16 @@ SIZES = {"lenet_cpl": 12, "lenet_dlg": 12, "lenet_idlg": 12, "densenet121": 32, 
 def zoo_model(name: str, size: int, seed: int = 0) -> GlobalModel:
     """A model of the zoo; the test is skipped where the extra that it comes from is not installed."""
     generator = torch.Generator().manual_seed(seed)
+    task: Task = Segmentation(4) if name in SEGMENTATION else SingleLabel(4)
     try:
-        return build_model(name, image_shape=(3, size, size), task=SingleLabel(4), generator=generator)
+        return build_model(name, image_shape=(3, size, size), task=task, generator=generator)
     except MissingExtra as error:
         pytest.skip(str(error))
+
+
+def pixels_of(model: GlobalModel) -> tuple[int, ...]:
+    """The shape of one image's target: none for a label, (*spatial) for a mask."""
+    return model.task.output_shape(model.image_shape)[1:]
 
 
 def problem_of(models: list[GlobalModel], images: int, batch_norm: Literal["train", "eval"] = "eval") -> Problem:
@@ -55,7 +61,7 @@ def problem_of(models: list[GlobalModel], images: int, batch_norm: Literal["trai
         generator = torch.Generator().manual_seed(seed)
         batch = Batch(
             torch.rand(images, *model.image_shape, generator=generator, dtype=torch.float64),
-            torch.randint(4, (images,), generator=generator),
+            torch.randint(4, (images, *pixels_of(model)), generator=generator),
         )
         update, _ = client_step(model.to(torch.float64), batch, recipe)
         observations.append(Observation(model, update, recipe, "eavesdropper"))
@@ -68,16 +74,17 @@ def evaluated(
     distance: str,
     victims: Tensor,
     weights: Tensor | None = None,
-    classes: int = 0,
+    joint: bool = False,
     statistics: StatisticsPrior | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Values and derivatives of random candidates."""
-    layout = Layout((problem.examples, *problem.models[0].image_shape), classes)
-    labels = torch.arange(len(problem.models) * problem.examples).reshape(-1, problem.examples) % 4
+    model, shape = problem.models[0], (len(problem.models), problem.examples, *pixels_of(problem.models[0]))
+    layout = Layout((problem.examples, *model.image_shape), model.task.output_shape(model.image_shape) if joint else ())
+    labels = torch.arange(torch.Size(shape).numel()).reshape(shape) % 4
     objective = matching_objective(
         problem,
         layout,
-        None if classes else labels,
+        None if joint else labels,
         distance=DISTANCES[distance],
         weights=torch.ones(len(problem.models), len(problem.names), dtype=torch.float64)
         if weights is None
@@ -123,10 +130,38 @@ def test_nets_that_differ_between_victims_chosen_tensors_and_unknown_labels() ->
     weights = top_tensors(problem.targets, 3)
     for distance in ("cosine", "l2"):
         results = [
-            evaluated(problem, method, distance, rows, weights, classes=4) for method in ("ghost", "vmap", "loop")
+            evaluated(problem, method, distance, rows, weights, joint=True) for method in ("ghost", "vmap", "loop")
         ]
         assert_same(results[0], results[2])
         assert_same(results[1], results[2])
+
+
+@pytest.mark.parametrize("name", sorted(SEGMENTATION))
+def test_batches_with_unknown_masks(name: str) -> None:
+    problem = problem_of([zoo_model(name, 8, seed) for seed in range(2)], images=2)
+    rows = torch.tensor([1, 0, 1])
+    for distance in ("cosine", "l2"):
+        expected = evaluated(problem, "loop", distance, rows, joint=True)
+        for method in ("ghost", "vmap"):
+            assert_same(evaluated(problem, method, distance, rows, joint=True), expected)
+
+
+class Slopes(nn.Module):
+    """PReLU with one slope for all channels, one per channel, and one on vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3)
+        self.one = nn.PReLU()
+        self.many = nn.PReLU(4, init=0.5)
+        self.hidden = nn.Linear(4, 5)
+        self.flat = nn.PReLU(5)
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        values = self.many(torch.sin(self.one(self.first(images))))
+        output: Tensor = self.head(torch.tanh(self.flat(self.hidden(values.mean(dim=(2, 3))))))
+        return output
 
 
 class Mixed(nn.Module):
@@ -169,7 +204,7 @@ class Volume(nn.Module):
 
 
 @pytest.mark.parametrize("distance", ["cosine", "l2"])
-@pytest.mark.parametrize(("net", "shape"), [(Mixed, (3, 8, 8)), (Volume, (1, 4, 5, 6))])
+@pytest.mark.parametrize(("net", "shape"), [(Mixed, (3, 8, 8)), (Slopes, (3, 8, 8)), (Volume, (1, 4, 5, 6))])
 def test_every_known_layer_in_unusual_forms(net: Any, shape: tuple[int, ...], distance: str, make_model: Any) -> None:
     problem = problem_of([make_model(net(), shape, classes=4)] * 2, images=2)
     rows = torch.tensor([0, 1, 1])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from medpfl.attacks.matching.compiled import compiled_objective, compiler_missing, worth_compiling
 from medpfl.attacks.matching.ghost.objective import ghost_objective
-from medpfl.attacks.matching.layout import CANNOT, BatchedObjective, Layout, soft_labels
+from medpfl.attacks.matching.layout import CANNOT, BatchedObjective, Layout
 from medpfl.attacks.matching.objectives import Distance
 from medpfl.attacks.matching.priors import Prior
 from medpfl.attacks.matching.problem import Problem
@@ -45,7 +45,6 @@ __all__ = [
     "Method",
     "matching_objective",
     "runs_batched",
-    "soft_labels",
     "why_not_computable",
 ]
 
@@ -65,7 +64,7 @@ def matching_objective(
     """Distance of candidate gradients to the targets, plus the prior on the candidate's images, plus that on the
     statistics of what its batch norm layers receive.
 
-    labels: (V, K) int64 or (V, K, classes) float; None where the layout holds label logits. weights: (V, tensors), one
+    labels: (V, K) int64 or (V, K, classes) float, masks (V, K, *spatial); None where the layout holds logits. weights: (V, tensors), one
     per trainable tensor of `problem.names`. method: `auto` takes ghost matching where it applies and agrees with
     the plain way on two random candidates, else batches models that are small enough (`VMAP_PARAMETERS`) if PyTorch
     can. `compiled` is `vmap` with full batches through `torch.compile`, and `auto` adds it to the others where
@@ -84,7 +83,7 @@ def matching_objective(
         expected: Sequence[Tensor],
     ) -> Tensor:
         images, logits = layout.split(flat)
-        target = soft_labels(problem.models[0].task, logits) if logits is not None else label
+        target = layout.targets(problem.models[0].task, logits) if logits is not None else label
         assert target is not None
         gradients, found = _candidate_update(problem, model, names, images, target, layers)
         result = distance([gradients[name] for name in names], targets, weight) + prior(images)

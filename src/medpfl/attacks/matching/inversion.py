@@ -15,7 +15,7 @@ from medpfl.attacks.matching.adam import NoiseSource, noise_of
 from medpfl.attacks.matching.coupling import GroupConsistency
 from medpfl.attacks.matching.curvature import GREY, gauss_newton
 from medpfl.attacks.matching.engine import Found, search
-from medpfl.attacks.matching.gradients import Layout, matching_objective, runs_batched, soft_labels, why_not_computable
+from medpfl.attacks.matching.gradients import Layout, matching_objective, runs_batched, why_not_computable
 from medpfl.attacks.matching.initialization import Initialization
 from medpfl.attacks.matching.lbfgs import Preconditioner
 from medpfl.attacks.matching.notes import matching_notes
@@ -66,8 +66,8 @@ class Group:
 class Inversion:
     """How a matching attack inverts.
 
-    labels: optimized jointly (`soft`), `inferred` from the update before, or `given` (an oracle). start: the images'
-    starting points. goal: absolute objective, or share of the target's
+    labels: optimized jointly (`soft`), `inferred` from the update before, or `given` (an oracle); of a segmentation
+    model these are its masks. start: the images' starting points. goal: absolute objective, or share of the target's
     squared norm (`relative_goal`), at which a victim is solved. restarts: starts per victim; with `retry_above` a
     further one is made only if the ones before got stuck with more than this share of the target's squared norm left.
     scaled: search the distance divided by the target's squared norm, so that steps and ends do not depend on its size
@@ -155,8 +155,9 @@ def _labels(observation: Observation, kind: Labels) -> LabelInference:
     if kind == "soft":
         return LabelInference(None, 1.0)
     if kind == "given":
-        labels = observation.knowledge.labels
-        return LabelInference(labels, 1.0, reason=None if labels is not None else "labels were not granted")
+        word = "masks" if observation.model.task.name == "segmentation" else "labels"
+        given: Tensor | None = getattr(observation.knowledge, word)
+        return LabelInference(given, 1.0, reason=None if given is not None else f"{word} were not granted")
     return infer_labels(observation)
 
 
@@ -179,7 +180,7 @@ def _invert(cases: Sequence[_Case], parts: Parts, settings: Inversion) -> list[R
     else:
         soft, searched = settings.labels == "soft", problem
         labels = None if soft else torch.stack([_required(case.inference.labels) for case in cases])
-    layout = Layout((problem.examples, *model.image_shape), model.task.classes if soft else 0)
+    layout = Layout((problem.examples, *model.image_shape), model.task.output_shape(model.image_shape) if soft else ())
     precondition, matrix_evaluations = curvature or (None, (0,) * len(cases))
     block = BLOCK if runs_batched(model) else 1
     solver = settings.solver(SearchSetup(layout, block, precondition, noise_of([case.generator for case in cases])))
@@ -261,18 +262,22 @@ def _reconstruction(
         return Failure(f"none of {found.restarts} starts had a finite objective")
     images, logits = layout.split(found.variables)
     task, labels = problem.models[0].task, case.inference.labels
-    probabilities = None if logits is None else soft_labels(task, logits)
+    probabilities = None if logits is None else layout.targets(task, logits)
     if error is not None:
         with torch.no_grad():
             output, _ = case.observation.model.to(problem.dtype).forward(images, batch_norm=problem.batch_norm)
         probabilities = soft_label(task, output, error)
-    if probabilities is not None:
+    masks = None
+    if task.name == "segmentation":
+        labels, masks = None, None if probabilities is None else probabilities.argmax(dim=1)
+    elif probabilities is not None:
         labels = (probabilities > 0.5).float() if task.name == "multi_label" else probabilities.argmax(dim=-1)
     known = () if case.error is None else (GIVEN_ERROR,) if preconditioned else (GIVEN_ERROR, NO_MATRIX)
     known = known if case.known is None else (*known, case.known.note)
     return Reconstruction(
         images=images.clamp(0.0, 1.0),
         labels=labels,
+        masks=masks,
         objective=found.objective,
         trace=found.trace,
         gradient_evaluations=found.evaluations * problem.steps,

@@ -19,10 +19,13 @@ CANNOT = (RuntimeError, NotImplementedError, TypeError, ValueError)
 
 @dataclass(frozen=True)
 class Layout:
-    """How a candidate's variables lie in one vector: images (K, C, *spatial), then label logits (K, classes) if any."""
+    """How a candidate's variables lie in one vector: images (K, C, *spatial), then logits (K, *logits) if any.
+
+    logits: (classes,) for labels, (classes, *spatial) for masks, empty where these are fixed.
+    """
 
     images: tuple[int, ...]
-    classes: int = 0
+    logits: tuple[int, ...] = ()
 
     @property
     def pixels(self) -> int:
@@ -32,17 +35,16 @@ class Layout:
     @property
     def size(self) -> int:
         """All entries."""
-        return self.pixels + self.images[0] * self.classes
+        return self.pixels + (self.images[0] * prod(self.logits) if self.logits else 0)
 
     def split(self, flat: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(..., n) -> images (..., K, C, *spatial) and logits (..., K, classes), None where labels are fixed."""
+        """(..., n) -> images (..., K, C, *spatial) and logits (..., K, *logits), None where labels are fixed."""
         leading = flat.shape[:-1]
         images = flat[..., : self.pixels].reshape(*leading, *self.images)
-        if not self.classes:
+        if not self.logits:
             return images, None
-        return images, flat[..., self.pixels :].reshape(*leading, self.images[0], self.classes)
+        return images, flat[..., self.pixels :].reshape(*leading, self.images[0], *self.logits)
 
-
-def soft_labels(task: Task, logits: Tensor) -> Tensor:
-    """Label logits (..., classes) as targets: softmax for one class per image, sigmoid for independent classes."""
-    return logits.sigmoid() if task.name == "multi_label" else logits.softmax(dim=-1)
+    def targets(self, task: Task, logits: Tensor) -> Tensor:
+        """Logits (..., K, *logits) as targets: sigmoid for independent classes, else softmax over the classes."""
+        return logits.sigmoid() if task.name == "multi_label" else logits.softmax(dim=-len(self.logits))

@@ -31,6 +31,10 @@ class FromError:
     classes: int
     name: str = "from_error"
 
+    def output_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """One output per class."""
+        return (self.classes,)
+
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Inner product of outputs and targets, both (N, classes)."""
         return (output * target.to(output.dtype)).sum()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from medpfl.attacks.matching.ghost.taps import Tapped, tap
-from medpfl.attacks.matching.layout import CANNOT, BatchedObjective, Layout, soft_labels
+from medpfl.attacks.matching.layout import CANNOT, BatchedObjective, Layout
 from medpfl.attacks.matching.objectives import Distance, cosine_distance, cosine_of_moments, squared_distance
 from medpfl.attacks.matching.priors import Prior
 from medpfl.attacks.matching.problem import Problem
@@ -119,7 +119,7 @@ def _evaluate(
     count = len(variables)
     flat = variables.detach().requires_grad_()
     images, logits = layout.split(flat)
-    target = soft_labels(model.task, logits) if logits is not None else group.labels
+    target = layout.targets(model.task, logits) if logits is not None else group.labels
     assert target is not None
     output, calls, statistics = group.tapped.forward(images.flatten(0, 1))
     loss = torch.func.vmap(model.task.loss)(output.reshape(count, -1, *output.shape[1:]), target).sum()

@@ -78,6 +78,8 @@ def tap(
             shell.module = _put(shell.module, path, OwnConvolution(layer, convolution, shell.calls))
         elif isinstance(layer, nn.GroupNorm | nn.LayerNorm) and found is not None:
             shell.module = _put(shell.module, path, OwnNorm(layer, found, shell.calls))
+        elif isinstance(layer, nn.PReLU) and found is not None:
+            shell.module = _put(shell.module, path, OwnPReLU(layer.weight, found, shell.calls))
         elif found is not None:
             layer.register_forward_hook(_recorder(found, shell.calls))
         reported += found.names if found is not None else ()
@@ -122,7 +124,7 @@ def _known(layer: nn.Module, path: str, wanted: set[str]) -> Layer | None:
         return Linear(weight, bias)
     if isinstance(layer, nn.modules.conv._ConvNd) and _slides_plainly(layer):
         return Convolution(weight, bias, layer.weight.detach(), _sliding(layer))
-    if isinstance(layer, FunctionalBatchNorm) or type(layer) is nn.GroupNorm:
+    if isinstance(layer, FunctionalBatchNorm) or type(layer) is nn.GroupNorm or type(layer) is nn.PReLU:
         return Affine(weight, bias, (layer.weight.numel(),), channel=True)
     if type(layer) is nn.LayerNorm:
         return Affine(weight, bias, tuple(layer.normalized_shape), channel=False)
@@ -266,4 +268,22 @@ class OwnNorm(nn.Module):
         if source.bias is not None:
             output = output + source.bias.view(shape)
         self.calls.append(Call(self.affine, normalized, output))
+        return output
+
+
+class OwnPReLU(nn.Module):
+    """PReLU as ReLU plus an affine map of the negative part."""
+
+    def __init__(self, weight: Tensor, affine: Layer, calls: list[Call]) -> None:
+        super().__init__()
+        self.affine = affine
+        self.calls = calls
+        self.weight = weight.detach()
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Values of the same shape."""
+        negative = values.clamp_max(0.0)
+        slope = self.weight.view(-1, *(1 for _ in values.shape[2:]))
+        output = torch.relu(values) + negative * slope
+        self.calls.append(Call(self.affine, negative, output))
         return output
