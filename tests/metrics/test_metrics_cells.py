@@ -141,6 +141,7 @@ def test_columns_that_no_row_has_count_as_empty() -> None:
     assert (cell["failed"], cell["asr"], cell["psnr_mean"], cell["null_noise_asr"]) == (3, 0.0, None, None)
     assert supplement_cell(bare, threshold=0.9) == {
         "label_accuracy": None,
+        "mask_dice_mean": None,
         "legacy_asr": 0.0,
         "legacy_ssim_mean": None,
         "legacy_mse_mean": None,

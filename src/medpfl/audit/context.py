@@ -10,6 +10,7 @@ from medpfl.audit.entries import DataEntry
 from medpfl.audit.grid import Cell
 from medpfl.audit.materials import Materials
 from medpfl.audit.spec import Spec
+from medpfl.audit.targets import why_no_masks
 from medpfl.data import check_named
 from medpfl.models import validate
 
@@ -126,7 +127,7 @@ def _findings(spec: Spec, cells: Sequence[Cell], materials: Materials) -> list[d
     done: set[tuple[str, str, str]] = set()
     for cell in cells:
         key = (cell.dataset.id, cell.model.id, cell.recipe.id)
-        if key in done:
+        if key in done or why_no_masks(materials.dataset(cell.dataset), cell.model) is not None:
             continue
         done.add(key)
         model = materials.initial_model(cell.dataset, cell.model, spec.seeds[0], 0)

@@ -92,6 +92,8 @@ class ModelEntry(Entry):
     checkpoint: Path | None
     normalize: Normalization | None
     classes: int | None
+    segments: bool
+    """Whether it is trained with masks."""
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,14 @@ from medpfl.data import READERS, resolve_path
 from medpfl.defenses import DEFENSES
 from medpfl.federation.channels import CHANNELS
 from medpfl.federation.training import TrainingConfig
-from medpfl.models import MODELS, Normalization
+from medpfl.models import MODELS, SEGMENTATION, Normalization
 
 _COMMON = ("name", "label", "only")
+DATA_PATHS = ("path", "mask_path")
+"""Keys of a data entry that name files or folders, relative to the spec."""
+_MODEL_KEYS = ("factory", "state", "normalize", "classes", "task")
+TASKS = ("classification", "segmentation")
+"""What a model is trained for; by default segmentation for the zoo's own such models, else classification."""
 _FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
 
@@ -91,10 +96,11 @@ def data_entry(raw: Mapping[str, Any], where: str, base: Path) -> DataEntry:
     settings = build(DataSettings, {key: value for key, value in values.items() if key in settings_keys}, where)
     reader_values = {key: value for key, value in values.items() if key not in settings_keys}
     plain_reader = dict(reader_values)
-    if "path" in reader_keys and "path" in reader_values:
-        if not isinstance(reader_values["path"], str):
-            raise SpecError(f"{where}.path: expected text, found {reader_values['path']!r}")
-        reader_values["path"] = resolve_path(reader_values["path"], base)
+    for key in DATA_PATHS:
+        if key in reader_keys and reader_values.get(key) is not None:
+            if not isinstance(reader_values[key], str):
+                raise SpecError(f"{where}.{key}: expected text, found {reader_values[key]!r}")
+            reader_values[key] = resolve_path(reader_values[key], base)
     reader = build(reader_class, reader_values, where, settings_keys_hint(settings_keys))
     name = raw.get("name") or reader_name
     params = {"reader": reader_name, **as_plain(reader), **plain_reader, **as_plain(settings)}
@@ -114,11 +120,9 @@ def _lookup(registry: Any, name: str, where: str) -> Any:
 
 
 def model_entry(raw: Mapping[str, Any], where: str, base: Path) -> ModelEntry:
-    values = _rest(raw, "factory", "state", "normalize", "classes")
+    values = _rest(raw, *_MODEL_KEYS)
     for key in values:
-        raise SpecError(
-            f"{where}: unknown key '{key}': {suggestion(str(key), (*_COMMON, 'factory', 'state', 'normalize', 'classes'))}"
-        )
+        raise SpecError(f"{where}: unknown key '{key}': {suggestion(str(key), (*_COMMON, *_MODEL_KEYS))}")
     factory = raw.get("factory")
     if factory is not None:
         if not isinstance(factory, str) or not _FACTORY.fullmatch(factory):
@@ -132,6 +136,9 @@ def model_entry(raw: Mapping[str, Any], where: str, base: Path) -> ModelEntry:
     classes = raw.get("classes")
     if classes is not None and (not isinstance(classes, int) or isinstance(classes, bool) or classes < 2):
         raise SpecError(f"{where}.classes: expected a whole number from 2, found {classes!r}")
+    task = raw.get("task")
+    if task is not None and task not in TASKS:
+        raise SpecError(f"{where}.task: expected {' or '.join(TASKS)}, found {task!r}")
     normalize = raw.get("normalize")
     if normalize is not None and not isinstance(normalize, dict):
         raise SpecError(f"{where}.normalize: expected {{mean: [...], std: [...]}}, found {normalize!r}")
@@ -147,6 +154,7 @@ def model_entry(raw: Mapping[str, Any], where: str, base: Path) -> ModelEntry:
         else state,
         "normalize": normalize,
         "classes": classes,
+        **({"task": task} if task is not None else {}),
     }
     return ModelEntry(
         **_common(raw, "model", where, name),
@@ -158,6 +166,7 @@ def model_entry(raw: Mapping[str, Any], where: str, base: Path) -> ModelEntry:
         checkpoint=checkpoint,
         normalize=normalization,
         classes=classes,
+        segments=name in SEGMENTATION if task is None else task == "segmentation",
     )
 
 

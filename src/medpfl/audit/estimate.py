@@ -12,6 +12,7 @@ from medpfl.audit.grid import Cell
 from medpfl.audit.materials import training_kind
 from medpfl.audit.plan import SMALL_MODEL_PARAMETERS, Plan
 from medpfl.audit.preparation import Prepared
+from medpfl.audit.targets import targets_of
 from medpfl.core.domain import Batch
 from medpfl.core.seeding import content_hash
 from medpfl.federation.client import client_step
@@ -72,7 +73,7 @@ def _training_seconds(prepared: Prepared, cell: Cell) -> float:
     assert config is not None  # the caller sees to that
     indices = materials.training_images(cell.dataset, cell.model, seed)
     model, dataset = materials.initial_model(cell.dataset, cell.model, seed), materials.dataset(cell.dataset)
-    images, targets = dataset.images[indices], dataset.targets[indices]
+    images, targets = dataset.images[indices], targets_of(dataset, cell.model)[indices]
     one, generator = replace(config, epochs=None, steps=1), torch.Generator().manual_seed(0)
     step = _seconds(lambda: train(model, images, targets, one, generator), 2)
     return step * _steps(prepared, cell)
@@ -82,7 +83,7 @@ def _gradient_seconds(prepared: Prepared, cell: Cell) -> float:
     seed = prepared.spec.seeds[0]
     model = prepared.materials.initial_model(cell.dataset, cell.model, seed, 0)
     truth = prepared.materials.truth(cell, seed, 0)
-    batch = Batch(truth.images, truth.labels)
+    batch = Batch(truth.images, truth.targets)
     generator = torch.Generator().manual_seed(0)
     return _seconds(lambda: client_step(model, batch, cell.recipe.recipe, generator=generator), 5)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from medpfl.audit.grid import Cell
-from medpfl.audit.images import write_image
+from medpfl.audit.images import write_image, write_mask
 from medpfl.audit.materials import Materials
 from medpfl.audit.plan import Chunk, case_id
 from medpfl.core.domain import (
@@ -79,7 +79,7 @@ def _client_round(materials: Materials, cell: Cell, seed: int, victim: int, trut
     stream = generator("client", seed, cell.dataset.id, victim, cell.model.id, cell.recipe.id, cell.defense.id)
     return run_round(
         model,
-        Batch(truth.images, truth.labels),
+        Batch(truth.images, truth.targets),
         cell.recipe.recipe,
         hooks=cell.defense.defense,
         channel=cell.channel.channel,
@@ -95,6 +95,7 @@ def _observe(
     read = cell.read
     knowledge = Knowledge(
         labels=truth.labels if "labels" in read else None,
+        masks=truth.masks if "masks" in read else None,
         logits=model.forward(truth.images)[0].detach() if "logits" in read else None,
         batch_norm_statistics=_batch_norm_statistics(model, truth.images, cell.recipe.recipe.batch_norm)
         if "batch_norm_statistics" in read
@@ -142,7 +143,7 @@ def _case_rows(
     nulls = _nulls(materials, cell, seed, victim, truth)
     rows = []
     for image_score in scores:
-        paths = _write_images(cell, seed, victim, truth, image_score, out)
+        paths = _write_images(materials, cell, seed, victim, truth, image_score, out)
         rows.append(_row(cell, seed, victim, outcome, image_score, nulls, seconds, paths))
     return rows
 
@@ -178,7 +179,7 @@ def _normalization(normalize: Normalization | None) -> tuple[Tensor, Tensor] | N
 
 
 def _write_images(
-    cell: Cell, seed: int, victim: int, truth: GroundTruth, image_score: ImageScore, out: Path
+    materials: Materials, cell: Cell, seed: int, victim: int, truth: GroundTruth, image_score: ImageScore, out: Path
 ) -> dict[str, str]:
     stem = f"s{seed}-v{victim:04d}-p{image_score.position:03d}"
     truth_path = Path("images", "truth", cell.dataset.id, f"{stem}.png")
@@ -186,7 +187,16 @@ def _write_images(
     if not (out / truth_path).with_suffix(".npz").exists():
         write_image(out / truth_path, truth.images[image_score.position])
     write_image(out / reconstruction_path, image_score.image)
-    return {"truth_image": truth_path.as_posix(), "reconstruction_image": reconstruction_path.as_posix()}
+    paths = {"truth_image": truth_path, "reconstruction_image": reconstruction_path}
+    if truth.masks is not None:
+        classes = len(materials.dataset(cell.dataset).mask_names)
+        paths["truth_mask"] = truth_path.with_stem(f"{stem}-mask")
+        if not (out / paths["truth_mask"]).with_suffix(".npz").exists():
+            write_mask(out / paths["truth_mask"], truth.masks[image_score.position], classes)
+        if image_score.mask is not None:
+            paths["reconstruction_mask"] = reconstruction_path.with_stem(f"{stem}-mask")
+            write_mask(out / paths["reconstruction_mask"], image_score.mask, classes)
+    return {name: path.as_posix() for name, path in paths.items()}
 
 
 def _identity(cell: Cell, seed: int, victim: int, position: int, item: str) -> Row:
@@ -229,6 +239,7 @@ def _row(
         "label_correct": image_score.label_correct,
         "legacy_ssim": image_score.legacy_ssim,
         "legacy_mse": image_score.legacy_mse,
+        "mask_dice": image_score.mask_dice,
         "candidate": image_score.candidate,
         "candidates": image_score.candidates,
         "objective": outcome.objective,

@@ -70,9 +70,9 @@ class Cell:
 
     @property
     def read(self) -> frozenset[str]:
-        """Granted knowledge that the attack reads; it sees nothing else of what is granted, and masks never: no reader has any."""
+        """Granted knowledge that the attack reads; it sees nothing else of what is granted."""
         attack = self.attack.attack
-        return (self.threat_model.knows & (attack.requires() | attack.uses())) - {"masks"}
+        return self.threat_model.knows & (attack.requires() | attack.uses())
 
     @property
     def oracle(self) -> str:
@@ -121,8 +121,6 @@ def refusal(cell: Cell) -> str | None:
     if missing:
         listed = ", ".join(f"{word} ({KNOWLEDGE[word]})" for word in sorted(missing))
         return f"{cell.attack.name} needs knowledge that {cell.threat_model.id} does not grant: {listed}"
-    if "masks" in attack.requires():
-        return f"{cell.attack.name} needs segmentation masks, which no reader of this version gives"
     if not cell.channel.channel.reveals_individual_updates and not _listener(cell).sees_inside_channel:
         return f"{cell.threat_model.id} sees nothing behind the channel {cell.channel.id}"
     return None

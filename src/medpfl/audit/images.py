@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from math import ceil, sqrt
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,18 @@ def write_image(path: Path, image: Tensor) -> None:
     A volume (C, D, H, W) is shown as a montage of its slices.
     """
     array = image.detach().float().cpu().numpy()
+    _write(path, array, {"image": array})
+
+
+def write_mask(path: Path, mask: Tensor, classes: int) -> None:
+    """Writes classes (*spatial) as grey levels, black for 0, and beside it, as they are, as `.npz` with the key `mask`."""
+    array = mask.detach().cpu().numpy().astype(np.int64)
+    _write(path, array[np.newaxis] / max(1, classes - 1), {"mask": array})
+
+
+def _write(path: Path, array: Values, full: Mapping[str, Values]) -> None:
     packed = io.BytesIO()
-    np.savez_compressed(packed, image=array)
+    np.savez_compressed(packed, allow_pickle=False, **full)
     pixels = np.round(_flat(array).clip(0, 1) * 255).astype(np.uint8)
     picture = Image.fromarray(pixels[0]) if pixels.shape[0] == 1 else Image.fromarray(pixels.transpose(1, 2, 0))
     png = io.BytesIO()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,12 +17,12 @@ from medpfl.audit.files import locked, make_private_folder, unwritable
 from medpfl.audit.grid import Cell
 from medpfl.audit.snapshots import FileSession, Watched
 from medpfl.audit.spec import Spec
+from medpfl.audit.targets import targets_of, task_of
 from medpfl.audit.validation import as_plain
 from medpfl.core.domain import Auxiliary, GlobalModel
 from medpfl.core.errors import SpecError, StoreError
 from medpfl.core.seeding import content_hash, generator
 from medpfl.core.session import State
-from medpfl.core.tasks import SingleLabel
 from medpfl.data import Borrowed, Dataset, Split, borrow, load_dataset, split
 from medpfl.federation.training import TrainingConfig, at_step, train
 from medpfl.metrics.truth import GroundTruth
@@ -112,7 +112,10 @@ class Materials:
         indices = list(pool.split.victims[victim][: cell.recipe.recipe.private_images])
         dataset = pool.dataset
         return GroundTruth(
-            dataset.images[indices], dataset.targets[indices], tuple(dataset.items[index] for index in indices)
+            images=dataset.images[indices],
+            labels=dataset.targets[indices],
+            items=tuple(dataset.items[index] for index in indices),
+            masks=dataset.masks[indices] if dataset.masks is not None and cell.model.segments else None,
         )
 
     def null_images(self, cell: Cell, seed: int) -> tuple[Tensor, Tensor]:
@@ -177,19 +180,11 @@ class Materials:
 
     def _make_model(self, data: DataEntry, entry: ModelEntry, seed: int, victim: int | None) -> GlobalModel:
         dataset = self.dataset(data)
-        task = dataset.task
-        if entry.classes is not None and entry.classes != task.classes:
-            if entry.classes < task.classes or not isinstance(task, SingleLabel):
-                raise SpecError(
-                    f"models '{entry.id}': classes is {entry.classes}, but '{data.id}' has {task.classes} classes; "
-                    "leave `classes` out or make it larger"
-                )
-            task = replace(task, classes=entry.classes)
         keys = [seed, data.id, entry.name] if victim is None else [seed, data.id, entry.name, victim]
         model = build_model(
             entry.source,
             image_shape=tuple(dataset.images.shape[1:]),
-            task=task,
+            task=task_of(dataset, entry),
             normalize=entry.normalize,
             generator=generator("model", *keys),
             search_path=self.spec.factory_folders,
@@ -254,7 +249,7 @@ class Materials:
         session = FileSession(self._cache_folder, path.name, lambda fraction: self._tell(name, fraction))
         stream = generator("training", seed, data.id, *training_kind(entry))
         with _torch_threads(self._threads):
-            images, targets = dataset.images[indices], dataset.targets[indices]
+            images, targets = dataset.images[indices], targets_of(dataset, entry)[indices]
             train(initial, images, targets, config, stream, Watched(session, keep))
         session.close()
         self._tell(name, 1.0)
@@ -320,5 +315,7 @@ def _fingerprint(dataset: Dataset, places: tuple[Any, ...]) -> str:
     digest = hashlib.sha256()
     digest.update(dataset.images.to(torch.float32).contiguous().numpy().tobytes())
     digest.update(dataset.targets.to(torch.float32).contiguous().numpy().tobytes())
+    if dataset.masks is not None:
+        digest.update(dataset.masks.contiguous().numpy().tobytes())
     digest.update(repr(places).encode())
     return digest.hexdigest()[:16]

@@ -13,6 +13,7 @@ from medpfl.audit.identity import identity
 from medpfl.audit.materials import Materials, images_per_victim, model_key
 from medpfl.audit.plan import Chunk, Plan, chunks
 from medpfl.audit.spec import Spec
+from medpfl.audit.targets import why_no_masks
 from medpfl.core.functional import require_ssim_size
 from medpfl.federation.recipes import check_recipe, has_batch_norm
 from medpfl.models import validate
@@ -96,6 +97,8 @@ def _telling(changes: Iterable[Change], materials: Materials, seed: int) -> tupl
 
 
 def _refused_by_model(cell: Cell, materials: Materials, seed: int) -> str | None:
+    if (reason := why_no_masks(materials.dataset(cell.dataset), cell.model)) is not None:
+        return reason
     model = materials.initial_model(cell.dataset, cell.model, seed, 0)
     problems = check_recipe(cell.recipe.recipe, model, cell.defense.defense)
     if problems:

@@ -17,6 +17,7 @@ import psutil
 from medpfl.audit.diagnosis import is_extra
 from medpfl.audit.effects import diagnosis
 from medpfl.audit.entries import AXES
+from medpfl.audit.entry_parsing import DATA_PATHS
 from medpfl.audit.files import write_atomically
 from medpfl.audit.limits import all_satisfy
 from medpfl.audit.spec import Spec
@@ -28,7 +29,7 @@ RESULT_COLUMNS = (
     "case", "cell", "seed", *AXES, "oracle", "adaptive", "victim", "client", "position", "item", "status", "reason",
     "psnr", "ssim", "mse", "success", "label", "label_inferred", "label_correct", "legacy_ssim", "legacy_mse",
     "candidate", "candidates", "objective", "gradient_evaluations", "seconds", "stop_reason", "truth_image",
-    "reconstruction_image", "notes", "diagnosis_of", "change",
+    "reconstruction_image", "mask_dice", "truth_mask", "reconstruction_mask", "notes", "diagnosis_of", "change",
     *(f"null_{name}_{metric}" for name in ("class_mean", "nearest", "noise") for metric in ("psnr", "ssim", "mse")),
     "schema",
 )  # fmt: skip
@@ -39,7 +40,7 @@ CELL_COLUMNS = (
     *(f"null_{name}_{metric}" for name in ("class_mean", "nearest", "noise") for metric in ("psnr", "ssim", "asr")),
     "gain_psnr", "gain_ssim", "utility_balanced_accuracy", "utility_balanced_accuracy_low",
     "utility_balanced_accuracy_high", "utility_auc", "utility_auc_low", "utility_auc_high",
-    "label_accuracy", "legacy_asr", "legacy_ssim_mean", "legacy_mse_mean", "diagnosis_of", "change",
+    "label_accuracy", "mask_dice_mean", "legacy_asr", "legacy_ssim_mean", "legacy_mse_mean", "diagnosis_of", "change",
     "schema",
 )  # fmt: skip
 
@@ -192,9 +193,11 @@ def spec_as_run(spec: Spec, folder: Path) -> bytes:
 
     plain = json.loads(json.dumps(dict(spec.plain)))
     for entry in plain.get("data", []):
-        path = entry.get("path") if isinstance(entry, dict) else None
-        if isinstance(path, str) and not path.startswith("package:"):
-            entry["path"] = os.path.relpath((spec.base / Path(path).expanduser()).resolve(), folder.resolve())
+        for key in DATA_PATHS if isinstance(entry, dict) else ():
+            path = entry.get(key)
+            if not isinstance(path, str) or path.startswith("package:"):
+                continue
+            entry[key] = os.path.relpath((spec.base / Path(path).expanduser()).resolve(), folder.resolve())
     for entry, parsed in zip(plain.get("models", []), spec.models, strict=False):
         if isinstance(entry, dict) and parsed.checkpoint is not None:
             entry["state"] = os.path.relpath(parsed.checkpoint.resolve(), folder.resolve())

@@ -26,7 +26,7 @@ from medpfl.report.views import AXES
 
 COPIED = ("results.csv", "cells.csv", "summary.json", "spec.yaml")
 IMAGE_SUFFIXES = (".png", ".npz")
-EMPTIED_COLUMNS = ("item", "truth_image", "reconstruction_image", "notes")
+EMPTIED_COLUMNS = ("item", "truth_image", "reconstruction_image", "truth_mask", "reconstruction_mask", "notes")
 KEPT_COLUMNS = frozenset({"case", "cell", "status", "oracle", "diagnosis_of", "change", *AXES})
 """Ids and fixed words: they are what other tables and commands refer to."""
 

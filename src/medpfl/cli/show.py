@@ -139,7 +139,7 @@ def _print_case(console: Console, rows: Sequence[Row]) -> None:
     console.print(nulls)
     console.print()
     for row in rows:
-        for name in ("item", "truth_image", "reconstruction_image"):
+        for name in ("item", "truth_image", "reconstruction_image", "truth_mask", "reconstruction_mask", "mask_dice"):
             if row.get(name):
                 text = f"{row.get('position', '')} {name.replace('_', ' ')}: {printable(row[name])}"
                 console.print(Text(text), soft_wrap=True)

@@ -33,9 +33,13 @@ class Reader(ABC):
     def read(self, maximum: int | None = None) -> Iterator[Sample]:
         """Images at their native size, in an order that depends on the files' names only.
 
-        Each is float32 (C, *spatial) in [0, 1]. `maximum` bounds their number: the kept ones are spread evenly over
+        Each is float32 (C, *spatial) in [0, 1], and has a mask (*spatial) where there are `mask_names`. `maximum` bounds their number: the kept ones are spread evenly over
         the classes and, within a class, over the reading order. Raises DataError that names the file.
         """
+
+    def mask_names(self) -> tuple[str, ...]:
+        """Names of the classes of the masks, the background first; none for data without masks."""
+        return ()
 
     @property
     def multi_label(self) -> bool:

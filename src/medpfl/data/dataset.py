@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -14,14 +14,14 @@ from medpfl.core.domain import Sample
 from medpfl.core.errors import DataError
 from medpfl.core.tasks import MultiLabel, SingleLabel, Task
 from medpfl.data.base import Reader
-from medpfl.data.resizing import Aspect, resize, to_channels
+from medpfl.data.resizing import Aspect, resize, resize_mask, to_channels
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Images (N, C, *spatial) in [0, 1] with their targets: int64 (N,), or float (N, classes) for several labels.
 
-    `items` are unique names without patient text. `patients` are opaque keys for splitting. `notes` say in plain
+    `masks` are int64 (N, *spatial) with classes `mask_names`, where the data has masks. `items` are unique names without patient text. `patients` are opaque keys for splitting. `notes` say in plain
     sentences what is unusual about the data.
     """
 
@@ -33,6 +33,8 @@ class Dataset:
     class_names: tuple[str, ...]
     task: Task
     notes: tuple[str, ...] = ()
+    masks: Tensor | None = None
+    mask_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return int(self.images.shape[0])
@@ -50,19 +52,23 @@ def load_dataset(
     """Reads, checks and resizes all images, or `maximum` of them, spread evenly over classes and reading order.
 
     `size` is the number of pixels per axis (one number: the same for each). Gray becomes color by repetition and
-    color becomes gray by the luma weights 0.299, 0.587, 0.114. Raises DataError that names the data entry or item:
-    no images, size 0, NaN, values outside [0, 1], a label out of range, an item that comes twice.
+    color becomes gray by the luma weights 0.299, 0.587, 0.114. Masks are resized by nearest neighbor. Raises DataError
+    that names the data entry or item: no images, size 0, NaN, values outside [0, 1], a label out of range, an item that
+    comes twice, a mask that is missing, of another size, or of an unknown class.
     """
-    class_names, multi_label = reader.class_names(), reader.multi_label
+    class_names, multi_label, mask_names = reader.class_names(), reader.multi_label, reader.mask_names()
     images: list[Tensor] = []
     samples: list[Sample] = []
     for sample in reader.read(maximum):
         where = f"data '{name}', item '{sample.item}'"
         _check(sample, len(class_names), multi_label, where)
+        _check_mask(sample, len(mask_names), where)
         if images and sample.image.ndim != images[0].ndim:
             raise DataError(f"{where}: images and volumes are mixed; make two data entries of them")
-        images.append(resize(to_channels(sample.image, channels, where), _shape(size, sample, where), aspect))
-        samples.append(Sample(images[-1], sample.label, sample.item, sample.patient, sample.site))
+        shape = _shape(size, sample, where)
+        images.append(resize(to_channels(sample.image, channels, where), shape, aspect))
+        mask = None if sample.mask is None else resize_mask(sample.mask, shape, aspect)
+        samples.append(replace(sample, image=images[-1], mask=mask))
     if not samples:
         raise DataError(f"data '{name}' has no images; check its path and options")
     items = tuple(sample.item for sample in samples)
@@ -78,6 +84,8 @@ def load_dataset(
         class_names=class_names,
         task=MultiLabel(len(class_names)) if multi_label else SingleLabel(max(2, len(class_names))),
         notes=(*reader.notes(), *_constant_notes(samples)),
+        masks=torch.stack([sample.mask for sample in samples if sample.mask is not None]) if mask_names else None,
+        mask_names=mask_names,
     )
 
 
@@ -103,6 +111,21 @@ def _check(sample: Sample, classes: int, multi_label: bool, where: str) -> None:
         fits = multi_label and len(sample.label) == classes and set(sample.label) <= {0, 1}
     if not fits:
         raise DataError(f"{where}: label {sample.label} does not fit {classes} classes")
+
+
+def _check_mask(sample: Sample, classes: int, where: str) -> None:
+    mask = sample.mask
+    if (mask is None) != (classes == 0):
+        raise DataError(f"{where}: the image has {'no' if mask is None else 'a'} mask, unlike others; give all or none")
+    if mask is None:
+        return
+    if mask.shape != sample.image.shape[1:]:
+        raise DataError(
+            f"{where}: the mask has size {'x'.join(map(str, mask.shape))} and the image "
+            f"{'x'.join(map(str, sample.image.shape[1:]))}; give a mask of the image's own size"
+        )
+    if int(mask.min()) < 0 or int(mask.max()) >= classes:
+        raise DataError(f"{where}: mask classes {int(mask.min())} to {int(mask.max())} do not fit {classes} names")
 
 
 def _targets(samples: Sequence[Sample], multi_label: bool) -> Tensor:

@@ -28,13 +28,18 @@ class Found:
 
 
 def find_files(
-    root: Path, *, suffixes: Sequence[str] = (), pattern: str = "*", names: Sequence[str] = ()
+    root: Path,
+    *,
+    suffixes: Sequence[str] = (),
+    pattern: str = "*",
+    names: Sequence[str] = (),
+    without: Path | None = None,
 ) -> list[Found]:
     """Files under `root`, or `root` itself where it is a file, sorted by name.
 
     Hidden files and folders are left out. `suffixes` (lower case; empty for all) and `pattern` (matched against the
-    file name, or against the relative name if it has a slash) choose among them; `names` lists them instead. Raises
-    DataError if `root` or a listed file does not exist or nothing is left.
+    file name, or against the relative name if it has a slash) choose among them; `names` lists them instead. Files
+    below `without`, a folder in `root`, are left out. Raises DataError if `root` or a listed file does not exist or nothing is left.
     """
     require_access(root)
     if root.is_file():
@@ -42,6 +47,8 @@ def find_files(
     if names:
         return [Found(require_access(root / name), Path(name).as_posix()) for name in names]
     everything = [Found(root / name, name) for name in sorted(_walk(root), key=lambda name: name.split("/"))]
+    if without is not None:
+        everything = [file for file in everything if without not in file.path.parents]
     found = [file for file in everything if _admitted(file, suffixes, pattern)]
     if not found:
         wanted = " ".join(suffixes) if pattern == "*" else f"'{pattern}'"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +83,19 @@ def read_image_file(path: Path) -> Tensor:
     Transparent images are composited on black. The EXIF orientation is applied. Raises DataError that names the file
     if it is corrupt, truncated, neither PNG nor JPEG, or larger than Pillow's limit for decompression bombs.
     """
+    return to_image(decode(path, ("PNG", "JPEG"), _image_values), f"'{path}'")
+
+
+def decode(path: Path, formats: tuple[str, ...], values: Callable[[Image.Image], Array]) -> Array:
+    """What `values` makes of an image file of one of these formats, upright. Raises DataError that names the file."""
+    kinds = " or ".join(formats)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=("PNG", "JPEG")) as image:
+            with Image.open(path, formats=formats) as image:
                 image.load()
-                values = _image_values(ImageOps.exif_transpose(image))
+                return values(ImageOps.exif_transpose(image))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise DataError(
             f"'{path}' has more than {Image.MAX_IMAGE_PIXELS} pixels and could be a decompression bomb; "
@@ -96,10 +103,8 @@ def read_image_file(path: Path) -> Tensor:
         ) from None
     except _BROKEN_IMAGE as error:
         raise DataError(
-            f"'{path}' is not a readable PNG or JPEG file ({_reason(error)}); "
-            "it is corrupt, truncated or another format"
+            f"'{path}' is not a readable {kinds} file ({_reason(error)}); it is corrupt, truncated or another format"
         ) from None
-    return to_image(values, f"'{path}'")
 
 
 def _reason(error: BaseException) -> str:

@@ -42,6 +42,26 @@ def resize(image: Tensor, size: tuple[int, ...], aspect: Aspect = "squash") -> T
     return F.pad(image, _margins(inner, size)) if inner != size else image
 
 
+def resize_mask(mask: Tensor, size: tuple[int, ...], aspect: Aspect = "squash") -> Tensor:
+    """(*spatial) classes to (*size), placed as `resize` places the image: nearest neighbor, never a value in between.
+
+    `pad` fills with 0, the background.
+
+    >>> resize_mask(torch.tensor([[0, 7]]), (2, 4)).tolist()
+    [[0, 0, 7, 7], [0, 0, 7, 7]]
+    """
+    spatial = tuple(mask.shape)
+    if spatial == size:
+        return mask
+    if aspect == "crop":
+        mask = _center_crop(mask, _largest_inside(size, spatial))
+    inner = _largest_inside(spatial, size) if aspect == "pad" else size
+    for axis, new in enumerate(inner):
+        centers = (torch.arange(new, dtype=torch.float64) + 0.5) * (mask.shape[axis] / new)
+        mask = mask.index_select(axis, centers.long().clamp_max(mask.shape[axis] - 1))
+    return F.pad(mask, _margins(inner, size)) if inner != size else mask
+
+
 def to_channels(image: Tensor, channels: int, where: str) -> Tensor:
     """(C, *spatial) to (`channels`, *spatial): gray is repeated, color is weighted by `LUMA`.
 

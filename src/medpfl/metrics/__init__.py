@@ -59,6 +59,14 @@ METRICS.add(
     summary="Share of the images with an inferred label whose label was inferred rightly.",
 )
 METRICS.add(
+    "mask_dice",
+    Metric("0 to 1", "higher", "image"),
+    summary="Dice coefficient of the mask that the attack found and the true one, mean over the classes that either "
+    "has, without the background; 1 where both are empty.",
+    limits="Only for segmentation models whose masks were searched. Where the lesion is large, a mask that covers "
+    "everything scores well.",
+)
+METRICS.add(
     "null_class_mean",
     Metric("psnr, ssim and asr of an image that uses no update", "neither", "cell"),
     summary="What the mean image of the true class scores, made from other patients' images.",

@@ -63,7 +63,8 @@ def supplement_cell(rows: pd.DataFrame, *, threshold: float) -> Summary:
 
     `label_accuracy` is over the finished images whose label was inferred; `legacy_asr` is the share of all images with
     a legacy SSIM at the threshold or above; the legacy means are over the finished images, and empty as soon as one
-    value is undefined under its convention. For reproduction only.
+    value is undefined under its convention. For reproduction only. `mask_dice_mean` is over the finished images for
+    which the attack found a mask.
     """
     rows = _with_columns(rows, "status", "label_correct")
     done = (rows["status"].astype(str) == "done").to_numpy()
@@ -73,6 +74,7 @@ def supplement_cell(rows: pd.DataFrame, *, threshold: float) -> Summary:
     legacy = (_numbers(rows, "legacy_ssim") >= threshold).to_numpy() & done
     return {
         "label_accuracy": _mean((correct == "true").astype(float)),
+        "mask_dice_mean": _mean(_numbers(finished, "mask_dice").dropna()),
         "legacy_asr": float(legacy.mean()) if len(rows) else None,
         "legacy_ssim_mean": _mean(_numbers(finished, "legacy_ssim"), strict=True),
         "legacy_mse_mean": _mean(_numbers(finished, "legacy_mse"), strict=True),

@@ -11,6 +11,7 @@ from medpfl.core.domain import Reconstruction
 from medpfl.core.errors import AttackFailure
 from medpfl.core.functional import assignment, mse, psnr, ssim
 from medpfl.metrics.legacy import Normalization, legacy_scores
+from medpfl.metrics.masks import mask_dice
 from medpfl.metrics.truth import GroundTruth
 
 Label = int | list[int]
@@ -26,6 +27,7 @@ class ImageScore:
     psnr (dB), ssim and mse are in [0, 1] image space with range 1; success is SSIM at the threshold or above.
     label_inferred is the label of the assigned candidate, None where none was inferred, and label_correct with it.
     legacy_ssim and legacy_mse follow the source paper's own convention. image: the (C, *spatial) that was scored.
+    mask: the assigned candidate's mask (*spatial), and mask_dice its agreement with the true one; None without either.
     """
 
     position: int
@@ -42,6 +44,8 @@ class ImageScore:
     legacy_ssim: float
     legacy_mse: float
     image: Tensor
+    mask: Tensor | None = None
+    mask_dice: float | None = None
 
 
 def score(
@@ -76,6 +80,7 @@ def score(
     scores = []
     for position, rank in enumerate(chosen):
         label = as_label(truth.labels[position])
+        mask = None if reconstruction is None or rank is None else _mask(reconstruction, truth, rank)
         label_inferred = None if inferred is None or rank is None else _inferred_label(inferred[rank], label)
         scores.append(
             ImageScore(
@@ -93,9 +98,26 @@ def score(
                 legacy_ssim=float(legacy_ssims[position]),
                 legacy_mse=float(legacy_errors[position]),
                 image=images[position],
+                mask=mask,
+                mask_dice=None
+                if mask is None or truth.masks is None
+                else float(mask_dice(mask[None], truth.masks[position][None])),
             )
         )
     return scores
+
+
+def _mask(reconstruction: Reconstruction, truth: GroundTruth, rank: int) -> Tensor | None:
+    """The mask of a candidate, where the attack found one and there is a true one."""
+    if reconstruction.masks is None or truth.masks is None:
+        return None
+    mask = reconstruction.masks[rank].detach().to(truth.masks.device)
+    if mask.shape != truth.masks.shape[1:]:
+        raise AttackFailure(
+            f"the attack returned masks of shape {tuple(mask.shape)}, the private ones have "
+            f"{tuple(truth.masks.shape[1:])}"
+        )
+    return mask
 
 
 def pairwise_mse(a: Tensor, b: Tensor) -> Tensor:

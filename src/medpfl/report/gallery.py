@@ -35,11 +35,16 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pair:
-    """One private image and what came back for it."""
+    """One private image and what came back for it, with the masks of a segmentation model.
+
+    mask: the true one, None where there is none. mask_found: what the attack found, None where it was not searched.
+    """
 
     result: ImageResult
     truth: Picture
     reconstruction: Picture
+    mask: Picture | None = None
+    mask_found: Picture | None = None
 
 
 @dataclass(frozen=True)
@@ -145,12 +150,27 @@ def picture(folder: Path, relative: str, budget: int) -> tuple[Picture, int]:
 def _filled(exhibit: Exhibit, folder: Path, budget: int) -> tuple[Exhibit, int, int]:
     pairs, spent, left_out = [], 0, 0
     for result in exhibit.results[:MOST_IMAGES]:
-        truth, used = picture(folder, result.truth_image, budget - spent)
-        spent += used
-        reconstruction, used = picture(folder, result.reconstruction_image, budget - spent)
-        spent += used
-        left_out += sum("left out" in shown.missing for shown in (truth, reconstruction))
-        pairs.append(Pair(result, truth, reconstruction))
+        shown: list[Picture] = []
+        for relative in (
+            result.truth_image,
+            result.reconstruction_image,
+            result.truth_mask,
+            result.reconstruction_mask,
+        ):
+            found, used = picture(folder, relative, budget - spent)
+            shown.append(found)
+            spent += used
+        left_out += sum("left out" in found.missing for found in shown)
+        truth, reconstruction, mask, mask_found = shown
+        pairs.append(
+            Pair(
+                result,
+                truth,
+                reconstruction,
+                mask if result.truth_mask else None,
+                mask_found if result.reconstruction_mask else None,
+            )
+        )
     more = len(exhibit.results) - len(pairs)
     return replace(exhibit, pairs=tuple(pairs), more=more), spent, left_out
 

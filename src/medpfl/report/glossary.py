@@ -68,6 +68,12 @@ def glossary(threshold: float) -> tuple[Term, ...]:
             "Share of the labels that the attack inferred from the update and that are right, among the images for "
             "which it inferred one.",
         ),
+        Term(
+            "Mask, Dice",
+            "A segmentation model is trained with masks, a class for every pixel. An attack that does not know them "
+            "searches them with the image. Mask Dice is 2 |A and B| / (|A| + |B|) of the mask that it found and the true "
+            "one, from 0 to 1, mean over the classes that either has, without the background; 1 where both are empty.",
+        ),
         Term("Evaluations", "Gradient computations that the attack spent on all cases of a cell, restarts included."),
         Term(
             "Legacy SSIM, legacy MSE",

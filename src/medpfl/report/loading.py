@@ -123,6 +123,9 @@ def _image_result(row: Row) -> ImageResult:
         stop_reason=row.get("stop_reason", ""),
         truth_image=row.get("truth_image", ""),
         reconstruction_image=row.get("reconstruction_image", ""),
+        truth_mask=row.get("truth_mask", ""),
+        reconstruction_mask=row.get("reconstruction_mask", ""),
+        mask_dice=number(row.get("mask_dice")),
         fallback=row.get("status") == "done" and row.get("candidate") == "",
         null_ssim={null: value for null, value in null_ssim.items() if value is not None},
     )

@@ -19,7 +19,7 @@ REMOVED = "[item]"
 WITHHELD = "(withheld)"
 """What stands in place of paths and file lists."""
 
-WITHHELD_KEYS = frozenset({"path", "files", "pattern", "factory_folders"})
+WITHHELD_KEYS = frozenset({"path", "mask_path", "files", "pattern", "factory_folders"})
 """Settings that name files and folders."""
 CHECKPOINT = re.compile(r"[./\\:]")
 """What a model's `state` contains where it is a path, of which the file's name is kept."""
@@ -68,6 +68,8 @@ def _result(result: ImageResult, clean: Clean) -> ImageResult:
         item="",
         truth_image="",
         reconstruction_image="",
+        truth_mask="",
+        reconstruction_mask="",
         reason=clean(result.reason),
         stop_reason=clean(result.stop_reason),
     )

@@ -202,6 +202,13 @@ def _number_columns(cells: Sequence[Cell], threshold: float) -> list[Column]:
             lambda cell: Value(percent(cell.label_accuracy), cell.label_accuracy),
         ),
         Column(
+            "Mask Dice",
+            "mean Dice coefficient of the masks that the attack found and the true ones",
+            True,
+            any(cell.mask_dice is not None for cell in cells),
+            lambda cell: _number(cell.mask_dice, 2),
+        ),
+        Column(
             "Evaluations",
             "gradient evaluations of all cases together",
             True,

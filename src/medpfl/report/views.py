@@ -44,6 +44,8 @@ class Null:
 class ImageResult:
     """One private image: a row of `results.csv`. `null_ssim` maps null baselines to this image's score, if stored.
 
+    `truth_mask` and `reconstruction_mask` are pictures of a segmentation model's masks, empty where there are none.
+
     `fallback` says that nothing came back for it and the adversary's best guess without an update was scored.
     """
 
@@ -69,6 +71,9 @@ class ImageResult:
     stop_reason: str = ""
     truth_image: str = ""
     reconstruction_image: str = ""
+    truth_mask: str = ""
+    reconstruction_mask: str = ""
+    mask_dice: float | None = None
     fallback: bool = False
     null_ssim: Mapping[str, float] = field(default_factory=dict)
 
@@ -136,6 +141,11 @@ class Cell:
         return name not in NOTHING_THERE or self.axes.get("guard", "") not in NOTHING_THERE
 
     @property
+    def segments(self) -> bool:
+        """Whether its model was trained with masks."""
+        return any(result.truth_mask for result in self.results)
+
+    @property
     def refused(self) -> bool:
         """Whether the combination was not possible."""
         return self.status == "refused"
@@ -166,6 +176,11 @@ class Cell:
         return self._supplement["label_accuracy"]
 
     @cached_property
+    def mask_dice(self) -> float | None:
+        """Mean Dice coefficient of the masks that the attack found."""
+        return self._supplement["mask_dice_mean"]
+
+    @cached_property
     def legacy_ssim(self) -> float | None:
         """Mean SSIM by the source paper's own convention."""
         return self._supplement["legacy_ssim_mean"]
@@ -191,7 +206,7 @@ class Cell:
 
     @cached_property
     def _supplement(self) -> Mapping[str, float | None]:
-        columns = ("status", "label_correct", "legacy_ssim", "legacy_mse")
+        columns = ("status", "label_correct", "mask_dice", "legacy_ssim", "legacy_mse")
         rows = pd.DataFrame({name: [getattr(result, name) for result in self.results] for name in columns})
         found = supplement_cell(rows, threshold=1.0)
         return {name: value for name, value in found.items() if not isinstance(value, str)}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.random import Generator
 
-from medpfl.data.phantoms.canvas import Canvas, Field, over
+from medpfl.data.phantoms.canvas import Canvas, Drawing, Field, inside, over
 
 BRAIN_CLASSES = ("glioma", "meningioma", "no_tumor", "pituitary")
 
@@ -31,8 +31,8 @@ _WEIGHTINGS = (
 )
 
 
-def draw_brain(label: int, resolution: int, patient: Generator, image: Generator) -> Field:
-    """One slice (resolution, resolution) in [0, 1]. `patient` draws head and tumor, `image` pose and sequence."""
+def draw_brain(label: int, resolution: int, patient: Generator, image: Generator) -> Drawing:
+    """One slice (resolution, resolution) and its tumor. `patient` draws head and tumor, `image` pose and sequence."""
     width, height = patient.uniform(0.58, 0.8), patient.uniform(0.78, 0.95)
     canvas = Canvas(
         resolution,
@@ -51,9 +51,9 @@ def draw_brain(label: int, resolution: int, patient: Generator, image: Generator
     picture = _ventricles(canvas, picture, height, tissue, patient, image)
     midline = canvas.soft(np.abs(canvas.xy[0]) - 0.008) * (np.abs(canvas.xy[1]) > height * 0.4)
     picture = over(picture, midline * brain * 0.7, tissue.fluid)
-    picture = _tumor(canvas, picture, label, width, height, tissue, brain, patient)
+    picture, region = _tumor(canvas, picture, label, width, height, tissue, brain, patient)
     shading = 1.0 + 0.12 * canvas.noise(image, 1.0)
-    return np.clip(picture * shading + canvas.grain(image, 0.015), 0.0, 1.0)
+    return Drawing(np.clip(picture * shading + canvas.grain(image, 0.015), 0.0, 1.0), inside(region))
 
 
 def _fold(canvas: Canvas, picture: Field, width: float, height: float, tissue: _Weighting, random: Generator) -> Field:
@@ -94,8 +94,11 @@ def _tumor(
     tissue: _Weighting,
     brain: Field,
     random: Generator,
-) -> Field:
-    """A ragged ring with a dark core and edema, a round mass at the border, a small central mass, or nothing."""
+) -> tuple[Field, Field]:
+    """A ragged ring with a dark core and edema, a round mass at the border, a small central mass, or nothing.
+
+    The second field is the mass itself, with its core and without edema.
+    """
     direction, size = random.uniform(0, 2 * np.pi), random.uniform(0.12, 0.24)
     ragged = 0.35 * canvas.noise(random, 9.0)
     name = BRAIN_CLASSES[label]
@@ -104,12 +107,15 @@ def _tumor(
         picture = over(
             picture, 0.8 * brain * canvas.ellipse(x, y, size * 1.7, size * 1.5, direction, 0.1, ragged), tissue.edema
         )
-        picture = over(picture, brain * canvas.ellipse(x, y, size, size * 0.85, direction, 0.02, ragged), tissue.tumor)
-        return over(picture, canvas.ellipse(x, y, size * 0.6, size * 0.5, direction, 0.04, ragged), 0.15)
+        mass = brain * canvas.ellipse(x, y, size, size * 0.85, direction, 0.02, ragged)
+        core = canvas.ellipse(x, y, size * 0.6, size * 0.5, direction, 0.04, ragged)
+        return over(over(picture, mass, tissue.tumor), core, 0.15), np.maximum(mass, core)
     if name == "meningioma":
         x, y = 0.68 * width * np.cos(direction), 0.7 * height * np.sin(direction)
-        return over(picture, brain * canvas.ellipse(x, y, size, size, 0.0, 0.02, 0.2 * ragged), tissue.tumor)
+        mass = brain * canvas.ellipse(x, y, size, size, 0.0, 0.02, 0.2 * ragged)
+        return over(picture, mass, tissue.tumor), mass
     if name == "pituitary":
         x, y = random.uniform(-0.04, 0.04), random.uniform(-0.05, 0.15)
-        return over(picture, canvas.ellipse(x, y, size * 0.6, size * 0.5, 0.0, 0.02, 0.3 * ragged), tissue.tumor)
-    return picture
+        mass = canvas.ellipse(x, y, size * 0.6, size * 0.5, 0.0, 0.02, 0.3 * ragged)
+        return over(picture, mass, tissue.tumor), mass
+    return picture, np.zeros_like(picture)

@@ -71,6 +71,19 @@ class Canvas:
         return random.normal(0.0, amount, (self.resolution, self.resolution))
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """A picture (height, width) or (height, width, 3) in [0, 1], and the region to segment, bool (height, width)."""
+
+    picture: Field
+    region: NDArray[np.bool_]
+
+
+def inside(share: Field) -> NDArray[np.bool_]:
+    """The pixels of which a shape covers more than half."""
+    return share > 0.5
+
+
 def over(image: Field, mask: Field, value: Field | float) -> Field:
     """Paints `value` where `mask` is 1."""
     return image + mask * (value - image)

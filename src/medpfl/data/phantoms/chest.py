@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.random import Generator
 
-from medpfl.data.phantoms.canvas import Canvas, Field, over
+from medpfl.data.phantoms.canvas import Canvas, Drawing, Field, inside, over
 
 CHEST_CLASSES = ("covid", "normal", "viral_pneumonia")
 
 
-def draw_chest(label: int, resolution: int, patient: Generator, image: Generator) -> Field:
-    """One film (resolution, resolution) in [0, 1]. `patient` draws the body and disease, `image` pose and exposure."""
+def draw_chest(label: int, resolution: int, patient: Generator, image: Generator) -> Drawing:
+    """One film (resolution, resolution) and its lungs. `patient` draws body and disease, `image` pose and exposure."""
     width, lung_height = patient.uniform(0.68, 0.9), patient.uniform(0.5, 0.68)
     canvas = Canvas(
         resolution,
@@ -36,9 +36,8 @@ def draw_chest(label: int, resolution: int, patient: Generator, image: Generator
     picture = over(picture, 0.8 * canvas.soft(np.abs(x) - 0.045, 0.04) * canvas.soft(y + 0.35, 0.2), 0.42)
     exposure = image.uniform(0.75, 1.35)
     shading = 1.0 + 0.08 * canvas.noise(image, 1.0)
-    return np.clip(picture * shading, 0.0, 1.0) ** exposure * image.uniform(0.85, 1.0) + np.abs(
-        canvas.grain(image, 0.012)
-    )
+    exposed = np.clip(picture * shading, 0.0, 1.0) ** exposure * image.uniform(0.85, 1.0)
+    return Drawing(exposed + np.abs(canvas.grain(image, 0.012)), inside(lungs * (1.0 - heart)))
 
 
 def _lungs(canvas: Canvas, width: float, height: float, random: Generator) -> Field:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.random import Generator
 
-from medpfl.data.phantoms.canvas import Canvas, Field
+from medpfl.data.phantoms.canvas import Canvas, Drawing, Field, inside
 
 SKIN_CLASSES = ("benign", "malignant")
 
@@ -13,8 +13,8 @@ _TONES = np.array([[0.93, 0.76, 0.68], [0.86, 0.66, 0.56], [0.78, 0.56, 0.45], [
 _PIGMENTS = np.array([[0.55, 0.32, 0.22], [0.42, 0.24, 0.17], [0.26, 0.15, 0.12], [0.35, 0.33, 0.38]])
 
 
-def draw_skin(label: int, resolution: int, patient: Generator, image: Generator) -> Field:
-    """One image (resolution, resolution, 3) in [0, 1]. `patient` draws skin and lesion, `image` pose and light."""
+def draw_skin(label: int, resolution: int, patient: Generator, image: Generator) -> Drawing:
+    """One image (resolution, resolution, 3) and its lesion. `patient` draws both, `image` pose and light."""
     malignant = SKIN_CLASSES[label] == "malignant"
     canvas = Canvas(
         resolution,
@@ -25,17 +25,17 @@ def draw_skin(label: int, resolution: int, patient: Generator, image: Generator)
     tone = _TONES[patient.integers(len(_TONES))] + patient.normal(0.0, 0.03, 3)
     pores = 0.02 * canvas.noise(patient, 26.0) + 0.03 * canvas.noise(patient, 3.0)
     picture = tone + pores[..., np.newaxis]
-    picture = _lesion(canvas, picture, malignant, patient)
+    picture, region = _lesion(canvas, picture, malignant, patient)
     for _ in range(patient.integers(0, 7)):
         picture = _hair(canvas, picture, patient)
     light = 1.0 + 0.1 * canvas.noise(image, 1.0) - 0.1 * np.hypot(*canvas.xy) ** 2 * image.uniform(0, 1)
     light *= image.uniform(0.85, 1.08)
     grain = np.stack([canvas.grain(image, 0.01) for _ in range(3)], axis=-1)
-    return np.clip(picture * light[..., np.newaxis] + grain, 0.0, 1.0)
+    return Drawing(np.clip(picture * light[..., np.newaxis] + grain, 0.0, 1.0), inside(region))
 
 
-def _lesion(canvas: Canvas, picture: Field, malignant: bool, random: Generator) -> Field:
-    """A round spot of one color, or an irregular one of several colors with a veil."""
+def _lesion(canvas: Canvas, picture: Field, malignant: bool, random: Generator) -> tuple[Field, Field]:
+    """A round spot of one color, or an irregular one of several colors with a veil; and where it is."""
     size, stretch = random.uniform(0.28, 0.5), random.uniform(0.7, 1.0)
     border = (0.45 if malignant else 0.1) * canvas.noise(random, 5.0) + 0.1 * malignant * canvas.noise(random, 12.0)
     edge = random.uniform(0.02, 0.06) if malignant else random.uniform(0.06, 0.2)
@@ -50,7 +50,7 @@ def _lesion(canvas: Canvas, picture: Field, malignant: bool, random: Generator) 
     else:
         fade = np.clip(canvas.radius(0, 0, size, size * stretch), 0, 1)[..., np.newaxis] ** 2
         color = color + 0.35 * fade * (picture - color)
-    return picture + mask[..., np.newaxis] * (color * network[..., np.newaxis] - picture)
+    return picture + mask[..., np.newaxis] * (color * network[..., np.newaxis] - picture), mask
 
 
 def _hair(canvas: Canvas, picture: Field, random: Generator) -> Field:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
@@ -17,7 +18,8 @@ from medpfl.core.domain import Sample
 from medpfl.core.errors import DataError
 from medpfl.data.base import READERS, Reader, spread_evenly
 from medpfl.data.listing import Found, classes_of, find_files
-from medpfl.data.pixels import FloatArray, apply_window, percentile_window, to_image, to_volume
+from medpfl.data.masks import TWO_CLASSES, check_settings, class_numbers, mask_file
+from medpfl.data.pixels import Array, FloatArray, apply_window, percentile_window, to_image, to_volume
 from medpfl.data.pseudonyms import derive_key, patient_key, pseudonym
 from medpfl.data.volumes import load_volume
 
@@ -62,8 +64,17 @@ class NiftiReader(Reader):
     minimum_content: Annotated[
         float, Field(ge=0, le=1, description="leaves out slices with a smaller share of pixels above 0.1")
     ] = 0.05
+    mask_path: Annotated[
+        Path | None,
+        Field(description="folder of label volumes, each with its volume's relative name, or the file for one"),
+    ] = None
+    mask_classes: Annotated[
+        tuple[str, ...],
+        Field(description="names of mask values 0, 1, ...; default: background and, for any other value, foreground"),
+    ] = ()
 
     def __post_init__(self) -> None:
+        check_settings(self.mask_path, self.mask_classes)
         start, stop, step = self.slices
         fractions = isinstance(start, float) or isinstance(stop, float)
         if step < 1 or not 0 <= start < stop or (fractions and stop > 1):
@@ -78,6 +89,10 @@ class NiftiReader(Reader):
         """Names of the sub-folders with volumes, sorted."""
         return self._listed()[1]
 
+    def mask_names(self) -> tuple[str, ...]:
+        """Given names, or background and foreground; none without masks."""
+        return () if self.mask_path is None else self.mask_classes or TWO_CLASSES
+
     def read(self, maximum: int | None = None) -> Iterator[Sample]:
         """In the order of the file names and along the axis. With a maximum of slices, volumes are read twice."""
         files, _, labels = self._listed()
@@ -86,8 +101,13 @@ class NiftiReader(Reader):
         if self.whole:
             for position in spread_evenly(labels, maximum):
                 file = files[position]
+                mask = self._mask(file)
                 yield Sample(
-                    self._whole(file.path), labels[position], pseudonym(key, "item", file.name), _patient(file)
+                    self._whole(file.path),
+                    labels[position],
+                    pseudonym(key, "item", file.name),
+                    _patient(file),
+                    mask=None if mask is None else torch.stack([mask[number] for number in self._numbers(len(mask))]),
                 )
             return
         chosen: list[list[int]] | None = None
@@ -99,13 +119,13 @@ class NiftiReader(Reader):
         for position, (file, label) in enumerate(zip(files, labels, strict=True)):
             if chosen is not None and not chosen[position]:
                 continue
-            volume = self._volume(file.path)
+            volume, mask = self._volume(file.path), self._mask(file)
             name = pseudonym(key, "item", file.name)
             for number in self._kept(volume) if chosen is None else chosen[position]:
                 found = True
                 image = to_image(self._slice(volume, number), f"'{file.path}', slice {number}")
-                yield Sample(image, label, f"{name}#{number}", _patient(file))
-
+                shown = None if mask is None else mask[number]
+                yield Sample(image, label, f"{name}#{number}", _patient(file), mask=shown)
         if not found:
             raise DataError(
                 f"'{self.path}': no slice of {list(self.slices)} has a share of {self.minimum_content:g} visible pixels; "
@@ -114,7 +134,7 @@ class NiftiReader(Reader):
 
     def _listed(self) -> tuple[list[Found], tuple[str, ...], list[int]]:
         suffixes = (".nii", ".nii.gz")
-        files = find_files(self.path, suffixes=suffixes, pattern=self.pattern, names=self.files)
+        files = find_files(self.path, suffixes=suffixes, pattern=self.pattern, names=self.files, without=self.mask_path)
         names, labels = classes_of(files, labels=self.labels, root=self.path)
         if any(_BIDS_SUBJECT.search(name) for name in names):
             raise DataError(f"'{self.path}': its sub-folders are subjects, not classes; set labels: none")
@@ -125,6 +145,18 @@ class NiftiReader(Reader):
         values = load_volume(path, self.volume)
         return apply_window(values, *percentile_window(values, self.percentiles))
 
+    def _mask(self, file: Found) -> Tensor | None:
+        """Classes (slices, *spatial) of all slices, each lying as the image does; None without masks."""
+        if self.mask_path is None:
+            return None
+        path = mask_file(self.mask_path, file.name, (".nii.gz", ".nii"))
+        labels, volume = load_volume(path, 0), load_volume(file.path, self.volume)
+        if labels.shape != volume.shape:
+            raise DataError(f"'{path}' has shape {labels.shape} and its volume {volume.shape}; expected the same")
+        classes = class_numbers(labels, self.mask_names(), f"'{path}'").numpy()
+        slices = [self._slice(classes, number) for number in range(classes.shape[self.axis])]
+        return torch.from_numpy(np.ascontiguousarray(np.stack(slices)))
+
     def _whole(self, path: Path) -> Tensor:
         """The chosen slices as (1, depth, height, width)."""
         volume = self._volume(path)
@@ -133,7 +165,7 @@ class NiftiReader(Reader):
             raise DataError(f"'{path}' has {volume.shape[self.axis]} slices, none of them in {list(self.slices)}")
         return to_volume(np.stack([self._slice(volume, number) for number in numbers]), f"'{path}'")
 
-    def _slice(self, volume: FloatArray, number: int) -> FloatArray:
+    def _slice(self, volume: Array, number: int) -> Array:
         return np.rot90(np.take(volume, number, axis=self.axis))
 
     def _kept(self, volume: FloatArray) -> list[int]:

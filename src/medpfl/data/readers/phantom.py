@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import numpy as np
+import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
@@ -17,15 +18,16 @@ from medpfl.data.phantoms import BRAIN_CLASSES, CHEST_CLASSES, SKIN_CLASSES, dra
 from medpfl.data.pixels import to_image
 
 _KINDS = {
-    "brain": (BRAIN_CLASSES, draw_brain),
-    "chest": (CHEST_CLASSES, draw_chest),
-    "skin": (SKIN_CLASSES, draw_skin),
+    "brain": (BRAIN_CLASSES, "tumor", draw_brain),
+    "chest": (CHEST_CLASSES, "lungs", draw_chest),
+    "skin": (SKIN_CLASSES, "lesion", draw_skin),
 }
+"""Classes, what the masks show, and what draws it."""
 
 
 @READERS.register(
     "phantom",
-    summary="procedural images that look like brain MRI, chest films or skin lesions; needs no data",
+    summary="procedural images that look like brain MRI, chest films or skin lesions, with masks of tumor, lungs or lesion; needs no data",
     limits="drawings, not patients: results on them say nothing about real images",
 )
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -48,12 +50,16 @@ class PhantomReader(Reader):
         """Classes of the kind, those of `brain_mri`, `covid_cxr` and `melanoma`."""
         return _KINDS[self.kind][0]
 
+    def mask_names(self) -> tuple[str, ...]:
+        """Background, and what is to be segmented: tumor, lungs or lesion."""
+        return ("background", _KINDS[self.kind][1])
+
     def read(self, maximum: int | None = None) -> Iterator[Sample]:
         """Images in the order of their numbers."""
         labels = [self._patient(number) % len(self.class_names()) for number in range(self.count)]
         for number in spread_evenly(labels, maximum):
             patient = self._patient(number)
-            values = _KINDS[self.kind][1](
+            drawing = _KINDS[self.kind][2](
                 labels[number],
                 self.resolution,
                 np.random.default_rng(derive_seed("phantom patient", self.seed, self.kind, patient)),
@@ -61,7 +67,8 @@ class PhantomReader(Reader):
             )
             item = f"{self.kind}#{number}"
             key = None if self.patients is None else f"{self.kind}-{self.seed}-{patient}"
-            yield Sample(to_image(values, item), labels[number], item, key)
+            mask = torch.from_numpy(drawing.region.astype(np.int64))
+            yield Sample(to_image(drawing.picture, item), labels[number], item, key, mask=mask)
 
     def _patient(self, number: int) -> int:
         return number if self.patients is None else number % self.patients
