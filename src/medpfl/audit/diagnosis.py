@@ -97,7 +97,7 @@ def _changed(entry: E, params: Mapping[str, Any], **fields: Any) -> E:
 
 def _knows(word: str, cell: Cell) -> Cell | None:
     attack, entry = cell.attack.attack.told(word), cell.threat_model
-    if attack is None:
+    if attack is None or (word == "masks") != cell.model.segments:  # what the model is trained with
         return None
     knows = entry.knows | {word}
     if word not in entry.knows:
