@@ -239,6 +239,29 @@ def example_summary() -> dict[str, Any]:
         "assumptions": [{"title": f"Untrained {HOSTILE}", "text": "Random weights are an upper bound."}],
         "findings": [{"model": "resnet18_cifar", "severity": "warning", "message": f"batch norm {HOSTILE}"}],
         "warnings": [f"laplace-100: noise without clipping has no privacy guarantee {HOSTILE}"],
+        "diagnosis": [example_diagnosis()],
+    }  # fmt: skip
+
+
+def example_diagnosis() -> dict[str, Any]:
+    """What limits the noisy DLG cell of the example: its defense, by a cell that the audit has anyway."""
+    undefended, defended, *_ = (cell for cell in example_cells() if (cell.dataset, cell.attack) == ("brain", "dlg"))
+
+    def measured(before: float, after: float) -> dict[str, float]:
+        difference = after - before
+        return {"before": before, "after": after, "difference": difference, "low": difference / 2, "high": difference}
+
+    changes = [
+        {
+            "change": "no_defense", "cell": undefended.id, "status": "done", "reason": None, "oracle": "",
+            "victims": 6, "images": 6, "success": measured(0, 1), "psnr": measured(18, 36), "ssim": measured(0.5, 0.9),
+        },
+        {"change": "labels_given", "cell": "none", "status": "refused", "reason": HOSTILE, "oracle": "labels"},
+    ]  # fmt: skip
+    return {
+        "cell": defended.id, "verdict": "limited", "limit": "no_defense", "label_accuracy": 1.0,
+        "notes": [{"text": f"noise {HOSTILE}", "cases": 6}], "stop_reasons": [{"text": "budget", "cases": 6}],
+        "changes": changes,
     }  # fmt: skip
 
 

@@ -118,7 +118,7 @@ def test_the_answer_the_curves_and_the_pictures_are_seen(visit: Visit, hostile: 
     assert visit.page.get_by_text(hostile).first.is_visible()
     assert visit.page.locator(".chart > svg").first.bounding_box()["width"] > 200  # type: ignore[index]
     loaded = "[...document.images].filter((image) => image.checkVisibility()).map((image) => image.naturalWidth)"
-    assert visit.page.evaluate(loaded) == [32] * 12
+    assert visit.page.evaluate(loaded) == [32] * 21
 
 
 def test_numbers_sort_as_numbers_with_missing_ones_last(visit: Visit) -> None:

@@ -137,7 +137,7 @@ def test_warnings_stand_beside_the_results_of_their_defense(page: Page, hostile:
 
 def test_every_image_has_an_alternative_text(page: Page) -> None:
     images = page.all("img")
-    assert len(images) == 13 * 3 * 2
+    assert len(images) == 13 * 3 * 2 + 3 * 3  # pictures of all cells, and of one diagnosis
     assert all(
         (image.get("alt") or "").startswith(("Private image of victim", "Reconstruction by")) for image in images
     )
@@ -158,7 +158,17 @@ def test_missing_values_are_dashes(page: Page) -> None:
 
 def test_the_answer_comes_first_and_the_sections_follow_in_order(page: Page) -> None:
     order = [value for tag, attributes in page.tags if tag == "section" and (value := attributes.get("id"))]
-    assert order == ["answer", "cells", "curves", "pictures", "problems", "assumptions", "data", "reproduce"]
+    assert order == [
+        "answer",
+        "diagnosis",
+        "cells",
+        "curves",
+        "pictures",
+        "problems",
+        "assumptions",
+        "data",
+        "reproduce",
+    ]
     text = page.text
     assert text.index("Private images could be reconstructed") < text.index("All cells")
     for part in (

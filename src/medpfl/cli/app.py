@@ -89,6 +89,8 @@ def _audit(spec: Any, out: Path, workers: int | None, fail_if: str | None, as_js
         typer.echo((out / "summary.json").read_text())
     else:
         _OUT.print(_cells_table(summary.cells))
+        if summary.diagnosis:
+            _OUT.print(_diagnosis_table(out))
         counts = summary.counts
         _OUT.print(f"{counts['done']} cases done, {counts['failed']} failed. Report: {report}", soft_wrap=True)
     if condition is not None and any_satisfies(condition, summary.cells):
@@ -159,6 +161,21 @@ def _cells_table(cells: Any) -> Table:
     table.caption = (
         "Means over all victims. null: the pool image that is nearest to the truth; what does not beat it is no leak."
     )
+    return table
+
+
+def _diagnosis_table(out: Path) -> Table:
+    """What limits the attack of each diagnosed cell."""
+    from medpfl.report.diagnosis import diagnoses
+    from medpfl.report.diagnosis_wording import brief
+    from medpfl.report.loading import load_audit
+    from medpfl.report.table import namer
+
+    audit = load_audit(out)
+    name = namer(audit.cells)
+    table = Table("diagnosed", "what limits the attack most", box=box.SIMPLE_HEAD, pad_edge=False)
+    for found in diagnoses(audit):
+        table.add_row(printable(name(found.cell)), printable(brief(found)))
     return table
 
 

@@ -15,11 +15,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from medpfl.audit.files import write_atomically
-from medpfl.report import answer, formatting, settings, wording
+from medpfl.report import answer, diagnosis_wording, formatting, settings, wording
 from medpfl.report.comparison import outcomes
 from medpfl.report.curves import Panel, columns, panels
+from medpfl.report.diagnosis import Diagnosis, diagnoses, pictured, scale
 from medpfl.report.figures import NULL_STYLES, Style, line_style, success_svg
-from medpfl.report.gallery import gallery
+from medpfl.report.gallery import Picture, gallery, picture
 from medpfl.report.glossary import LIMITS, glossary
 from medpfl.report.loading import load_audit
 from medpfl.report.problems import SHOWN_CASES, defense_warnings, failure_groups, refusal_groups, silent_groups
@@ -28,6 +29,9 @@ from medpfl.report.table import cell_table, namer
 from medpfl.report.views import Audit, Measured
 
 FILE_NAME = "report.html"
+
+COMPARED_BYTES = 2**18
+"""Bytes of one picture in the diagnosis at most."""
 
 DATA_COLUMNS = {
     "dataset": "Data",
@@ -76,6 +80,7 @@ def write_report(folder: Path, *, images: bool = True) -> Path:
 def render(audit: Audit, folder: Path, *, images: bool) -> str:
     """The report as HTML. `folder` is where the paths of images start."""
     found = outcomes(audit)
+    diagnosed = diagnoses(audit)
     script = _source("report.js")
     warnings = tuple(dict.fromkeys([*audit.warnings, *(text for cell in audit.cells for text in cell.warnings)]))
     return (
@@ -90,6 +95,8 @@ def render(audit: Audit, folder: Path, *, images: bool) -> str:
             table=cell_table(audit.cells, audit.threshold),
             chart_groups=_charts(audit),
             curve_columns=columns(audit.threshold),
+            diagnoses=[(one, _compared(one, folder) if images else ()) for one in diagnosed],
+            decibels=scale(diagnosed),
             gallery=gallery(audit.cells, folder) if images else None,
             opened={outcome.strongest.id for outcome in found if outcome.strongest is not None},
             failures=failure_groups(audit.cells),
@@ -130,10 +137,14 @@ def _environment() -> Environment:
         counted=formatting.count,
         swatch=_swatch,
         bar=_bar,
+        signed=formatting.signed,
+        interval=formatting.interval,
+        effect_bar=_effect_bar,
     )
     environment.globals.update(
         answer=answer,
         wording=wording,
+        diagnosis=diagnosis_wording,
         settings=settings,
         line_style=line_style,
         null_styles=NULL_STYLES,
@@ -200,6 +211,35 @@ def _bar(measured: Measured, null: float | None) -> Markup:
         '<svg class="bar" viewBox="0 0 100 16" aria-hidden="true"><path class="track" d="M4 8H96"/>{0}'
         '<path class="interval" d="M{1:.1f} 8H{2:.1f}"/><circle cx="{3:.1f}" cy="8" r="4"/></svg>'
     ).format(tick, *x[:3])
+
+
+def _effect_bar(measured: Measured, reach: float) -> Markup:
+    """A difference with its interval on a line from -reach to reach; the upright mark is zero."""
+    if measured.value is None:
+        return Markup("")
+    low = measured.value if measured.low is None else measured.low
+    high = measured.value if measured.high is None else measured.high
+    x = [50 + 46 * part / reach for part in (low, high, measured.value)]
+    return Markup(
+        '<svg class="bar" viewBox="0 0 100 16" aria-hidden="true"><path class="track" d="M4 8H96"/>'
+        '<path class="null" d="M50 1V15"/><path class="interval" d="M{0:.1f} 8H{1:.1f}"/>'
+        '<circle cx="{2:.1f}" cy="8" r="4"/></svg>'
+    ).format(*x)
+
+
+def _compared(found: Diagnosis, folder: Path) -> tuple[tuple[str, tuple[tuple[str, Picture], ...]], ...]:
+    """Per victim: its truth, and what came back as it is and without what protects it, with captions."""
+    rows = []
+    for before, after in pictured(found):
+        paths = (before.truth_image, before.reconstruction_image, after.reconstruction_image)
+        shown = [picture(folder, path, COMPARED_BYTES)[0] for path in paths]
+        titles = (
+            "truth",
+            f"as it is, SSIM {formatting.decimals(before.ssim)}",
+            f"without, SSIM {formatting.decimals(after.ssim)}",
+        )
+        rows.append((before.victim, tuple(zip(titles, shown, strict=True))))
+    return tuple(rows)
 
 
 def _data_table(audit: Audit) -> tuple[list[str], list[list[str]]]:
