@@ -228,7 +228,7 @@ def _effect_bar(measured: Measured, reach: float) -> Markup:
 
 
 def _compared(found: Diagnosis, folder: Path) -> tuple[tuple[str, tuple[tuple[str, Picture], ...]], ...]:
-    """Per victim: its truth, and what came back as it is and without what protects it, with captions."""
+    """Per victim: its truth first, then what came back as it is and without what protects it, with captions."""
     rows = []
     for before, after in pictured(found):
         paths = (before.truth_image, before.reconstruction_image, after.reconstruction_image)
