@@ -1,6 +1,6 @@
 """How often the label counts of a client are recovered from its update, and which share of its labels.
 
-    python benchmarks/label_counts.py --victims 6 --out docs/benchmarks
+    python benchmarks/label_counts.py --victims 4 --out docs/benchmarks
 
 Clients draw their classes half of the time evenly, half of the time from a skewed distribution (Dirichlet 0.5), so that
 classes repeat and are missing. A client sends one gradient, or trains in shuffled order: 2 epochs of 4 local steps of
@@ -245,8 +245,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--root", type=Path, default=Path(default), help="folder of the data sets (MEDPFL_DATA)")
     parser.add_argument("--data", nargs="+", default=list(DATA), help="folders or npz files below the root")
     parser.add_argument("--models", nargs="+", default=["lenet_idlg", "cnn3", "vit", "resnet18_cifar"])
-    parser.add_argument("--victims", type=int, default=6, help="clients per size; a third of it for large nets")
-    parser.add_argument("--large", type=int, default=5_000_000, help="parameters above which a net counts as large")
+    parser.add_argument("--victims", type=int, default=4, help="clients per size; a third of it for large nets")
+    parser.add_argument("--large", type=int, default=1_000_000, help="parameters above which a net counts as large")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))

@@ -23,6 +23,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "april": {},
     "cpl": {"iterations": 3, "inner_iterations": 10, "restarts": 2, "tolerance": 0.0},
     "dlg": {"iterations": 3, "inner_iterations": 10, "restarts": 2, "tolerance": 0.0},
+    "fedavg_inversion": {"iterations": 25, "restarts": 2},
     "feature_readout": {"iterations": 40, "restarts": 2},
     "first_layer_readout": {},
     "gradinv": {"iterations": 25, "restarts": 2, "median_filter_every": 7, "layers": "top10"},
@@ -37,7 +38,7 @@ CLOSED_FORMS = {"april", "first_layer_readout", "peeling", "spear"}
 LONG_RUNNING = sorted(set(SETTINGS) - CLOSED_FORMS)
 TRANSFORMERS = {"april"}
 """Attacks that read tokens; the others are tested on dense nets."""
-SIMULATE_CLIENTS = ("cpl", "dlg", "gradinv", "gradinversion", "idlg")
+SIMULATE_CLIENTS = ("cpl", "dlg", "fedavg_inversion", "gradinv", "gradinversion", "idlg")
 
 Observe = Callable[..., Observation]
 

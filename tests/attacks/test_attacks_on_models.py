@@ -20,6 +20,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "april": {},
     "cpl": MATCHING,
     "dlg": {**MATCHING, "output_error": "candidate"},
+    "fedavg_inversion": {"iterations": 2},
     "feature_readout": {"iterations": 2},
     "first_layer_readout": {},
     "gradinv": {"iterations": 2, "median_filter_every": 2},

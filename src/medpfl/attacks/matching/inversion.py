@@ -15,11 +15,12 @@ from medpfl.attacks.matching.adam import NoiseSource, noise_of
 from medpfl.attacks.matching.coupling import GroupConsistency
 from medpfl.attacks.matching.curvature import GREY, gauss_newton
 from medpfl.attacks.matching.engine import Found, search
+from medpfl.attacks.matching.epochs import merged, spread
 from medpfl.attacks.matching.gradients import Layout, matching_objective, runs_batched, why_not_computable
 from medpfl.attacks.matching.initialization import Initialization
 from medpfl.attacks.matching.lbfgs import Preconditioner
 from medpfl.attacks.matching.notes import matching_notes
-from medpfl.attacks.matching.objectives import DISTANCES, top_tensors
+from medpfl.attacks.matching.objectives import DISTANCES, falling_weights, top_tensors
 from medpfl.attacks.matching.output_error import output_error, soft_label, with_known_error
 from medpfl.attacks.matching.parts import Parts
 from medpfl.attacks.matching.priors import Prior, no_prior
@@ -76,7 +77,9 @@ class Inversion:
     grey image, damped by this, and starts are pulled towards grey until `contrast` of them is left. prior: added for
     each candidate's images. gradient_weight: factor of the distance. statistics: where the expected statistics of
     batch norm layers come from; they count `statistics_weight` times, the first layer's `first_layer` times as much
-    again. None leaves them out. group: couples the restarts, which then run side by side.
+    again. None leaves them out. group: couples the restarts, which then run side by side. layer_decay: weight of each
+    layer's tensors as a share of the layer before. separate_epochs: every epoch of a simulated client has images of its
+    own, which are paired and averaged in the end.
     """
 
     labels: Labels
@@ -98,6 +101,8 @@ class Inversion:
     group: Group | None = None
     known_error: float | None = None
     contrast: float = 1.0
+    layer_decay: float = 1.0
+    separate_epochs: bool = False
 
     @property
     def distance_only(self) -> bool:
@@ -163,9 +168,9 @@ def _labels(observation: Observation, kind: Labels) -> LabelInference:
 
 def _invert(cases: Sequence[_Case], parts: Parts, settings: Inversion) -> list[Reconstruction | Failure]:
     """Cases that all show their output error, or all do not."""
-    problem = build_problem([case.observation for case in cases], settings.precision)
+    problem = build_problem([case.observation for case in cases], settings.precision, settings.separate_epochs)
     model = problem.models[0]
-    weights = _weights(problem, settings.largest_tensors)
+    weights = _weights(problem, settings)
     norms = problem.squared_norms(weights)
     units = norms.clamp_min(torch.finfo(norms.dtype).tiny) if settings.scaled else torch.ones_like(norms)
     weights = settings.gradient_weight * weights / units[:, None]
@@ -179,8 +184,9 @@ def _invert(cases: Sequence[_Case], parts: Parts, settings: Inversion) -> list[R
         contrast = 1.0 if curvature is None else settings.contrast
     else:
         soft, searched = settings.labels == "soft", problem
-        labels = None if soft else torch.stack([_required(case.inference.labels) for case in cases])
-    layout = Layout((problem.examples, *model.image_shape), model.task.output_shape(model.image_shape) if soft else ())
+        labels = None if soft else torch.stack([_arranged(case, problem, settings.labels) for case in cases])
+    shape = (problem.copies * problem.examples, *model.image_shape)
+    layout = Layout(shape, model.task.output_shape(model.image_shape) if soft else ())
     precondition, matrix_evaluations = curvature or (None, (0,) * len(cases))
     block = BLOCK if runs_batched(model) else 1
     solver = settings.solver(SearchSetup(layout, block, precondition, noise_of([case.generator for case in cases])))
@@ -215,7 +221,8 @@ def _invert(cases: Sequence[_Case], parts: Parts, settings: Inversion) -> list[R
         scale = float(norms[index]) if settings.distance == "l2" and settings.distance_only else None
         error = None if errors is None or settings.labels != "soft" else errors[index]
         one = replace(one.in_units(float(units[index])), evaluations=one.evaluations + matrix_evaluations[index])
-        results.append(_reconstruction(case, one, layout, problem, scale, error, curvature is not None))
+        fixed = case.inference.labels if labels is None or errors is not None else labels[index]
+        results.append(_reconstruction(case, one, layout, problem, scale, error, fixed, curvature is not None))
     return results
 
 
@@ -229,10 +236,20 @@ def _coupling(group: Group | None, layout: Layout, labels: Tensor | None) -> Gro
     return None if group is None else GroupConsistency(layout, group.weight, group.every, group.register, labels)
 
 
-def _weights(problem: Problem, largest: int | None) -> Tensor:
-    if largest is not None:
-        return top_tensors(problem.targets, largest)
-    return torch.ones((len(problem.models), len(problem.names)), dtype=problem.dtype)
+def _weights(problem: Problem, settings: Inversion) -> Tensor:
+    weights = torch.ones((len(problem.models), len(problem.names)), dtype=problem.dtype)
+    if settings.largest_tensors is not None:
+        weights = top_tensors(problem.targets, settings.largest_tensors)
+    return weights * falling_weights(problem.names, settings.layer_decay).to(weights)
+
+
+def _arranged(case: _Case, problem: Problem, kind: Labels) -> Tensor:
+    """Labels of all variables (copies * K,): given ones as they are, inferred ones spread over a client's steps."""
+    labels = case.inference.labels
+    assert labels is not None
+    if kind == "inferred" and problem.simulate is not None and labels.ndim == 1:
+        labels = spread(labels)
+    return labels.repeat(problem.copies, *(1 for _ in labels.shape[1:]))
 
 
 def _starts(cases: Sequence[_Case], layout: Layout, settings: Inversion, contrast: float, dtype: torch.dtype) -> Tensor:
@@ -255,13 +272,16 @@ def _reconstruction(
     problem: Problem,
     target_square: float | None,
     error: Tensor | None,
+    fixed: Tensor | None,
     preconditioned: bool,
 ) -> Reconstruction | Failure:
-    """error: the output error that the labels follow from, where they were neither given nor searched."""
+    """error: the output error that the labels follow from, where they were neither given nor searched. fixed: the
+    labels of all variables where they were given or inferred.
+    """
     if not found.objective < float("inf"):
         return Failure(f"none of {found.restarts} starts had a finite objective")
     images, logits = layout.split(found.variables)
-    task, labels = problem.models[0].task, case.inference.labels
+    task, labels = problem.models[0].task, fixed
     probabilities = None if logits is None else layout.targets(task, logits)
     if error is not None:
         with torch.no_grad():
@@ -272,6 +292,8 @@ def _reconstruction(
         labels, masks = None, None if probabilities is None else probabilities.argmax(dim=1)
     elif probabilities is not None:
         labels = (probabilities > 0.5).float() if task.name == "multi_label" else probabilities.argmax(dim=-1)
+    images = merged(images, labels, problem.copies)
+    labels = None if labels is None else labels[: problem.examples]
     known = () if case.error is None else (GIVEN_ERROR,) if preconditioned else (GIVEN_ERROR, NO_MATRIX)
     known = known if case.known is None else (*known, case.known.note)
     return Reconstruction(
@@ -285,8 +307,3 @@ def _reconstruction(
         unclamped=images,
         notes=(*case.inference.notes, *known, *matching_notes(case.observation, problem, found, target_square)),
     )
-
-
-def _required(labels: Tensor | None) -> Tensor:
-    assert labels is not None
-    return labels

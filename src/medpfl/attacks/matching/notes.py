@@ -31,6 +31,19 @@ def matching_notes(
         notes.append("batch norm in train mode mixes the images of a batch")
     if problem.simulate is not None:
         notes.append(f"every candidate was trained as the client trains ({problem.steps} steps per evaluation)")
+        notes += _order_notes(problem)
     elif observation.recipe is None:
         notes.append("the recipe is withheld: the update was taken for one plain gradient")
     return tuple(notes)
+
+
+def _order_notes(problem: Problem) -> list[str]:
+    """What was supposed about the order of the client's images, which the update does not show."""
+    recipe = problem.simulate
+    if recipe is None or recipe.update == "gradient" or problem.steps == 1:
+        return []
+    if problem.copies > 1:
+        return [f"the order of images was left open: every one of {problem.copies} epochs had images of its own"]
+    if recipe.shuffle and recipe.epochs > 1:
+        return ["the client shuffles, but candidates were trained in the same order in every epoch"]
+    return []

@@ -59,6 +59,18 @@ DISTANCES: dict[str, Distance] = {"l2": squared_distance, "l1": absolute_distanc
 """Distances by the names used in specs."""
 
 
+def falling_weights(names: Sequence[str], share: float) -> Tensor:
+    """Weights (tensors,): 1 for the first layer's tensors, for every later layer `share` of the one before it.
+
+    Tensors of a layer are those with the same name up to the last dot.
+
+    >>> falling_weights(["0.weight", "0.bias", "2.weight"], 0.5).tolist()
+    [1.0, 1.0, 0.5]
+    """
+    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
+    return torch.tensor([share ** layers.index(name.rpartition(".")[0]) for name in names], dtype=torch.float64)
+
+
 def top_tensors(targets: Sequence[Tensor], count: int) -> Tensor:
     """Weights (victims, tensors): 1 for each victim's `count` tensors of largest norm, 0 for the others.
 

@@ -73,6 +73,19 @@ def small(weight: float, mean: Sequence[float], std: Sequence[float]) -> Prior:
     return penalty if weight else no_prior
 
 
+def outside(weight: float) -> Prior:
+    """`weight` times the mean squared distance of pixels to [0, 1].
+
+    >>> float(outside(1.0)(torch.tensor([[[[1.5, 0.5]]]])))
+    0.125
+    """
+
+    def penalty(images: Tensor) -> Tensor:
+        return weight * (images - images.clamp(0.0, 1.0)).square().mean()
+
+    return penalty if weight else no_prior
+
+
 def together(*priors: Prior) -> Prior:
     """The sum of several priors."""
     chosen = [prior for prior in priors if prior is not no_prior]

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from medpfl.attacks.matching.epochs import epoch_orders
 from medpfl.attacks.updates import batch_norm_mode, change, gradient_view
 from medpfl.core.domain import GlobalModel, Observation, Recipe
 
@@ -21,7 +22,8 @@ class Problem:
 
     models: one per victim, in the search's precision; the same object where victims share it. names: the trainable
     tensors. targets: (V, *shape) each, in the order of `names`. simulate: the recipe that candidates are trained with,
-    or None where one gradient says it all. steps: gradients of one candidate per evaluation.
+    or None where one gradient says it all. steps: gradients of one candidate per evaluation. copies: how many variables
+    every private image has, one for each epoch of the simulated client or one in all.
     """
 
     models: tuple[GlobalModel, ...]
@@ -31,11 +33,19 @@ class Problem:
     simulate: Recipe | None
     steps: int
     examples: int
+    copies: int = 1
 
     @property
     def shared(self) -> bool:
         """Whether all victims received the same model."""
         return all(model is self.models[0] for model in self.models)
+
+    @property
+    def orders(self) -> tuple[Tensor, ...] | None:
+        """The variables that each epoch of the simulated client takes, None for a gradient."""
+        if self.simulate is None or self.simulate.update == "gradient":
+            return None
+        return epoch_orders(self.examples, self.simulate.epochs, self.copies)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -48,8 +58,11 @@ class Problem:
         return (squares * weights).sum(dim=1)
 
 
-def build_problem(observations: Sequence[Observation], precision: Precision) -> Problem:
-    """Stacks observations that share architecture, shapes, recipe and example count."""
+def build_problem(observations: Sequence[Observation], precision: Precision, separate_epochs: bool = False) -> Problem:
+    """Stacks observations that share architecture, shapes, recipe and example count.
+
+    separate_epochs: whether every epoch of a simulated client has images of its own.
+    """
     first = observations[0]
     dtype = torch.float64 if precision == "float64" else torch.float32
     simulate = first.recipe if first.recipe is not None and not is_one_gradient(first.recipe) else None
@@ -63,6 +76,7 @@ def build_problem(observations: Sequence[Observation], precision: Precision) -> 
         simulate=None if simulate is None else replace(simulate, precision=precision),
         steps=1 if simulate is None else simulate.local_steps * simulate.epochs,
         examples=first.examples,
+        copies=simulate.epochs if separate_epochs and simulate is not None else 1,
     )
 
 
