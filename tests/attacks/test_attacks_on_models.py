@@ -41,6 +41,7 @@ MEANT_FOR = {"april": {"vit", "vit_b16"}}
 REFUSED_FOR_MASKS = {
     **REFUSED,
     "cpl": "trained with masks",
+    "fedavg_inversion": "trained with masks",
     "feature_readout": "no dense layer",
     "idlg": "trained with masks",
 }

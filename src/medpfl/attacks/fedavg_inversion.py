@@ -95,7 +95,9 @@ class FedAvgInversion(Attack):
         return frozenset({"labels"}) if self.labels == "given" else frozenset()
 
     def why_not(self, model: GlobalModel, recipe: Recipe | None, update: UpdateKind, examples: int) -> str | None:
-        """Labels that cannot be inferred, and updates whose recipe is withheld."""
+        """Labels that cannot be inferred, masks in their place, and updates whose recipe is withheld."""
+        if model.task.name == "segmentation":
+            return "the model is trained with masks, which fedavg_inversion cannot tell apart by label; gradinv can search them"
         labels = why_no_labels(model, examples) if self.labels == "inferred" else None
         return labels or why_no_scale(recipe, update)
 
