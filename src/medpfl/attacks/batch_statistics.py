@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from medpfl.core.devices import CPU, moved
 from medpfl.core.domain import GlobalModel, Observation, Recipe, Tensors
 from medpfl.models.batch_norm import FunctionalBatchNorm, Statistics, batch_norm_layers
 
@@ -45,7 +46,8 @@ class KnownStatistics:
 
 
 def known_statistics(observation: Observation, source: StatisticsSource) -> KnownStatistics:
-    """The statistics of the asked kind. Where they do not show, `reason` says why; `auto` never gives a reason."""
+    """The statistics of the asked kind, on the CPU. Where they do not show, `reason` says why; `auto` never gives one."""
+    observation = moved(observation, CPU)
     counts = values_per_channel(observation.model, observation.examples)
     if not counts:
         return KnownStatistics({}, "none", "no batch-norm statistics: the model has no batch norm")
@@ -83,7 +85,7 @@ def values_per_channel(model: GlobalModel, examples: int) -> dict[str, int]:
     dtype = next(iter(model.parameters.values())).dtype
     try:
         with torch.no_grad():
-            model.forward(torch.full((1, *model.image_shape), 0.5, dtype=dtype))
+            model.forward(torch.full((1, *model.image_shape), 0.5, dtype=dtype, device=model.device))
     finally:
         for handle in handles:
             handle.remove()

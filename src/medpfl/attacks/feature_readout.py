@@ -20,6 +20,7 @@ from medpfl.attacks.matching.initialization import uniform
 from medpfl.attacks.matching.lbfgs import LBFGS
 from medpfl.attacks.updates import gradient_view, nothing_came_back, settled_at_once, why_no_readout
 from medpfl.core.config import STRICT
+from medpfl.core.devices import CPU, moved
 from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
 from medpfl.core.session import NO_SESSION, Session
 
@@ -92,7 +93,7 @@ class FeatureReadout(Attack):
         results: list[Reconstruction | Failure] = []
         places: list[int] = []
         features: list[Tensor] = []
-        for place, observation in enumerate(observations):
+        for place, observation in enumerate(moved(list(observations), CPU)):
             read = self._features(observation)
             results.append(Failure("not searched") if isinstance(read, Tensor) else read)
             if isinstance(read, Tensor):
@@ -102,11 +103,12 @@ class FeatureReadout(Attack):
             return results
         shown = [observations[place] for place in places]
         layout = Layout((1, *shown[0].model.image_shape))
-        objective = feature_objective(shown, torch.stack(features), self._smoothing(layout, features[0]))
-        if (reason := why_not_computable(objective, layout, torch.float64)) is not None:
+        wanted = torch.stack(features).to(shown[0].model.device)
+        objective = feature_objective(shown, wanted, self._smoothing(layout, features[0]))
+        if (reason := why_not_computable(objective, layout, wanted)) is not None:
             failure = Failure(f"features of this model cannot be inverted in float64: {reason}")
             return [failure if place in places else result for place, result in enumerate(results)]
-        found = self._search(objective, layout, places, generators, session)
+        found = self._search(objective, layout, places, wanted, generators, session)
         for place in sorted(set(places)):
             mine = [one for one, owner in zip(found, places, strict=True) if owner == place]
             results[place] = _reconstruction(observations[place], mine)
@@ -142,6 +144,7 @@ class FeatureReadout(Attack):
         objective: BatchedObjective,
         layout: Layout,
         places: Sequence[int],
+        wanted: Tensor,
         generators: Sequence[torch.Generator],
         session: Session,
     ) -> list[Found]:
@@ -150,15 +153,15 @@ class FeatureReadout(Attack):
                 torch.stack([uniform(layout.images, generators[place]).reshape(-1) for _ in range(self.restarts)])
                 for place in places
             ]
-            return torch.stack(drawn)
+            return torch.stack(drawn).to(wanted.device)
 
         return search(
             objective,
             self._solver(),
             starts,
-            torch.full((len(places),), self.tolerance, dtype=torch.float64),
+            wanted.new_full((len(places),), self.tolerance),
             restarts=self.restarts,
-            retry_above=torch.full((len(places),), NOT_MET, dtype=torch.float64),
+            retry_above=wanted.new_full((len(places),), NOT_MET),
             generators=[generators[place] for place in places],
             session=session,
         )

@@ -23,6 +23,7 @@ from medpfl.attacks.dummy_images import dummy_images
 from medpfl.attacks.label_counts import Moment, estimate_counts, round_to_sum
 from medpfl.attacks.layers import DenseLayer, last_dense, layer_input, why_no_single_input
 from medpfl.attacks.updates import batch_norm_mode, change, gradient_view
+from medpfl.core.devices import CPU, moved
 from medpfl.core.domain import GlobalModel, Observation, Tensors
 from medpfl.federation.recipes import has_batch_norm
 
@@ -71,7 +72,8 @@ def why_no_labels(model: GlobalModel, examples: int) -> str | None:
 
 
 def infer_labels(observation: Observation) -> LabelInference:
-    """Labels of all private images of one observation, from its update alone."""
+    """Labels of all private images of one observation, from its update alone; computed on the CPU, wherever it lives."""
+    observation = moved(observation, CPU)
     model, examples = observation.model, observation.examples
     if (reason := why_no_labels(model, examples)) is not None:
         return LabelInference(None, reason=reason)

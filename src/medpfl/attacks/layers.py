@@ -90,7 +90,7 @@ def why_no_single_input(model: GlobalModel, layer: DenseLayer) -> str | None:
     dtype = model.parameters[layer.weight].dtype
     try:
         with torch.no_grad():
-            layer_input(model, layer, torch.full((2, *model.image_shape), 0.5, dtype=dtype))
+            layer_input(model, layer, torch.full((2, *model.image_shape), 0.5, dtype=dtype, device=model.device))
     except ValueError as error:
         return str(error)
     return None

@@ -10,9 +10,10 @@ import torch
 
 from medpfl.audit.grid import Cell
 from medpfl.audit.materials import training_kind
-from medpfl.audit.plan import SMALL_MODEL_PARAMETERS, Plan
+from medpfl.audit.plan import SMALL_MODEL_PARAMETERS
 from medpfl.audit.preparation import Prepared
 from medpfl.audit.targets import targets_of
+from medpfl.core.devices import moved, repeatable
 from medpfl.core.domain import Batch
 from medpfl.core.seeding import content_hash
 from medpfl.federation.client import client_step
@@ -75,7 +76,8 @@ def _training_seconds(prepared: Prepared, cell: Cell) -> float:
     model, dataset = materials.initial_model(cell.dataset, cell.model, seed), materials.dataset(cell.dataset)
     images, targets = dataset.images[indices], targets_of(dataset, cell.model)[indices]
     one, generator = replace(config, epochs=None, steps=1), torch.Generator().manual_seed(0)
-    step = _seconds(lambda: train(model, images, targets, one, generator), 2)
+    model = moved(model, materials.device)
+    step = _seconds(lambda: train(model, images, targets, one, generator), 2, prepared)
     return step * _steps(prepared, cell)
 
 
@@ -83,21 +85,20 @@ def _gradient_seconds(prepared: Prepared, cell: Cell) -> float:
     seed = prepared.spec.seeds[0]
     model = prepared.materials.initial_model(cell.dataset, cell.model, seed, 0)
     truth = prepared.materials.truth(cell, seed, 0)
-    batch = Batch(truth.images, truth.targets)
+    placed = moved((model, Batch(truth.images, truth.targets)), prepared.materials.device)
     generator = torch.Generator().manual_seed(0)
-    return _seconds(lambda: client_step(model, batch, cell.recipe.recipe, generator=generator), 5)
+    return _seconds(lambda: client_step(*placed, cell.recipe.recipe, generator=generator), 5, prepared)
 
 
-def _seconds(work: Callable[[], object], repeats: int) -> float:
-    """The shortest time that it takes."""
+def _seconds(work: Callable[[], object], repeats: int, prepared: Prepared) -> float:
+    """The shortest time that it takes, with the threads and on the device of the workers."""
     times = []
-    threads = torch.get_num_threads()
-    torch.set_num_threads(Plan().threads)  # as the workers do; more would wait for each other on a busy machine
-    try:
+    device = prepared.materials.device
+    with repeatable(device, prepared.plan.threads):
         for _ in range(repeats):
             started = time.perf_counter()
             work()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
             times.append(time.perf_counter() - started)
-    finally:
-        torch.set_num_threads(threads)
     return min(times)

@@ -14,6 +14,7 @@ from medpfl.audit.grid import Cell
 from medpfl.audit.images import write_image, write_mask
 from medpfl.audit.materials import Materials
 from medpfl.audit.plan import Chunk, case_id
+from medpfl.core.devices import CPU, moved
 from medpfl.core.domain import (
     Batch,
     Failure,
@@ -56,7 +57,7 @@ def compute(materials: Materials, cell: Cell, chunk: Chunk, out: Path, session: 
     if observations:
         generators = [generator("attack", chunk.seed, case_id(cell.id, chunk.seed, v)) for v in observations]
         results = cell.attack.attack.reconstruct(list(observations.values()), generators, session)
-        outcomes.update(zip(observations, results, strict=True))
+        outcomes.update(zip(observations, moved(results, CPU), strict=True))
     seconds = (time.perf_counter() - started) / len(chunk.victims)
     rows: list[Row] = []
     for victim in chunk.victims:
@@ -79,7 +80,7 @@ def _client_round(materials: Materials, cell: Cell, seed: int, victim: int, trut
     stream = generator("client", seed, cell.dataset.id, victim, cell.model.id, cell.recipe.id, cell.defense.id)
     return run_round(
         model,
-        Batch(truth.images, truth.targets),
+        moved(Batch(truth.images, truth.targets), materials.device),
         cell.recipe.recipe,
         hooks=cell.defense.defense,
         channel=cell.channel.channel,
@@ -93,11 +94,12 @@ def _observe(
     """What the adversary sees; granted knowledge that the attack does not read is left out."""
     model = materials.model(cell.dataset, cell.model, seed, victim)
     read = cell.read
+    images = moved(truth.images, materials.device)
     knowledge = Knowledge(
         labels=truth.labels if "labels" in read else None,
         masks=truth.masks if "masks" in read else None,
-        logits=model.forward(truth.images)[0].detach() if "logits" in read else None,
-        batch_norm_statistics=_batch_norm_statistics(model, truth.images, cell.recipe.recipe.batch_norm)
+        logits=model.forward(images)[0].detach() if "logits" in read else None,
+        batch_norm_statistics=_batch_norm_statistics(model, images, cell.recipe.recipe.batch_norm)
         if "batch_norm_statistics" in read
         else None,
         auxiliary=materials.auxiliary(cell, seed) if "auxiliary" in read else None,
@@ -105,7 +107,11 @@ def _observe(
     )
     recipe = None if "recipe" in cell.threat_model.withhold else cell.recipe.recipe
     return Observation(
-        model=model, update=update, recipe=recipe, threat_model=cell.threat_model.name, knowledge=knowledge
+        model=model,
+        update=update,
+        recipe=recipe,
+        threat_model=cell.threat_model.name,
+        knowledge=moved(knowledge, materials.device),
     )
 
 

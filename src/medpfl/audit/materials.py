@@ -19,6 +19,7 @@ from medpfl.audit.snapshots import FileSession, Watched
 from medpfl.audit.spec import Spec
 from medpfl.audit.targets import targets_of, task_of
 from medpfl.audit.validation import as_plain
+from medpfl.core.devices import CPU, moved, repeatable
 from medpfl.core.domain import Auxiliary, GlobalModel
 from medpfl.core.errors import SpecError, StoreError
 from medpfl.core.seeding import content_hash, generator
@@ -45,6 +46,7 @@ class Materials:
     """Makes and keeps what a process needs. Everything follows from the spec and the cache folder.
 
     threads: with how many threads models are trained, whatever the process uses otherwise: their number changes bits.
+    device: where `model` puts models, and where they are trained; all else stays on the CPU.
     training: is told which model is being trained and how far it has come (0 to 1).
     known: fingerprints of trained models by `model_key`; another model under that name raises StoreError.
     """
@@ -55,11 +57,13 @@ class Materials:
         cache: Path,
         images_per_victim: dict[str, int],
         threads: int = 1,
+        device: torch.device = CPU,
         training: Callable[[str, float], object] | None = None,
         known: Mapping[str, str] | None = None,
     ) -> None:
         self.spec = spec
         self._threads = threads
+        self.device = device
         self._known = dict(known or {})
         self.trained: dict[str, str] = {}
         """Fingerprints of the trained models that were made so far, by `model_key`."""
@@ -169,9 +173,13 @@ class Materials:
 
         A trained model comes from the cache folder, or is trained now while other processes that need it wait.
         """
-        if entry.state != "trained":
-            return self.initial_model(data, entry, seed, victim)
-        return self._once(("trained", data.id, entry.id, seed), lambda: self._checked(data, entry, seed))
+        key = ("placed", data.id, entry.id, seed, victim if entry.state == "untrained_per_victim" else None)
+        return self._once(key, lambda: moved(self._made(data, entry, seed, victim), self.device))
+
+    def _made(self, data: DataEntry, entry: ModelEntry, seed: int, victim: int | None) -> GlobalModel:
+        if entry.state == "trained":
+            return self._checked(data, entry, seed)
+        return self.initial_model(data, entry, seed, victim)
 
     def initial_model(self, data: DataEntry, entry: ModelEntry, seed: int, victim: int | None = None) -> GlobalModel:
         """The same before any training here: what all checks look at, because it costs no time."""
@@ -248,9 +256,9 @@ class Materials:
 
         session = FileSession(self._cache_folder, path.name, lambda fraction: self._tell(name, fraction))
         stream = generator("training", seed, data.id, *training_kind(entry))
-        with _torch_threads(self._threads):
+        with repeatable(self.device, self._threads):
             images, targets = dataset.images[indices], targets_of(dataset, entry)[indices]
-            train(initial, images, targets, config, stream, Watched(session, keep))
+            train(moved(initial, self.device), images, targets, config, stream, Watched(session, keep))
         session.close()
         self._tell(name, 1.0)
 
@@ -289,16 +297,6 @@ def another_trained_model(name: str, folder: Path) -> StoreError:
         f"{folder}: the trained model {name} is not the one that earlier results were computed with "
         "(its file in the cache was changed, or it was trained again elsewhere); put the file back or use another --out"
     )
-
-
-@contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def images_per_victim(cells: list[Cell]) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +10,10 @@ import torch
 
 from medpfl.audit.grid import Cell
 from medpfl.audit.spec import Spec
+from medpfl.core.devices import accelerator, choose_device, device_of_worker
 from medpfl.core.domain import GlobalModel
+
+Device = torch.device
 
 SMALL_MODEL_PARAMETERS = 1_000_000
 """Models up to this size are attacked many victims at a time; larger ones one by one."""
@@ -19,17 +22,38 @@ CHUNK_VICTIMS = 8
 
 @dataclass(frozen=True)
 class Plan:
-    """Stored when an audit starts. Equal plans give equal results to the bit, whatever the number of workers."""
+    """Stored when an audit starts. Equal plans give equal results to the bit, whatever the number of workers.
+
+    threads: of one worker. device: `cpu`, `cuda` (any of the GPUs) or `cuda:N`. accelerator: name of the GPU.
+    """
 
     threads: int = 1
     device: str = "cpu"
+    accelerator: str = ""
     backend: str = "eager"
     torch: str = torch.__version__
     chunk_victims: int = CHUNK_VICTIMS
 
+    @property
+    def where(self) -> Device:
+        """Where a process without a number computes."""
+        return device_of_worker(self.device, 0)
+
     def as_plain(self) -> dict[str, Any]:
         """The plan as JSON-like values."""
         return asdict(self)
+
+
+def make_plan(spec: Spec, device: str | None = None, stored: Mapping[str, Any] | None = None) -> Plan:
+    """The plan for a spec on this machine; `device` overrides the spec's, and `auto` goes on where it started.
+
+    stored: the plan that the audit was started with. Raises `SpecError` where a device cannot be had.
+    """
+    wanted, where = (spec.device, "device") if device is None else (device, "--device")
+    if wanted == "auto" and stored is not None:
+        wanted = str(stored.get("device", wanted))
+    found = choose_device(wanted, where)
+    return Plan(threads=spec.threads, device=found, accelerator=accelerator(found))
 
 
 @dataclass(frozen=True)

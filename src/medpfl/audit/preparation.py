@@ -24,6 +24,7 @@ class Prepared:
     """A spec whose data and models were loaded and whose cells were checked."""
 
     spec: Spec
+    plan: Plan
     cells: tuple[Cell, ...]
     refusals: Mapping[str, str]
     chunks: tuple[Chunk, ...]
@@ -50,7 +51,7 @@ def prepare(spec: Spec, cache: Path, plan: Plan) -> Prepared:
     """Loads data and models and checks every cell; trains nothing. Raises InputError."""
     found = cells(spec)
     needed = images_per_victim(found)
-    materials = Materials(spec, cache, needed, plan.threads)
+    materials = Materials(spec, cache, needed, plan.threads, plan.where)
     planned: list[Chunk] = []
     fingerprints: dict[str, str] = {}
     models: dict[str, Mapping[str, Any]] = {}
@@ -74,7 +75,9 @@ def prepare(spec: Spec, cache: Path, plan: Plan) -> Prepared:
         if cell.model.state == "trained":
             for seed in spec.seeds:
                 materials.training_images(cell.dataset, cell.model, seed)
-    return Prepared(spec, tuple(found), refusals, tuple(planned), materials, needed, fingerprints, models, changes)
+    return Prepared(
+        spec, plan, tuple(found), refusals, tuple(planned), materials, needed, fingerprints, models, changes
+    )
 
 
 def _refusals(cells: Iterable[Cell], materials: Materials, seed: int) -> dict[str, str]:

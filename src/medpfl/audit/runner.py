@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from medpfl.audit.context import describe
 from medpfl.audit.diagnosis import is_extra
 from medpfl.audit.entries import AXES
 from medpfl.audit.files import append, write_atomically
 from medpfl.audit.identity import is_same
 from medpfl.audit.materials import another_trained_model
-from medpfl.audit.plan import Chunk, Plan
+from medpfl.audit.plan import Chunk, Plan, make_plan
 from medpfl.audit.preparation import Prepared, prepare
 from medpfl.audit.spec import Diagnose, Spec
 from medpfl.audit.store import Store, StoredCell
@@ -64,23 +66,33 @@ class AuditSummary:
     diagnosis: tuple[dict[str, Any], ...] = ()
 
 
-def run_audit(spec: Spec, out: Path, *, workers: int | None = None, listener: Listener | None = None) -> AuditSummary:
+def run_audit(
+    spec: Spec,
+    out: Path,
+    *,
+    workers: int | None = None,
+    device: str | None = None,
+    listener: Listener | None = None,
+) -> AuditSummary:
     """Runs the audit, or what is left of it, and writes the tables. The report is written by `medpfl.report`.
 
-    workers: number of worker processes; default one per core, at most 8; 0 computes in this process.
+    workers: number of worker processes; 0 computes in this process; default: see `default_workers`. device: `auto`,
+    `cpu`, `cuda` or `cuda:N`; default the spec's.
     Raises InputError (nothing is lost) and Interrupted (Ctrl-C; the folder can be resumed).
     """
     out = Path(out)
     store = Store(out)
     try:
         with store.open():
-            return _run(spec, out, store, default_workers() if workers is None else workers, listener or NoListener())
+            return _run(spec, out, store, workers, device, listener or NoListener())
     except KeyboardInterrupt:
         raise Interrupted(f"stopped; run the same command again to go on with what is in {out}") from None
 
 
-def _run(spec: Spec, out: Path, store: Store, workers: int, listener: Listener) -> AuditSummary:
-    plan = _plan(store)
+def _run(
+    spec: Spec, out: Path, store: Store, workers: int | None, device: str | None, listener: Listener
+) -> AuditSummary:
+    plan = _plan(store, make_plan(spec, device, store.get("plan")))
     spec = _still_diagnosed(store, spec)
     prepared = prepare(spec, out / "cache", plan)
     _register(store, prepared)
@@ -88,11 +100,10 @@ def _run(spec: Spec, out: Path, store: Store, workers: int, listener: Listener) 
     if pending:
         store.set("context", describe(spec, prepared.cells, prepared.materials))
     write_atomically(out / "spec.yaml", spec_as_run(spec, out))
-    job = Job(
-        spec.plain, spec.base, out, dict(prepared.images_per_victim), plan.threads, store.get("trained_models") or {}
-    )
+    trained = store.get("trained_models") or {}
+    job = Job(spec.plain, spec.base, out, dict(prepared.images_per_victim), plan, trained)
     try:
-        _Loop(store, spec, job, listener).run(pending, workers)
+        _Loop(store, spec, job, listener).run(pending, default_workers(plan) if workers is None else workers)
     except KeyboardInterrupt:
         write_tables(store, spec)
         raise
@@ -100,15 +111,16 @@ def _run(spec: Spec, out: Path, store: Store, workers: int, listener: Listener) 
     return AuditSummary(out, store.counts(), tables.cells, len(pending), tables.diagnosis)
 
 
-def default_workers() -> int:
-    """One process per core that this process may use, at most 8."""
+def default_workers(plan: Plan) -> int:
+    """One process per core that this process may use, at most 8, or fewer with more threads; on GPUs one for each."""
+    if plan.where.type == "cuda":
+        return torch.cuda.device_count() if plan.device == "cuda" else 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 8)
+    return max(1, min(cores // plan.threads, 8))
 
 
-def _plan(store: Store) -> Plan:
+def _plan(store: Store, current: Plan) -> Plan:
     stored = store.get("plan")
-    current = Plan()
     if stored is None:
         store.set("plan", current.as_plain())
         store.set("created", now())

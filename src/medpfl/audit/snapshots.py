@@ -32,7 +32,7 @@ class FileSession:
     def restore(self) -> State | None:
         """The last snapshot, None if there is none or it cannot be read."""
         try:
-            state: State = torch.load(self.path, weights_only=True)
+            state: State = torch.load(self.path, map_location="cpu", weights_only=True)
         except (*TORCH_ERRORS, pickle.UnpicklingError):
             return None
         return state

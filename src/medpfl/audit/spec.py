@@ -37,6 +37,8 @@ _OTHER_KEYS = (
     "diagnose",
     "limit",
     "success_threshold",
+    "device",
+    "threads",
     "environment",
 )
 
@@ -65,6 +67,8 @@ class Spec:
     limit: Limit | None
     success_threshold: float
     diagnose: Diagnose | None
+    device: str
+    threads: int
     plain: Mapping[str, Any]
     base: Path
     axes: Mapping[str, tuple[Entry, ...]] = field(default_factory=dict)
@@ -144,6 +148,8 @@ def parse_spec(plain: Mapping[str, Any], base: Path) -> Spec:
         limit=limit,
         success_threshold=float(threshold),
         diagnose=_diagnose(plain.get("diagnose")),
+        device=_typed(plain, "device", str, "auto"),
+        threads=_threads(plain),
         plain=dict(plain),
         base=base,
         axes=axes,
@@ -202,6 +208,13 @@ def _seeds(plain: Mapping[str, Any]) -> tuple[int, ...]:
     if len(set(seeds)) != len(seeds):
         raise SpecError(f"seeds: each seed once, found {seeds!r}")
     return tuple(seeds)
+
+
+def _threads(plain: Mapping[str, Any]) -> int:
+    threads = _typed(plain, "threads", int, 1)
+    if threads < 1:
+        raise SpecError(f"threads: expected a whole number from 1 on, found {threads}")
+    return int(threads)
 
 
 def _typed(plain: Mapping[str, Any], key: str, kind: Any, default: Any) -> Any:

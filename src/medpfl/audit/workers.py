@@ -16,15 +16,14 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from medpfl.audit.diagnosis import extra_cells, sweep
 from medpfl.audit.execute import compute, failed_rows
 from medpfl.audit.grid import Cell, cells
 from medpfl.audit.materials import Materials
-from medpfl.audit.plan import Chunk
+from medpfl.audit.plan import Chunk, Plan
 from medpfl.audit.snapshots import FileSession
 from medpfl.audit.spec import parse_spec
+from medpfl.core.devices import device_of_worker, repeatable
 from medpfl.core.errors import InputError
 
 _CONTEXT = multiprocessing.get_context("spawn")
@@ -39,7 +38,7 @@ class Job:
     base: Path
     out: Path
     images_per_victim: dict[str, int]
-    threads: int
+    plan: Plan
     trained: Mapping[str, str]
     """Fingerprints of the trained models that earlier results were computed with."""
 
@@ -93,8 +92,9 @@ Event = Progress | Training | Finished | Raised | Died
 class Computer:
     """Computes chunks in this process; used by workers and by audits without worker processes."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, number: int = 0) -> None:
         self._job = job
+        self._device = device_of_worker(job.plan.device, number)
         self._known: tuple[dict[str, Cell], Materials] | None = None
         self._report: Callable[[Progress | Training], object] = lambda _: None
 
@@ -106,7 +106,8 @@ class Computer:
                 spec,
                 self._job.out / "cache",
                 self._job.images_per_victim,
-                self._job.threads,
+                self._job.plan.threads,
+                self._device,
                 lambda model, fraction: self._report(Training(model, fraction)),
                 self._job.trained,
             )
@@ -121,30 +122,27 @@ class Computer:
         """The rows of a chunk; `give_up` is the reason why its cases count as failed without being computed."""
         self._report = report
         session = FileSession(self._job.out / "snapshots", chunk.id, lambda fraction: report(Progress(chunk, fraction)))
-        threads = torch.get_num_threads()
-        torch.set_num_threads(self._job.threads)
         try:
-            known, materials = self._prepared()
-            cell = known[chunk.cell]
-            if give_up is not None:
-                rows = failed_rows(materials, cell, chunk, give_up)
-            else:
-                rows = compute(materials, cell, chunk, self._job.out, session)
+            with repeatable(self._device, self._job.plan.threads):
+                known, materials = self._prepared()
+                cell = known[chunk.cell]
+                if give_up is not None:
+                    rows = failed_rows(materials, cell, chunk, give_up)
+                else:
+                    rows = compute(materials, cell, chunk, self._job.out, session)
             return Finished(chunk, rows, dict(materials.trained))
         except InputError as error:
             return Raised(chunk, str(error), traceback.format_exc(), input_error=True)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an attack raises fails its cases with the reason, not the audit
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             return Raised(chunk, reason, traceback.format_exc(), input_error=False)
-        finally:
-            torch.set_num_threads(threads)
 
 
-def _work(job: Job, connection: Connection) -> None:
+def _work(job: Job, number: int, connection: Connection) -> None:
     for number in _STOPPING:  # the parent decides when its workers end, also when both get the signal
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    computer = Computer(job)
+    computer = Computer(job, number)
     while True:
         task = connection.recv()
         connection.send(computer.run(task[0], connection.send, task[1]))
@@ -188,6 +186,7 @@ class Pool:
     def __init__(self, job: Job, workers: int) -> None:
         self._job = job
         self._size = workers
+        self._spawned = 0
         self._busy: dict[Connection, tuple[SpawnProcess, Chunk]] = {}
         self._idle: list[tuple[SpawnProcess, Connection]] = []
 
@@ -229,10 +228,11 @@ class Pool:
 
     def _spawn(self) -> None:
         ours, theirs = _CONTEXT.Pipe()
-        process = _CONTEXT.Process(target=_work, args=(self._job, theirs), daemon=True)
+        process = _CONTEXT.Process(target=_work, args=(self._job, self._spawned, theirs), daemon=True)
         with _signals_held():
             process.start()
             self._idle.append((process, ours))
+        self._spawned += 1
         theirs.close()
 
     def events(self, timeout: float) -> list[Event]:

@@ -42,7 +42,10 @@ _OUT = wide_console()
 _ERR = Console(stderr=True)
 
 Folder = Annotated[Path, typer.Argument(help="an audit's output folder", show_default=False)]
-Workers = Annotated[int | None, typer.Option(min=0, help="worker processes; default one per core; 0: none")]
+Workers = Annotated[int | None, typer.Option(min=0, help="worker processes; default one per core, or per GPU; 0: none")]
+Device = Annotated[
+    str | None, typer.Option(help="auto, cpu, cuda or cuda:N; default the spec's, else a GPU where there is one")
+]
 
 
 @app.command()
@@ -53,6 +56,7 @@ def audit(
     diagnose: Annotated[
         bool, typer.Option("--diagnose", help="find out what limits each attack, by a small sweep per cell")
     ] = False,
+    device: Device = None,
     fail_if: Annotated[str | None, typer.Option(help="exit 4 if true of any cell, e.g. 'asr > 0.05'")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print summary.json instead of the table")] = False,
 ) -> None:
@@ -72,16 +76,16 @@ def audit(
     from medpfl.audit import load_spec
 
     loaded = load_spec(spec)
-    raise typer.Exit(_audit(loaded.diagnosed() if diagnose else loaded, out, workers, fail_if, as_json))
+    raise typer.Exit(_audit(loaded.diagnosed() if diagnose else loaded, out, workers, device, fail_if, as_json))
 
 
-def _audit(spec: Any, out: Path, workers: int | None, fail_if: str | None, as_json: bool) -> int:
+def _audit(spec: Any, out: Path, workers: int | None, device: str | None, fail_if: str | None, as_json: bool) -> int:
     from medpfl.audit import run_audit
     from medpfl.audit.limits import any_satisfies, parse_limit
 
     condition = parse_limit(fail_if, "--fail-if") if fail_if is not None else None
     with _termination_interrupts(), progress(_ERR) as display:
-        summary = run_audit(spec, out, workers=workers, listener=display)
+        summary = run_audit(spec, out, workers=workers, device=device, listener=display)
     report = out / "report.html"
     if summary.computed or not report.exists():
         report = _report(out)
@@ -218,7 +222,7 @@ def demo(
     from medpfl.audit import parse_spec
 
     text = files("medpfl.cli").joinpath("demo.yaml").read_text(encoding="utf-8")
-    raise typer.Exit(_audit(parse_spec(yaml.safe_load(text), base=Path.cwd()), out, workers, None, False))
+    raise typer.Exit(_audit(parse_spec(yaml.safe_load(text), base=Path.cwd()), out, workers, None, None, False))
 
 
 for module in (check, listing, init, show, compare, export):

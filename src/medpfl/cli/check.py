@@ -33,7 +33,7 @@ def check(
     from medpfl.audit import load_spec
     from medpfl.audit.context import describe
     from medpfl.audit.estimate import estimate, training_seconds
-    from medpfl.audit.plan import Plan
+    from medpfl.audit.plan import make_plan
     from medpfl.audit.preparation import prepare
     from medpfl.audit.runner import default_workers
 
@@ -42,11 +42,12 @@ def check(
     if diagnose:
         loaded = loaded.diagnosed()
     with tempfile.TemporaryDirectory() as cache:
-        prepared = prepare(loaded, Path(cache), Plan())
+        plan = make_plan(loaded)
+        prepared = prepare(loaded, Path(cache), plan)
         context = describe(loaded, prepared.cells, prepared.materials)
         estimates = {found.cell.id: found for found in estimate(prepared)}
         training = training_seconds(prepared)
-    workers = default_workers()
+    workers = default_workers(plan)
     total = sum(found.seconds for found in estimates.values()) / workers + training
     own = len(prepared.cells)
     if as_json:

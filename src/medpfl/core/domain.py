@@ -144,6 +144,11 @@ class GlobalModel:
         return [layer for layer in self.module.modules() if getattr(layer, "functional_batch_norm", False)]
 
     @property
+    def device(self) -> torch.device:
+        """Where the tensors live (`medpfl.core.devices.moved` puts them elsewhere)."""
+        return next(iter(self.parameters.values())).device
+
+    @property
     def parameter_count(self) -> int:
         """Number of trainable entries."""
         return sum(tensor.numel() for tensor in self.parameters.values())

@@ -6,6 +6,7 @@ Images are (N, C, *spatial) with one or more spatial dimensions. Everything but 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -105,6 +106,16 @@ def total_variation(images: Tensor) -> Tensor:
         if images.shape[axis] > 1:
             total = total + images.diff(dim=axis).abs().flatten(1).mean(1)
     return total
+
+
+def per_channel(values: Sequence[float], images: Tensor) -> Tensor:
+    """One number per channel in the shape in which it broadcasts against images (N, C, *spatial), where they live.
+
+    >>> per_channel((0.5, 0.25), torch.zeros(3, 2, 4)).tolist()
+    [[[0.5], [0.25]]]
+    """
+    numbers = torch.cat([images.new_full((1,), value) for value in values])  # filled there: no copy that is waited for
+    return numbers.view([1, -1] + [1] * (images.dim() - 2))
 
 
 def assignment(cost: Tensor) -> tuple[Tensor, Tensor]:

@@ -53,7 +53,7 @@ def client_step(
         generator = torch.Generator()
         generator.seed()
     if orders is None:
-        orders = _orders(len(batch), recipe, generator)
+        orders = [order.to(batch.images.device) for order in _orders(len(batch), recipe, generator)]
     held, wanted = len(orders[0]), recipe.batch_size * recipe.local_steps
     if recipe.update != "gradient" and not wanted - recipe.batch_size < held <= wanted:
         raise SpecError(
@@ -94,7 +94,7 @@ def _finite_gradient(
 ) -> StepGradient:
     if recipe.precision != "float16":
         return step_gradient(model, batch, recipe, hooks=hooks, generator=generator)
-    scale = LossScale().factor
+    scale = LossScale.on(model.device).factor
     while True:
         result = step_gradient(model, batch, recipe, hooks=hooks, generator=generator, loss_scale=scale)
         if scale <= 1 or bool(all_finite(result.gradients)):

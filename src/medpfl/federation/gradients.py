@@ -45,7 +45,7 @@ def step_gradient(
         result = _per_example_gradient(model, batch, recipe, hooks, generator, loss_scale)
     elif len(batch) == 0:
         zeros = {name: torch.zeros_like(parameter) for name, parameter in model.parameters.items()}
-        return StepGradient(zeros, torch.zeros(()), model)
+        return StepGradient(zeros, torch.zeros((), device=model.device), model)
     else:
         result = _accumulated_gradient(model, batch, recipe, loss_scale)
     if loss_scale is None:
@@ -92,7 +92,7 @@ def _per_example_gradient(
 ) -> StepGradient:
     if len(batch) == 0:
         empty = {name: tensor.new_zeros((0, *tensor.shape)) for name, tensor in model.parameters.items()}
-        return StepGradient(hooks.per_example(empty, generator), torch.zeros(()), model)
+        return StepGradient(hooks.per_example(empty, generator), torch.zeros((), device=model.device), model)
 
     def scaled_loss(parameters: Tensors, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         loss, _ = _loss(model, parameters, Batch(image[None], target[None]), recipe)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from medpfl.core.devices import moved
 from medpfl.core.domain import Batch, GlobalModel, Recipe, Tensors
 from medpfl.federation.gradients import clip_gradients, step_gradient
 from medpfl.federation.hooks import NO_HOOKS, Hooks
@@ -23,6 +24,11 @@ class LossScale:
 
     factor: Tensor = field(default_factory=lambda: torch.tensor(INITIAL_LOSS_SCALE))
     finite_steps: Tensor = field(default_factory=lambda: torch.tensor(0))
+
+    @staticmethod
+    def on(device: torch.device) -> LossScale:
+        """The scale before the first step, beside a model on this device."""
+        return moved(LossScale(), device)
 
     def after(self, finite: Tensor) -> LossScale:
         """Halved after a step that overflowed, doubled after 2000 finite steps in a row."""
@@ -44,8 +50,10 @@ def start_local(model: GlobalModel, recipe: Recipe) -> LocalState:
     """The state before the first local step of a round."""
     zeros = {name: torch.zeros_like(tensor) for name, tensor in model.parameters.items()}
     return LocalState(
-        optimizer=OptimizerState(steps=torch.tensor(0), first=zeros, second=zeros),
-        loss_scale=LossScale() if recipe.precision == "float16" else None,
+        optimizer=OptimizerState(
+            steps=torch.zeros((), dtype=torch.int64, device=model.device), first=zeros, second=zeros
+        ),
+        loss_scale=LossScale.on(model.device) if recipe.precision == "float16" else None,
     )
 
 

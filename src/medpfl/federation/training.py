@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from medpfl.core.config import STRICT
+from medpfl.core.devices import moved
 from medpfl.core.domain import Batch, GlobalModel, Recipe
 from medpfl.core.errors import DataError, ModelError
 from medpfl.core.session import NO_SESSION, Session, State
@@ -90,7 +91,7 @@ def train(
 ) -> tuple[GlobalModel, list[tuple[int, float]]]:
     """Trains on images (M, *image_shape) in [0, 1] in float32 and returns the model and (step, mean loss) of each step.
 
-    Every epoch visits the images in a new order drawn from `generator`. Batch norm is in train mode. Goes on from the
+    The model may live on any device; the images may stay elsewhere. Every epoch visits the images in a new order drawn from `generator`. Batch norm is in train mode. Goes on from the
     session's last snapshot bit by bit. Raises `DataError` without images, `ModelError` if the loss stops being finite.
     """
     count = int(images.shape[0])
@@ -111,7 +112,7 @@ def train(
         if position == 0:
             order = torch.randperm(count, generator=generator)
         chosen = order[position * recipe.batch_size : (position + 1) * recipe.batch_size]
-        batch = Batch(images[chosen].to(torch.float32), targets[chosen])
+        batch = moved(Batch(images[chosen].to(torch.float32), targets[chosen]), model.device)
         model, local, loss = local_step(model, batch, recipe, local, generator=generator)
         history.append((step + 1, float(loss)))
         if not math.isfinite(history[-1][1]):
@@ -140,13 +141,14 @@ def _snapshot(
 
 
 def at_step(model: GlobalModel, snapshot: State) -> GlobalModel:
-    """The model as it was when training took that snapshot."""
+    """The model as it was when training took that snapshot, on its own device."""
     tensors = {part: snapshot[part] for part in ("parameters", "buffers", "counters")}
-    return replace(model.to(torch.float32), **tensors)
+    return replace(model.to(torch.float32), **moved(tensors, model.device))
 
 
 def _restored(snapshot: State, model: GlobalModel) -> tuple[GlobalModel, LocalState, Tensor, list[tuple[int, float]]]:
     model = at_step(model, snapshot)
+    snapshot = moved(snapshot, model.device)
     optimizer = OptimizerState(snapshot["steps"], snapshot["first"], snapshot["second"])
     history = [(step, loss) for step, loss in enumerate(snapshot["losses"], start=1)]
-    return model, LocalState(optimizer), snapshot["order"], history
+    return model, LocalState(optimizer), snapshot["order"].cpu(), history

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
 from pydantic import Field, FiniteFloat
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from medpfl.core.config import STRICT
 from medpfl.core.errors import ModelError
+from medpfl.core.functional import per_channel
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -44,10 +44,7 @@ class Normalize(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalized images, same shape and precision."""
-        shape = [1, -1] + [1] * (images.dim() - 2)
-        mean = torch.tensor(self.mean, dtype=images.dtype, device=images.device).view(shape)
-        std = torch.tensor(self.std, dtype=images.dtype, device=images.device).view(shape)
-        return (images - mean) / std
+        return (images - per_channel(self.mean, images)) / per_channel(self.std, images)
 
     def extra_repr(self) -> str:
         """Shown by `print(module)`."""

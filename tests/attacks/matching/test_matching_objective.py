@@ -313,7 +313,7 @@ def test_the_statistics_prior_is_what_plain_pytorch_layers_see(make_model: Any) 
         "running",
         "",
     )
-    prior = statistics_prior([known], 0.5, 10.0, torch.float64)
+    prior = statistics_prior([known], 0.5, 10.0, problem.targets[0])
     assert prior is not None
 
     def value(statistics: StatisticsPrior | None) -> float:

@@ -234,7 +234,7 @@ def test_warm_up_and_cosine_are_those_of_torch() -> None:
         solver = Adam(
             layout=Layout((1, 1, 2, 2)), iterations=60, learning_rate=0.1, scale=(1.0,), schedule="cosine", warm_up=10
         )
-        rates.append(float(solver._rates(torch.tensor([count]), torch.float64)[0]))
+        rates.append(solver._rate(count))
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
     rising = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=9)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=50)

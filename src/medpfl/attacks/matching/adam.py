@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import pi
+from math import cos, pi
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from medpfl.attacks.matching.gradients import BatchedObjective, Layout
+from medpfl.attacks.matching.layout import once_per_batch
 from medpfl.attacks.matching.priors import median_filter
 from medpfl.attacks.matching.states import DIVERGED, RUNNING, SOLVED, SPENT, STALLED, SolverState
+from medpfl.core.functional import per_channel
 
 MILESTONES = (3 / 8, 5 / 8, 7 / 8)
 """Shares of the iterations after which the learning rate is divided by ten."""
@@ -26,14 +28,14 @@ NoiseSource = Callable[[Tensor, int], Tensor]
 def noise_of(generators: Sequence[torch.Generator]) -> NoiseSource:
     """Noise for every victim's candidates from the victim's own generator."""
 
-    kept: list[tuple[Tensor, list[tuple[int, int]]]] = []
+    @once_per_batch
+    def groups(victims: Tensor) -> list[tuple[int, int]]:
+        present, counts = torch.unique_consecutive(victims, return_counts=True)
+        return list(zip(present.tolist(), counts.tolist(), strict=True))
 
     def draw(victims: Tensor, size: int) -> Tensor:
-        if not kept or kept[0][0] is not victims:
-            present, counts = torch.unique_consecutive(victims, return_counts=True)
-            kept[:] = [(victims, list(zip(present.tolist(), counts.tolist(), strict=True)))]
-        _, groups = kept[0]
-        rows = [torch.randn(count, size, generator=generators[owner], dtype=torch.float64) for owner, count in groups]
+        drawn = [(generators[owner], count) for owner, count in groups(victims)]
+        rows = [torch.randn(count, size, generator=generator, dtype=torch.float64) for generator, count in drawn]
         return torch.cat(rows)
 
     return draw
@@ -73,7 +75,7 @@ class Adam:
 
     def start(self, objective: BatchedObjective, variables: Tensor, victims: Tensor, goals: Tensor) -> SolverState:
         """The state before the first evaluation at the starting points (A, n)."""
-        infinite = torch.full((len(variables),), torch.inf, dtype=variables.dtype)
+        infinite = variables.new_full((len(variables),), torch.inf)
         whole = torch.zeros_like(victims)
         return {
             "victims": victims,
@@ -91,11 +93,13 @@ class Adam:
 
     def advance(self, objective: BatchedObjective, state: SolverState) -> SolverState:
         """Up to `block` iterations for every candidate of the state."""
-        for _ in range(self.block):
-            state = self._iterate(objective, state)
+        done = int(state["evaluations"].max())  # that of all who still run; from here on nothing is read back
+        for count in range(done + 1, done + self.block + 1):
+            state = self._iterate(objective, state, count)
         return state
 
-    def _iterate(self, objective: BatchedObjective, old: SolverState) -> SolverState:
+    def _iterate(self, objective: BatchedObjective, old: SolverState, count: int) -> SolverState:
+        """The iteration with this number, counted from 1, for all who still run."""
         running = old["status"] == RUNNING
         value, gradient = objective(old["point"], old["victims"])
         finite = torch.isfinite(value) & torch.isfinite(gradient).all(dim=1)
@@ -106,53 +110,44 @@ class Adam:
         new["evaluations"] = old["evaluations"] + running
         self._judge(new, running, finite)
         moving = (new["status"] == RUNNING)[:, None]
-        iteration = new["evaluations"]
         if self.signed:
             gradient = gradient.sign()
         first = 0.9 * old["first"] + 0.1 * gradient
         second = 0.999 * old["second"] + 0.001 * gradient.square()
-        count = iteration.to(value.dtype)[:, None]
         change = (first / (1 - 0.9**count)) / ((second / (1 - 0.999**count)).sqrt() + 1e-8)
         if self.noise and self.source is not None:
             change = change + self.noise * self.source(old["victims"], change.shape[1]).to(change)
-        step = self._rates(iteration, change.dtype)[:, None] * self._units(change) * change
-        point = self._constrain(old["point"] - step, iteration)
+        point = self._constrain(old["point"] - self._rate(count) * self._units(change) * change, count)
         for name, tensor in (("first", first), ("second", second), ("point", point)):
             new[name] = torch.where(moving, tensor, old[name])
         return new
 
-    def _rates(self, iteration: Tensor, dtype: torch.dtype) -> Tensor:
-        """The learning rate of each candidate's iteration (counted from 1)."""
-        count = iteration.to(dtype)
+    def _rate(self, count: int) -> float:
+        """The learning rate of an iteration (counted from 1)."""
+        factor = 1.0
         if self.schedule == "steps":
-            passed = torch.stack([iteration > int(share * self.iterations) for share in MILESTONES]).sum(dim=0)
-            factor = 0.1 ** passed.to(dtype)
+            factor = 0.1 ** sum(count > int(share * self.iterations) for share in MILESTONES)
         elif self.schedule == "cosine":
-            falling = ((count - self.warm_up) / max(1, self.iterations - self.warm_up)).clamp(0.0, 1.0)
-            factor = 0.5 * (1.0 + torch.cos(pi * falling))
-        else:
-            factor = torch.ones_like(count)
+            falling = (count - self.warm_up) / max(1, self.iterations - self.warm_up)
+            factor = 0.5 * (1.0 + cos(pi * min(max(falling, 0.0), 1.0)))
         if self.warm_up:
-            factor = factor * (count / self.warm_up).clamp_max(1.0)
+            factor *= min(count / self.warm_up, 1.0)
         return self.learning_rate * factor
 
     def _units(self, variables: Tensor) -> Tensor:
         """The unit of every entry of a candidate's variables (n,)."""
         shape = self.layout.images
-        scale = variables.new_tensor(self.scale).reshape(1, -1, *(1 for _ in shape[2:])).expand(shape)
+        scale = per_channel(self.scale, self.layout.split(variables[0])[0]).expand(shape)
         return torch.cat([scale.reshape(-1), variables.new_ones(self.layout.size - self.layout.pixels)])
 
-    def _constrain(self, variables: Tensor, iteration: Tensor) -> Tensor:
-        """Boxes the images and median-filters those whose iteration is due."""
+    def _constrain(self, variables: Tensor, count: int) -> Tensor:
+        """Boxes the images, and median-filters them where this iteration is due."""
         images, _ = self.layout.split(variables)
         rest = variables[:, self.layout.pixels :]
         if self.boxed:
             images = images.clamp(0.0, 1.0)
-        if self.median_filter_every:
-            due = iteration % self.median_filter_every == 0
-            if bool(due.any()):
-                filtered = median_filter(images, len(self.layout.images) - 2)
-                images = torch.where(due.reshape(-1, *(1 for _ in self.layout.images)), filtered, images)
+        if self.median_filter_every and count % self.median_filter_every == 0:
+            images = median_filter(images, len(self.layout.images) - 2)
         return torch.cat([images.reshape(len(variables), -1), rest], dim=1)
 
     def _judge(self, new: SolverState, running: Tensor, finite: Tensor) -> None:

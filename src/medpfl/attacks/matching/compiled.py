@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from medpfl.attacks.matching.layout import CANNOT, BatchedObjective
+from medpfl.attacks.matching.layout import CANNOT, BatchedObjective, once_per_batch
 from medpfl.attacks.matching.problem import Problem
 
 COMPILED_AT_ONCE = 64
@@ -52,20 +52,18 @@ def compiled_objective(
         return mapped(variables, *batch)
 
     fast = torch.compile(whole, dynamic=False, fullgraph=True)
-    kept: list[tuple[Tensor, list[tuple[object, ...]], Tensor]] = []
     failed: list[str] = []
 
-    def chosen(victims: Tensor) -> tuple[Tensor, list[tuple[object, ...]], Tensor]:
-        if not kept or kept[0][0] is not victims:
-            full = len(victims) // COMPILED_AT_ONCE * COMPILED_AT_ONCE
-            batches = torch.split(victims[:full], COMPILED_AT_ONCE) if full else ()
-            kept[:] = [(victims, [choose(batch) for batch in batches], victims[full:])]
-        return kept[0]
+    @once_per_batch
+    def chosen(victims: Tensor) -> tuple[list[tuple[object, ...]], Tensor]:
+        full = len(victims) // COMPILED_AT_ONCE * COMPILED_AT_ONCE
+        batches = torch.split(victims[:full], COMPILED_AT_ONCE) if full else ()
+        return [choose(batch) for batch in batches], victims[full:]
 
     def objective(variables: Tensor, victims: Tensor) -> tuple[Tensor, Tensor]:
         if failed or len(victims) < COMPILED_AT_ONCE:
             return eager(variables, victims)
-        _, batches, rest = chosen(victims)
+        batches, rest = chosen(victims)
         values, derivatives = [], []
         try:
             for place, batch in enumerate(batches):

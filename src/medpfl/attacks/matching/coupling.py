@@ -49,16 +49,16 @@ class GroupConsistency:
         """The consensus (A, pixels) that each candidate is pulled towards, in its own order of images.
 
         variables: (A, n) of all candidates, ended ones included. values: their best objectives (A,). voting: (A,),
-        whether a candidate counts; one alone is its own consensus.
+        whether a candidate counts; one alone is its own consensus. Computed on the CPU, because it is rarely due.
         """
-        images, _ = self.layout.split(variables.detach())
+        images, _ = self.layout.split(variables.detach().cpu())
         result = images.clone()
         owners, vote, scores = victims.tolist(), voting.tolist(), values.tolist()
         for victim in dict.fromkeys(owners):
             rows = [row for row, owner in enumerate(owners) if owner == victim and vote[row]]
             if len(rows) < 2:
                 continue
-            labels = None if self.labels is None else self.labels[victim]
+            labels = None if self.labels is None else self.labels[victim].cpu()
             first = min(rows, key=lambda row: scores[row])
             orders = torch.stack([_order(images[row], images[first], labels) for row in rows])
             aligned = torch.stack([images[row][order] for row, order in zip(rows, orders, strict=True)])
@@ -71,7 +71,7 @@ class GroupConsistency:
                 agreed = agreed.mean(dim=0)
             for row, order in zip(rows, orders, strict=True):
                 result[row] = agreed[order.argsort()]
-        return result.flatten(1)
+        return result.flatten(1).to(variables.device)
 
 
 def _order(images: Tensor, reference: Tensor, labels: Tensor | None) -> Tensor:

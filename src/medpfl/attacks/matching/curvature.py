@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from medpfl.attacks.matching.gradients import runs_batched
+from medpfl.attacks.matching.layout import once_per_batch
 from medpfl.attacks.matching.lbfgs import Preconditioner
 from medpfl.attacks.matching.output_error import typical_error
 from medpfl.attacks.matching.problem import Problem
@@ -59,27 +60,31 @@ def gauss_newton(problem: Problem, errors: Tensor, weights: Tensor, damping: flo
     for victim, model in enumerate(problem.models):
         pattern = tuple((weights[victim] / weights[victim].amax()).tolist())
         members.setdefault((id(model), tuple((errors[victim] < 0).tolist()), pattern), []).append(victim)
-    owners = torch.zeros(len(problem.models), dtype=torch.int64)
+    owners = [0] * len(problem.models)
     costs = [0] * len(problem.models)
     inverses: list[Tensor] = []
     for victims in members.values():
         first = victims[0]
-        owners[victims] = len(inverses)
         for victim in victims:
+            owners[victim] = len(inverses)
             costs[victim] = ceil(columns(problem.models[0]) / len(victims))
         unit, weight = typical[first] / typical[first].norm(), weights[first] / weights[first].amax()
-        axes = torch.eye(columns(problem.models[0]))
+        axes = torch.eye(columns(problem.models[0]), device=problem.device)
         try:
             _columns(problem, problem.models[first], unit, weight, axes[:1])
         except (RuntimeError, NotImplementedError):  # whatever goes wrong with further columns is no missing derivative
             return None
         inverses.append(_inverse(_columns(problem, problem.models[first], unit, weight, axes), damping))
 
+    @once_per_batch
+    def rows_of(victims: Tensor) -> list[tuple[int, Tensor]]:
+        mine = [owners[victim] for victim in victims.tolist()]
+        members = {owner: [row for row, one in enumerate(mine) if one == owner] for owner in sorted(set(mine))}
+        return [(owner, torch.tensor(rows, device=victims.device)) for owner, rows in members.items()]
+
     def precondition(gradients: Tensor, victims: Tensor) -> Tensor:
-        mine = owners[victims]
         scaled = torch.empty_like(gradients)
-        for owner in sorted(set(mine.tolist())):
-            rows = torch.nonzero(mine == owner).flatten()
+        for owner, rows in rows_of(victims):
             unit = gradients[rows].norm(dim=1, keepdim=True).clamp_min(torch.finfo(gradients.dtype).tiny)
             scaled[rows] = ((gradients[rows] / unit).float() @ inverses[owner]).to(gradients.dtype) * unit
         return scaled / sizes[victims, None].to(gradients.dtype)
@@ -91,7 +96,7 @@ def _columns(problem: Problem, model: GlobalModel, error: Tensor, weights: Tenso
     """Rows 2 J' W J axis (len(axes), n) at the grey image, in single precision."""
     model = model.to(torch.float32)
     shape = (1, *model.image_shape)
-    point = torch.full((prod(shape),), GREY)
+    point = axes.new_full((prod(shape),), GREY)
     target = error.float()[None]
 
     def gradient(flat: Tensor) -> list[Tensor]:
@@ -119,7 +124,7 @@ def _columns(problem: Problem, model: GlobalModel, error: Tensor, weights: Tenso
 def _inverse(matrix: Tensor, damping: float) -> Tensor:
     """Of the symmetric part with `damping` times the mean diagonal added, symmetric, in single precision."""
     ridge = damping * matrix.diagonal().mean().clamp_min(torch.finfo(matrix.dtype).tiny)
-    damped = 0.5 * (matrix + matrix.T) + ridge * torch.eye(len(matrix), dtype=matrix.dtype)
+    damped = 0.5 * (matrix + matrix.T) + ridge * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     factor = torch.linalg.cholesky(damped)
     inverse = torch.cholesky_inverse(factor).float()
     return 0.5 * (inverse + inverse.T)

@@ -12,6 +12,7 @@ from torch import Tensor
 from medpfl.attacks.matching.coupling import GroupConsistency
 from medpfl.attacks.matching.gradients import BatchedObjective
 from medpfl.attacks.matching.states import DIVERGED, RUNNING, SPENT, STOP_REASONS, Solver, SolverState, running, select
+from medpfl.core.devices import CPU, moved
 from medpfl.core.session import Session, State
 
 TRACE_POINTS = 40
@@ -59,7 +60,7 @@ def search(
     starts: draws (V, restarts, n), called only at a fresh start. goals: (V,), at or below which a victim is solved.
     retry_above: (V,); the r-th restart runs only for victims that got stuck, that is, whose best objective is above
     this although iterations were left. None runs all restarts side by side. coupling: what pulls the restarts of a
-    victim together; they must then run side by side.
+    victim together; they must then run side by side. What is found lies on the CPU.
     The generators' states are part of a snapshot, so that a resumed search equals an uninterrupted one to the bit.
     """
     if coupling is not None and retry_above is not None:
@@ -70,9 +71,9 @@ def search(
     if saved is None:
         progress: State = {"starts": starts(), "wave": 0, "solver": None, "ended": None, "trace": [], "waves": []}
     else:
-        progress = _copied(saved)
-        for generator, state in zip(generators, progress["generators"], strict=True):
+        for generator, state in zip(generators, saved["generators"], strict=True):
             generator.set_state(state)
+        progress = _copied(moved({name: part for name, part in saved.items() if name != "generators"}, goals.device))
     budget = solver.evaluations
     while progress["wave"] < waves:
         if progress["solver"] is None:
@@ -96,19 +97,22 @@ def _begin_wave(
     starts, wave = progress["starts"], progress["wave"]
     if retry_above is not None:
         best = [_best(progress["waves"], victim) for victim in range(len(goals))]
-        high = torch.tensor([one.objective for one in best], dtype=torch.float64) > retry_above.double()
-        stuck = torch.tensor([one.stop_reason != STOP_REASONS[SPENT] for one in best])
-        victims = torch.nonzero(high & stuck).flatten()
+        stuck = [
+            victim
+            for victim, (one, bound) in enumerate(zip(best, retry_above.tolist(), strict=True))
+            if one.objective > bound and one.stop_reason != STOP_REASONS[SPENT]
+        ]
+        victims = torch.tensor(stuck, dtype=torch.int64, device=goals.device)
         variables = starts[victims, wave]
     else:
-        victims = torch.arange(len(goals)).repeat_interleave(restarts)
+        victims = torch.arange(len(goals), device=goals.device).repeat_interleave(restarts)
         variables = starts.flatten(0, 1)
     if not len(victims):
         progress["wave"] += 1
         return
-    progress["active"] = torch.arange(len(victims))
+    progress["active"] = torch.arange(len(victims), device=goals.device)
     if coupling is not None:
-        unknown, everyone = torch.zeros(len(victims)), torch.ones(len(victims), dtype=torch.bool)
+        unknown, everyone = goals.new_zeros(len(victims)), torch.ones_like(victims, dtype=torch.bool)
         progress["consensus"] = coupling.targets(variables, unknown, victims, everyone)
         objective = coupling.pull(objective, progress["consensus"])
     progress["solver"] = solver.start(objective, variables, victims, goals[victims])
@@ -138,7 +142,7 @@ def _advance_wave(
     progress["ended"] = ended
     progress["advances"] += 1
     if progress["advances"] % progress["every"] == 0:
-        progress["trace"] = [*progress["trace"], (ended["evaluations"], ended["best_value"])]
+        progress["trace"] = [*progress["trace"], moved((ended["evaluations"], ended["best_value"]), CPU)]
         if len(progress["trace"]) > RECORDED_POINTS:
             progress["trace"] = progress["trace"][1::2]
             progress["every"] *= 2
@@ -152,7 +156,7 @@ def _advance_wave(
     progress["solver"] = state
     if not len(remaining):
         del ended["point"]
-        progress["waves"] = [*progress["waves"], {**ended, "trace": progress["trace"]}]
+        progress["waves"] = [*progress["waves"], moved({**ended, "trace": progress["trace"]}, CPU)]
         progress["solver"], progress["wave"] = None, progress["wave"] + 1
 
 
@@ -192,7 +196,7 @@ def _best(waves: Sequence[SolverState | dict[str, Any]], victim: int) -> Found:
     status = int(wave["status"][row])
     assert status != RUNNING
     return Found(
-        variables=wave["best_point"][row],
+        variables=wave["best_point"][row].cpu(),
         objective=value,
         trace=_thin([(int(counts[row]), float(values[row])) for counts, values in wave["trace"]]),
         evaluations=evaluations,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from medpfl.attacks.layers import DenseLayer, last_dense, layer_input
 from medpfl.attacks.matching.gradients import CANDIDATES_AT_ONCE, BatchedObjective
+from medpfl.attacks.matching.layout import once_per_batch
 from medpfl.core.domain import Observation
 from medpfl.core.functional import total_variation
 
@@ -28,13 +29,21 @@ def feature_objective(
     shape = observations[0].model.image_shape
     scale = features.square().sum(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
 
-    def batch(variables: Tensor, victims: Tensor) -> tuple[Tensor, Tensor]:
+    def grouped(victims: Tensor) -> list[tuple[int, Tensor]]:
+        """Rows of candidates that share a model."""
+        owners = [keys[victim] for victim in victims.tolist()]
+        members = {key: [row for row, owner in enumerate(owners) if owner == key] for key in dict.fromkeys(owners)}
+        return [(key, torch.tensor(rows, device=victims.device)) for key, rows in members.items()]
+
+    @once_per_batch
+    def split(victims: Tensor) -> list[tuple[Tensor, list[tuple[int, Tensor]]]]:
+        return [(chunk, grouped(chunk)) for chunk in torch.split(victims, CANDIDATES_AT_ONCE)]
+
+    def batch(variables: Tensor, victims: Tensor, groups: list[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
         images = variables.detach().requires_grad_()
         pictures = images.reshape(-1, *shape)
         values = total_variation_weight * total_variation(pictures)
-        owners = [keys[victim] for victim in victims.tolist()]
-        for key in dict.fromkeys(owners):
-            rows = torch.tensor([row for row, owner in enumerate(owners) if owner == key])
+        for key, rows in groups:
             seen = layer_input(models[key], layer, pictures[rows])
             distance = (seen - features[victims[rows]]).square().sum(dim=1) / scale[victims[rows]]
             values = values.index_add(0, rows, distance)
@@ -43,10 +52,8 @@ def feature_objective(
 
     def objective(variables: Tensor, victims: Tensor) -> tuple[Tensor, Tensor]:
         parts = [
-            batch(chunk, members)
-            for chunk, members in zip(
-                torch.split(variables, CANDIDATES_AT_ONCE), torch.split(victims, CANDIDATES_AT_ONCE), strict=True
-            )
+            batch(chunk, *members)
+            for chunk, members in zip(torch.split(variables, CANDIDATES_AT_ONCE), split(victims), strict=True)
         ]
         return torch.cat([value for value, _ in parts]), torch.cat([derivative for _, derivative in parts])
 

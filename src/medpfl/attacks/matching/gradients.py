@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 
 from medpfl.attacks.matching.compiled import compiled_objective, compiler_missing, worth_compiling
 from medpfl.attacks.matching.ghost.objective import ghost_objective
-from medpfl.attacks.matching.layout import CANNOT, BatchedObjective, Layout
+from medpfl.attacks.matching.layout import CANNOT, BatchedObjective, Layout, once_per_batch
 from medpfl.attacks.matching.objectives import Distance
 from medpfl.attacks.matching.priors import Prior
 from medpfl.attacks.matching.problem import Problem
@@ -96,7 +96,7 @@ def matching_objective(
     if compiles and statistics is None:
         plain: Method = "auto" if method == "auto" else "loop"
         rest = matching_objective(problem, layout, labels, **parts, method=plain)
-        if compiler_missing() or why_not_computable(looped, layout, problem.dtype) is not None:
+        if compiler_missing() or why_not_computable(looped, layout, problem.targets[0]) is not None:
             return rest
         return compiled_objective(rest, _mapped(problem, labels, value, None), _chooser(problem, labels, weights, None))
     if method in ("auto", "ghost"):
@@ -110,7 +110,7 @@ def matching_objective(
     if not problem.shared and problem.models[0].constants:
         return looped
     batched = _vmapped(problem, labels, weights, statistics, value)
-    if method == "auto" and why_not_computable(batched, layout, problem.dtype) is not None:
+    if method == "auto" and why_not_computable(batched, layout, problem.targets[0]) is not None:
         return looped
     return batched
 
@@ -126,8 +126,8 @@ def agree(one: BatchedObjective, plain: BatchedObjective, problem: Problem, layo
     Models may do with their layers what ghost matching does not see: use them twice, share tensors, mix images.
     """
     generator = torch.Generator().manual_seed(0)
-    variables = torch.rand(2, layout.size, generator=generator, dtype=torch.float64).to(problem.dtype)
-    victims = torch.tensor([0, len(problem.models) - 1])
+    variables = torch.rand(2, layout.size, generator=generator, dtype=torch.float64).to(problem.targets[0])
+    victims = torch.tensor([0, len(problem.models) - 1], device=problem.device)
     try:
         found, expected = one(variables, victims), plain(variables, victims)
     except CANNOT:
@@ -136,13 +136,13 @@ def agree(one: BatchedObjective, plain: BatchedObjective, problem: Problem, layo
     return all(float((a - b).norm()) <= tolerance * float(b.norm()) for a, b in zip(found, expected, strict=True))
 
 
-def why_not_computable(objective: BatchedObjective, layout: Layout, dtype: torch.dtype) -> str | None:
+def why_not_computable(objective: BatchedObjective, layout: Layout, like: Tensor) -> str | None:
     """PyTorch's reason why the objective has no value and derivative for one grey candidate; None if it has.
 
-    Layers without second derivatives, batching rules or double precision show here.
+    like: a tensor of the search's precision and device. Layers without second derivatives, batching rules or double precision show here.
     """
     try:
-        objective(torch.full((1, layout.size), 0.5, dtype=dtype), torch.zeros(1, dtype=torch.int64))
+        objective(like.new_full((1, layout.size), 0.5), like.new_zeros(1, dtype=torch.int64))
     except CANNOT as error:
         return str(error).strip().partition("\n")[0][:200]
     return None
@@ -242,13 +242,11 @@ def _vmapped(
     problem: Problem, labels: Tensor | None, weights: Tensor, statistics: StatisticsPrior | None, value: _Value
 ) -> BatchedObjective:
     at_once = max(1, min(CANDIDATES_AT_ONCE, ENTRIES_AT_ONCE // problem.models[0].parameter_count))
-    mapped, choose = _mapped(problem, labels, value, at_once), _chooser(problem, labels, weights, statistics)
-    kept: list[tuple[Tensor, _Chosen]] = []
+    mapped = _mapped(problem, labels, value, at_once)
+    choose = once_per_batch(_chooser(problem, labels, weights, statistics))
 
     def objective(variables: Tensor, victims: Tensor) -> tuple[Tensor, Tensor]:
-        if not kept or kept[0][0] is not victims:
-            kept[:] = [(victims, choose(victims))]
-        derivative, values = mapped(variables, *kept[0][1])
+        derivative, values = mapped(variables, *choose(victims))
         return values.detach(), derivative.detach()
 
     return objective
@@ -257,16 +255,24 @@ def _vmapped(
 def _looped(
     problem: Problem, labels: Tensor | None, weights: Tensor, statistics: StatisticsPrior | None, value: _Value
 ) -> BatchedObjective:
+    def arguments(victim: int) -> tuple[Any, ...]:
+        used = weights[victim].nonzero().flatten()
+        return (
+            None if labels is None else labels[victim],
+            problem.models[victim],
+            [problem.names[index] for index in used.tolist()],
+            [problem.targets[index][victim] for index in used.tolist()],
+            weights[victim][used],
+            [] if statistics is None else statistics.expected(victim),
+        )
+
+    chosen = once_per_batch(lambda victims: [arguments(victim) for victim in victims.tolist()])
+
     def objective(variables: Tensor, victims: Tensor) -> tuple[Tensor, Tensor]:
         values, derivatives = [], []
-        for flat, victim in zip(variables, victims.tolist(), strict=True):
+        for flat, one in zip(variables, chosen(victims), strict=True):
             point = flat.detach().requires_grad_()
-            label = None if labels is None else labels[victim]
-            used = weights[victim].nonzero().flatten().tolist()
-            names = [problem.names[index] for index in used]
-            targets = [problem.targets[index][victim] for index in used]
-            expected = [] if statistics is None else statistics.expected(victim)
-            result = value(point, label, problem.models[victim], names, targets, weights[victim][used], expected)
+            result = value(point, *one)
             (derivative,) = torch.autograd.grad(result, point)
             values.append(result.detach())
             derivatives.append(derivative)

@@ -40,7 +40,7 @@ NO_MATRIX = (
 )
 
 BLOCK = 10
-"""Evaluations between two snapshots of a small model; a large one can be stopped after every one."""
+"""Evaluations between two looks at how a search stands; where they are long, there is one after each."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def _invert(cases: Sequence[_Case], parts: Parts, settings: Inversion) -> list[R
     units = norms.clamp_min(torch.finfo(norms.dtype).tiny) if settings.scaled else torch.ones_like(norms)
     weights = settings.gradient_weight * weights / units[:, None]
     shown = [case.error for case in cases if case.error is not None]
-    errors = torch.stack(shown).to(problem.dtype) if shown else None
+    errors = torch.stack(shown).to(problem.device, problem.dtype) if shown else None
     curvature, contrast = None, 1.0
     labels: Tensor | None
     if errors is not None:
@@ -184,11 +184,12 @@ def _invert(cases: Sequence[_Case], parts: Parts, settings: Inversion) -> list[R
         contrast = 1.0 if curvature is None else settings.contrast
     else:
         soft, searched = settings.labels == "soft", problem
-        labels = None if soft else torch.stack([_arranged(case, problem, settings.labels) for case in cases])
+        several = None if soft else [_arranged(case, problem, settings.labels) for case in cases]
+        labels = None if several is None else torch.stack(several).to(problem.device)
     shape = (problem.copies * problem.examples, *model.image_shape)
     layout = Layout(shape, model.task.output_shape(model.image_shape) if soft else ())
     precondition, matrix_evaluations = curvature or (None, (0,) * len(cases))
-    block = BLOCK if runs_batched(model) else 1
+    block = 1 if problem.device.type == "cpu" and not runs_batched(model) else BLOCK
     solver = settings.solver(SearchSetup(layout, block, precondition, noise_of([case.generator for case in cases])))
     at_once = settings.restarts if settings.retry_above is None else 1
     objective = matching_objective(
@@ -198,16 +199,16 @@ def _invert(cases: Sequence[_Case], parts: Parts, settings: Inversion) -> list[R
         distance=DISTANCES[settings.distance],
         weights=weights,
         prior=settings.prior,
-        statistics=_statistics(cases, settings, problem.dtype),
+        statistics=_statistics(cases, settings, problem.targets[0]),
         evaluations=len(cases) * at_once * solver.evaluations,
     )
-    if (reason := why_not_computable(objective, layout, problem.dtype)) is not None:
+    if (reason := why_not_computable(objective, layout, problem.targets[0])) is not None:
         return [Failure(f"gradients of this model cannot be matched in {settings.precision}: {reason}")] * len(cases)
     found = parts.run(
         lambda session: search(
             objective,
             solver,
-            lambda: _starts(cases, layout, settings, contrast, problem.dtype),
+            lambda: _starts(cases, layout, settings, contrast, problem.dtype).to(problem.device),
             (settings.goal + settings.relative_goal * norms) / units,
             restarts=settings.restarts,
             retry_above=None if settings.retry_above is None else settings.retry_above * norms / units,
@@ -219,16 +220,16 @@ def _invert(cases: Sequence[_Case], parts: Parts, settings: Inversion) -> list[R
     results: list[Reconstruction | Failure] = []
     for index, (case, one) in enumerate(zip(cases, found, strict=True)):
         scale = float(norms[index]) if settings.distance == "l2" and settings.distance_only else None
-        error = None if errors is None or settings.labels != "soft" else errors[index]
+        error = None if errors is None or settings.labels != "soft" else errors[index].cpu()
         one = replace(one.in_units(float(units[index])), evaluations=one.evaluations + matrix_evaluations[index])
-        fixed = case.inference.labels if labels is None or errors is not None else labels[index]
+        fixed = case.inference.labels if labels is None or errors is not None else labels[index].cpu()
         results.append(_reconstruction(case, one, layout, problem, scale, error, fixed, curvature is not None))
     return results
 
 
-def _statistics(cases: Sequence[_Case], settings: Inversion, dtype: torch.dtype) -> StatisticsPrior | None:
+def _statistics(cases: Sequence[_Case], settings: Inversion, like: Tensor) -> StatisticsPrior | None:
     known = [case.known for case in cases if case.known is not None]
-    return statistics_prior(known, settings.statistics_weight, settings.first_layer, dtype) if known else None
+    return statistics_prior(known, settings.statistics_weight, settings.first_layer, like) if known else None
 
 
 def _coupling(group: Group | None, layout: Layout, labels: Tensor | None) -> GroupConsistency | None:
@@ -237,7 +238,7 @@ def _coupling(group: Group | None, layout: Layout, labels: Tensor | None) -> Gro
 
 
 def _weights(problem: Problem, settings: Inversion) -> Tensor:
-    weights = torch.ones((len(problem.models), len(problem.names)), dtype=problem.dtype)
+    weights = problem.targets[0].new_ones(len(problem.models), len(problem.names))
     if settings.largest_tensors is not None:
         weights = top_tensors(problem.targets, settings.largest_tensors)
     return weights * falling_weights(problem.names, settings.layer_decay).to(weights)
@@ -285,8 +286,9 @@ def _reconstruction(
     probabilities = None if logits is None else layout.targets(task, logits)
     if error is not None:
         with torch.no_grad():
-            output, _ = case.observation.model.to(problem.dtype).forward(images, batch_norm=problem.batch_norm)
-        probabilities = soft_label(task, output, error)
+            model = case.observation.model.to(problem.dtype)
+            output, _ = model.forward(images.to(model.device), batch_norm=problem.batch_norm)
+        probabilities = soft_label(task, output.cpu(), error)
     masks = None
     if task.name == "segmentation":
         labels, masks = None, None if probabilities is None else probabilities.argmax(dim=1)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
+from typing import TypeVar
 
 from torch import Tensor
 
 from medpfl.core.tasks import Task
+
+T = TypeVar("T")
 
 BatchedObjective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Variables (A, n) and the victim of each row (A,) -> values (A,) and derivatives (A, n)."""
@@ -48,3 +51,19 @@ class Layout:
     def targets(self, task: Task, logits: Tensor) -> Tensor:
         """Logits (..., K, *logits) as targets: sigmoid for independent classes, else softmax over the classes."""
         return logits.sigmoid() if task.name == "multi_label" else logits.softmax(dim=-len(self.logits))
+
+
+def once_per_batch(prepare: Callable[[Tensor], T]) -> Callable[[Tensor], T]:
+    """`prepare(victims)`, kept as long as it is asked for the same tensor, that is, while the same candidates run.
+
+    What is read back from a device there is not read back in every evaluation.
+    """
+    kept: list[tuple[Tensor, T]] = []
+
+    def prepared(victims: Tensor) -> T:
+        if not kept or kept[0][0] is not victims:
+            kept.clear()
+            kept.append((victims, prepare(victims)))
+        return kept[0][1]
+
+    return prepared

@@ -179,20 +179,22 @@ class LBFGS:
         """
         product = (step * change).sum(dim=1)
         positive = product > FLAT * (step.square().sum(dim=1) * change.square().sum(dim=1)).sqrt()
-        keep = torch.nonzero(accept & positive & torch.isfinite(product)).flatten()
-        place = old["head"][keep]
-        new["head"] = old["head"].index_copy(0, keep, (place + 1) % self.history)
-        new["known"] = old["known"].index_copy(0, keep, (old["known"][keep] + 1).clamp_max(self.history))
-        new["scale"] = old["scale"].index_copy(0, keep, product[keep] / (scaled * change).sum(dim=1)[keep])
-        old["steps"][keep, place] = step[keep]
-        old["changes"][keep, place] = scaled[keep]
-        steps, changes = (
-            (old["steps"], old["changes"]) if len(keep) == len(step) else (old["steps"][keep], old["changes"][keep])
-        )
-        old["cross"][keep, :, place] = _products(steps, change[keep])
-        overlap = _products(changes, change[keep])
-        old["square"][keep, :, place] = overlap
-        old["square"][keep, place, :] = overlap
+        keep = accept & positive & torch.isfinite(product)
+        place, rows = old["head"], torch.arange(len(keep), device=keep.device)
+        new["head"] = torch.where(keep, (place + 1) % self.history, place)
+        new["known"] = torch.where(keep, (old["known"] + 1).clamp_max(self.history), old["known"])
+        new["scale"] = torch.where(keep, product / (scaled * change).sum(dim=1), old["scale"])
+
+        def store(history: Tensor, at: tuple[Tensor | slice, ...], values: Tensor) -> None:
+            history[at] = torch.where(keep[:, None], values, history[at])
+
+        everything = slice(None)
+        store(old["steps"], (rows, place), step)
+        store(old["changes"], (rows, place), scaled)
+        store(old["cross"], (rows, everything, place), _products(old["steps"], change))
+        overlap = _products(old["changes"], change)
+        store(old["square"], (rows, everything, place), overlap)
+        store(old["square"], (rows, place), overlap)
 
     def _judge(self, new: dict[str, Tensor], running: Tensor, finite: Tensor, stuck: Tensor) -> None:
         """Ends candidates that are solved, stationary, stalled, out of budget or diverged."""
@@ -246,10 +248,10 @@ class LBFGS:
         gradient, scale = state["gradient"], state["scale"][:, None]
         if filled == 0:
             return -state["scaled"]
-        ages = torch.arange(filled - 1, -1, -1)
+        ages = torch.arange(filled - 1, -1, -1, device=gradient.device)
         places = (state["head"][:, None] - 1 - ages) % self.history
         empty = ages >= state["known"][:, None]
-        rows = torch.arange(len(places))[:, None]
+        rows = torch.arange(len(places), device=gradient.device)[:, None]
         both = empty[:, :, None] | empty[:, None, :]
         cross = state["cross"][rows[:, :, None], places[:, :, None], places[:, None, :]].masked_fill(both, 0.0)
         square = state["square"][rows[:, :, None], places[:, :, None], places[:, None, :]].masked_fill(both, 0.0)

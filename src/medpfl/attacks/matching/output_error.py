@@ -17,6 +17,7 @@ from torch import Tensor
 from medpfl.attacks.layers import DenseLayer, last_dense, why_no_single_input
 from medpfl.attacks.matching.problem import Problem
 from medpfl.attacks.updates import gradient_view
+from medpfl.core.devices import CPU, moved
 from medpfl.core.domain import GlobalModel, Observation
 from medpfl.core.tasks import Task
 
@@ -45,12 +46,13 @@ class FromError:
 
 
 def output_error(observation: Observation) -> Tensor | None:
-    """The derivative of the loss by the outputs (classes,) in float64; None where the update does not show it.
+    """The derivative of the loss by the outputs (classes,), float64 on the CPU; None where the update does not show it.
 
     It shows for one image, a gradient that is known exactly, and a model that ends with a dense layer with a bias.
     The last weight's gradient must then be the product of this error and one feature vector, which noise or pruning
     would break.
     """
+    observation = moved(observation, CPU)
     layer = last_dense(observation.model)
     if observation.examples != 1 or not isinstance(layer, DenseLayer) or layer.bias is None:
         return None

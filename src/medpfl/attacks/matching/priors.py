@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from medpfl.core.functional import total_variation
+from medpfl.core.functional import per_channel, total_variation
 
 Prior = Callable[[Tensor], Tensor]
 """Images (N, C, *spatial) of one candidate -> scalar."""
@@ -66,9 +66,7 @@ def small(weight: float, mean: Sequence[float], std: Sequence[float]) -> Prior:
     """
 
     def penalty(images: Tensor) -> Tensor:
-        shape = (1, -1, *(1 for _ in images.shape[2:]))
-        centers, units = (images.new_tensor(list(values)).reshape(shape) for values in (mean, std))
-        return weight * ((images - centers) / units).square().mean()
+        return weight * ((images - per_channel(mean, images)) / per_channel(std, images)).square().mean()
 
     return penalty if weight else no_prior
 

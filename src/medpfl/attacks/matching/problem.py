@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -40,12 +41,18 @@ class Problem:
         """Whether all victims received the same model."""
         return all(model is self.models[0] for model in self.models)
 
-    @property
+    @cached_property
     def orders(self) -> tuple[Tensor, ...] | None:
         """The variables that each epoch of the simulated client takes, None for a gradient."""
         if self.simulate is None or self.simulate.update == "gradient":
             return None
-        return epoch_orders(self.examples, self.simulate.epochs, self.copies)
+        orders = epoch_orders(self.examples, self.simulate.epochs, self.copies)
+        return tuple(order.to(self.device) for order in orders)
+
+    @property
+    def device(self) -> torch.device:
+        """Where models, targets and candidates live."""
+        return self.targets[0].device
 
     @property
     def dtype(self) -> torch.dtype:

@@ -50,22 +50,22 @@ def statistics_distance(found: Sequence[tuple[Tensor, Tensor]], expected: Sequen
 
 
 def statistics_prior(
-    known: Sequence[KnownStatistics], weight: float, first_layer: float, dtype: torch.dtype
+    known: Sequence[KnownStatistics], weight: float, first_layer: float, like: Tensor
 ) -> StatisticsPrior | None:
     """The prior of several victims of one architecture; None where none of them shows statistics or nothing is weighted.
 
-    first_layer: how many times as much as the others the first batch norm layer counts.
+    like: a tensor of the search's precision and device. first_layer: how many times as much as the others the first batch norm layer counts.
     """
     layers = next((tuple(one.layers) for one in known if one.layers), ())
     if not layers or weight == 0.0:
         return None
     example = next(one.layers for one in known if one.layers)
-    weights = torch.full((len(known), len(layers)), weight, dtype=dtype)
+    weights = like.new_full((len(known), len(layers)), weight)
     weights[:, 0] *= first_layer
     weights[[index for index, one in enumerate(known) if not one.layers]] = 0.0
 
     def stacked(path: str, part: int) -> Tensor:
-        return torch.stack([(one.layers or example)[path][part] for one in known]).to(dtype)
+        return torch.stack([(one.layers or example)[path][part] for one in known]).to(like)
 
     means = tuple(stacked(path, 0) for path in layers)
     return StatisticsPrior(layers, weights, means, tuple(stacked(path, 1) for path in layers))

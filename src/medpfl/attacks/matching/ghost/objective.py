@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from medpfl.attacks.matching.ghost.taps import Tapped, tap
-from medpfl.attacks.matching.layout import CANNOT, BatchedObjective, Layout
+from medpfl.attacks.matching.layout import CANNOT, BatchedObjective, Layout, once_per_batch
 from medpfl.attacks.matching.objectives import Distance, cosine_distance, cosine_of_moments, squared_distance
 from medpfl.attacks.matching.priors import Prior
 from medpfl.attacks.matching.problem import Problem
@@ -73,14 +73,10 @@ def ghost_objective(
         return None
     at_once = max(1, min(CANDIDATES_AT_ONCE, BYTES_AT_ONCE // needed))
     evaluate = partial(_evaluate, problem.models[0], layout, prior, layers, distance is squared_distance)
-    kept: list[tuple[Tensor, list[_Group]]] = []
 
+    @once_per_batch
     def grouped(victims: Tensor) -> list[_Group]:
-        """The batches of these victims, kept as long as the same candidates run."""
-        if not kept or kept[0][0] is not victims:
-            kept.clear()
-            kept.append((victims, [group(rows, victims[rows]) for rows in _batches(victims, of_victim, at_once)]))
-        return kept[0][1]
+        return [group(rows, victims[rows]) for rows in _batches(victims, of_victim, at_once)]
 
     def group(rows: Tensor, victims: Tensor) -> _Group:
         chosen = _selection(victims)
@@ -132,7 +128,7 @@ def _evaluate(
         moments = [one.moments() for _, _, several in gradients for one in several]
     order = [name for call in calls for name in call.layer.names]
     places = [order.index(name) for name in group.targets]
-    inner, square = (torch.stack([moment[part] for moment in moments], dim=1)[:, places] for part in (0, 1))
+    inner, square = (torch.stack([moments[place][part] for place in places], dim=1) for part in (0, 1))
     value, along, across = _combined(inner, square, group, residual)
     outputs: list[Tensor] = []
     sent: list[Tensor] = []
@@ -173,7 +169,8 @@ def _combined(inner: Tensor, square: Tensor, group: _Group, residual: bool) -> t
 def _batches(victims: Tensor, of_victim: Sequence[Tapped], at_once: int) -> list[Tensor]:
     """Rows of candidates that share a model, at most `at_once` together."""
     owners = [id(of_victim[victim]) for victim in victims.tolist()]
-    rows = [torch.tensor([row for row, one in enumerate(owners) if one == owner]) for owner in dict.fromkeys(owners)]
+    members = [[row for row, one in enumerate(owners) if one == owner] for owner in dict.fromkeys(owners)]
+    rows = [torch.tensor(several, device=victims.device) for several in members]
     return [chunk for several in rows for chunk in torch.split(several, at_once)]
 
 
@@ -182,7 +179,7 @@ def _selection(victims: Tensor) -> Tensor | slice:
     first, count = int(victims[0]), len(victims)
     if bool((victims == first).all()):
         return slice(first, first + 1)
-    if bool((victims == torch.arange(first, first + count)).all()):
+    if bool((victims == torch.arange(first, first + count, device=victims.device)).all()):
         return slice(first, first + count)
     return victims
 
@@ -202,7 +199,7 @@ def _bytes_per_candidate(problem: Problem, tapped: Tapped, layout: Layout, names
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            images = torch.full((count * layout.images[0], *layout.images[1:]), 0.5, dtype=problem.dtype)
+            images = problem.targets[0].new_full((count * layout.images[0], *layout.images[1:]), 0.5)
             output, calls, _ = tapped.forward(images.requires_grad_())
             if sorted(name for call in calls for name in call.layer.names) != sorted(names):
                 raise ValueError("a layer runs twice or never")
