@@ -196,6 +196,23 @@ def test_what_makes_no_difference_or_cannot_run_is_not_computed(
     assert summary(tmp_path / "out")["counts"]["refused"] == 0
 
 
+def test_cells_that_become_the_same_are_computed_once(tmp_path: Path) -> None:
+    stages = [{"name": "lenet_idlg", "label": f"e{n}", "state": {"trained": {"epochs": n}}} for n in (0, 1, 2)]
+    spec = parse_spec(plain(models=stages, recipes=[{"batch_size": 2}]), tmp_path)
+    changes = sweep(spec, cells(spec))
+    together = {change.cell.id for change in changes if change.name == "all"}
+    assert len(together) == 1
+    untrained = [change.cell for change in changes if change.name == "untrained"]
+    assert {cell.model.id for cell in untrained} == {"e0"}
+    assert all(cell in cells(spec) for cell in untrained)
+    excluded = parse_spec(
+        plain(defenses=[{**NONE, "only": {"model": ["lenet_dlg"]}}, NOISE], models=["lenet_dlg", "lenet_idlg"]),
+        tmp_path,
+    )
+    (change,) = [one for one in sweep(excluded, cells(excluded)) if "lenet_idlg" in one.base]
+    assert is_extra(change.cell.id)
+
+
 def made_up(psnr: dict[str, list[float]]) -> list[dict[str, Any]]:
     """The verdicts on results that are written down here: cell -> PSNR per victim; 30 dB is a success."""
     rows = [

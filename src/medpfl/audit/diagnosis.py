@@ -70,13 +70,14 @@ def is_extra(cell: str) -> bool:
 
 
 def _resolved(cell: Cell, spec: Spec, known: Mapping[str, Cell]) -> Cell:
-    """The audit's own cell that is the same, if it has one."""
+    """The audit's own cell that is the same, if it has one; else a cell of own entries as far as there are any."""
     entries = {axis: _own(entry, spec.axes[axis]) for axis, entry in cell.entries.items()}
-    same = known.get("/".join(entry.id for entry in entries.values()))
-    if same is not None:
-        return same
+    own: Cell = replace(cell, **entries)  # type: ignore[arg-type]
+    if own.id in known:
+        return known[own.id]
     assert spec.diagnose is not None  # the caller sees to that
-    return replace(cell, most_victims=spec.diagnose.victims)
+    marked = own if is_extra(own.id) else cell  # a cell that `only` excludes keeps an id that tells what it is for
+    return replace(marked, most_victims=spec.diagnose.victims)
 
 
 def _own(entry: Entry, entries: Iterable[Entry]) -> Entry:
