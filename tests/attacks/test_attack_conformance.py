@@ -124,6 +124,21 @@ def test_every_registered_attack_is_tested() -> None:
     assert set(ATTACKS.names()) == set(SETTINGS)
 
 
+@pytest.mark.parametrize("word", ["labels", "masks"])
+def test_an_attack_that_can_be_told_requires_what_it_is_told(attack: Attack, word: str) -> None:
+    told = attack.told(word)
+    if told is not None:
+        assert word in told.requires() - attack.requires()
+        assert told.told(word) is None
+        changed = {name for name, value in vars(told).items() if value != getattr(attack, name)}
+        assert changed - {"__pydantic_fields_set__"} == {word}
+
+
+def test_some_attacks_can_be_told_labels_and_some_cannot() -> None:
+    assert ATTACKS["gradinv"].item().told("labels") is not None
+    assert ATTACKS["idlg"].item().told("labels") is None
+
+
 def test_results_have_the_promised_form(attack: Attack, observations: list[Observation]) -> None:
     for observation, result in zip(observations, reconstructions(run(attack, observations)), strict=True):
         check_shape(attack, observation, result)

@@ -13,7 +13,7 @@ import pytest
 
 from medpfl.attacks.idlg import IDLG
 from medpfl.audit import parse_spec, run_audit
-from medpfl.audit.diagnosis import is_extra, sweep
+from medpfl.audit.diagnosis import MARK, is_extra, sweep
 from medpfl.audit.effects import diagnosis
 from medpfl.audit.estimate import estimate
 from medpfl.audit.grid import cells
@@ -143,6 +143,42 @@ def test_cells_that_the_audit_has_anyway_are_not_computed_again(finished: Path, 
     assert verdicts["none"]["verdict"] == "open"
     assert verdicts["huge"]["limit"] == "no_defense"
     assert verdicts["huge"]["changes"][0]["victims"] == 5
+
+
+BATCH_NORM_NET = """
+from torch import nn
+
+
+def build(image_shape, classes):
+    places = (image_shape[1] - 2) * (image_shape[2] - 2)
+    first = nn.Conv2d(1, 8, 3, bias=False)
+    return nn.Sequential(first, nn.BatchNorm2d(8), nn.Sigmoid(), nn.Flatten(), nn.Linear(8 * places, classes))
+"""
+
+
+def test_batch_statistics_hide_the_brightness_of_an_image(tmp_path: Path) -> None:
+    """A single image, no padding, no bias: its brightness cancels in train mode, and everything shows in eval mode."""
+    (tmp_path / "batch_norm_net.py").write_text(BATCH_NORM_NET)
+    hidden = plain(
+        data=[{**DATA, "size": 12, "victims": 4}],
+        models=[{"factory": "batch_norm_net:build"}],
+        recipes=[{"batch_norm": "train"}],
+        defenses=[NONE],
+        attacks=[{"name": "idlg", "iterations": 20, "restarts": 1}],
+        success_threshold=0.999,
+    )
+    run_audit(parse_spec(hidden, tmp_path), tmp_path / "out", workers=0)
+    (found,) = summary(tmp_path / "out")["diagnosis"]
+    assert (found["verdict"], found["limit"]) == ("limited", "batch_norm_eval")
+    (effect,) = found["changes"]
+    assert effect["success"]["after"] == 1
+    assert effect["psnr"]["after"] > 60
+    images = tmp_path / "out" / "images"
+    own = [path for path in images.rglob("*/none/none/idlg/*.npz") if MARK not in str(path.relative_to(images))]
+    assert len(own) == 4
+    for path in own:
+        error = np.load(path)["image"] - np.load(images / "truth" / "films" / path.name)["image"]
+        assert error.std() < 0.2 * np.abs(error).mean()  # off by a brightness, and by little else
 
 
 def test_every_condition_that_differs_is_changed_once_and_then_all(tmp_path: Path) -> None:
