@@ -80,7 +80,9 @@ def test_what_protects_is_said_with_its_figures(diagnosed: Callable[..., Path]) 
         "What protects these images most today: the trained weights. Without it mean PSNR rises by 9.1 dB "
         "[6.0 to 12.0] and 5 of 6 images come back instead of 0."
     )
-    assert text.endswith("a protection that one setting removes is thin.")
+    assert text.endswith(
+        "a protection that one setting removes is thin. Whoever sends the weights can send untrained ones."
+    )
     assert brief(found) == "the trained weights: without, PSNR +9.1 dB [6.0 to 12.0], 0 -> 5 of 6 images"
     words = {one.change: in_words(one) for one in found.effects}
     assert words["labels_given"].startswith("No clear effect by itself.")

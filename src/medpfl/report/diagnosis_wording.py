@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from medpfl.report.diagnosis import ALL, Diagnosis, Effect
-from medpfl.report.formatting import count, decimals, interval, listed, percent, signed
+from medpfl.report.formatting import DASH, count, decimals, interval, listed, percent, signed
 from medpfl.report.views import Cell
 
 
@@ -69,7 +69,11 @@ def paragraph(found: Diagnosis) -> str:
     if found.verdict == "unsure":
         return _unsure(found)
     if found.verdict == "limited" and key is not None:
-        return f"What protects these images most today: {protection(key)}. Without it {_gain(key)}. {_thinness(found)}"
+        remark = f" {_REMARKS[key.change]}" if key.change in _REMARKS else ""
+        return (
+            f"What protects these images most today: {protection(key)}. Without it {_gain(key)}. "
+            f"{_thinness(found)}{remark}"
+        )
     if found.verdict == "together" and key is not None:
         return (
             f"No single change makes this attack clearly stronger, but all of them together do: {_gain(key)}. The "
@@ -130,6 +134,15 @@ def facts(found: Diagnosis) -> tuple[str, ...]:
     return tuple(texts)
 
 
+_REMARKS = {
+    "labels_given": "A real adversary does not have them (oracle), but may infer them better than this attack does.",
+    "masks_given": "A real adversary does not have them (oracle), but may guess them.",
+    "recipe_known": "A server that sets the recipe knows it.",
+    "untrained": "Whoever sends the weights can send untrained ones.",
+}
+"""Who can take a protection away."""
+
+
 def _gain(effect: Effect) -> str:
     spread = interval(effect.psnr)
     moved = "rises" if (effect.psnr.value or 0.0) >= 0 else "falls"
@@ -172,6 +185,8 @@ def _unsure(found: Diagnosis) -> str:
 def as_it_is(cell: Cell) -> str:
     """How many images come back as it is."""
     images = len(cell.results) or cell.images
+    if cell.asr.value is None or not images:
+        return DASH
     return f"{cell.successes if cell.successes is not None else percent(cell.asr.value)} of {count(images, 'image')}"
 
 
