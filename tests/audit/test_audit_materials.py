@@ -41,8 +41,9 @@ def test_a_trained_model_does_not_depend_on_the_threads_of_the_process(tmp_path:
     assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
 
 
-def _observed(base: Path) -> tuple[Any, Any, torch.Tensor]:
+def _observed(base: Path, attack: dict[str, Any] | None = None) -> tuple[Any, Any, torch.Tensor]:
     plain: dict[str, Any] = {
+        "attacks": [attack or {"name": "cpl"}],
         "data": [{**DATA, "size": 16}],
         "models": [{"name": "resnet18_cifar"}],
         "recipes": [{"batch_size": 3, "batch_norm": "train"}],
@@ -65,6 +66,15 @@ def test_an_attack_gets_the_batch_statistics_that_it_reads(tmp_path: Path, monke
     torch.testing.assert_close(statistics["bn1.variance"], first.var(dim=(0, 2, 3), correction=0))
     assert cell.oracle == "batch_norm_statistics"
     assert observation.knowledge.labels is None
+
+
+@pytest.mark.parametrize("source", ["auto", "given", "recovered", "running", "none"])
+def test_gradinversion_is_given_the_oracle_only_where_its_setting_reads_it(source: str, tmp_path: Path) -> None:
+    attack = {"name": "gradinversion", "iterations": 1, "restarts": 1, "batch_norm_statistics": source}
+    cell, observation, _ = _observed(tmp_path, attack)
+    reads = source in ("auto", "given")
+    assert cell.oracle == ("batch_norm_statistics" if reads else "")
+    assert (observation.knowledge.batch_norm_statistics is not None) == reads
 
 
 def test_nothing_is_handed_out_or_named_that_the_attack_does_not_read(tmp_path: Path) -> None:

@@ -70,12 +70,12 @@ class GradInversion(Attack):
     relative: Annotated[
         bool, Field(description="divide the squared gradient distance by the update's squared norm")
     ] = True
-    total_variation: Annotated[float, Field(ge=0, description="weight of total variation on [0, 1]")] = 1e-2
+    total_variation: Annotated[float, Field(ge=0, description="weight of total variation on [0, 1]")] = 1e-1
     variation_form: Annotated[
         VariationForm, Field(description="absolute differences along the axes, or lengths of their vectors")
     ] = "absolute"
     l2: Annotated[float, Field(ge=0, description="weight of the mean square of the model's input")] = 1e-6
-    batch_norm: Annotated[float, Field(ge=0, description="weight of the batch-norm statistics")] = 1e-2
+    batch_norm: Annotated[float, Field(ge=0, description="weight of the batch-norm statistics")] = 1e-1
     first_layer: Annotated[
         float, Field(ge=0, description="how many times as much the first batch norm layer counts")
     ] = 10.0
