@@ -19,7 +19,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measures row by row, and writes all rows so far after each."""
     options = _options(arguments)
     torch.set_num_threads(options.threads)
-    rows: list[Row] = []
+    rows = _read(options.out) if options.append else []
     for name in options.data:
         channels: Any = CHANNELS.get(name, 1)
         dataset = load_dataset(
@@ -281,6 +281,19 @@ def _write(rows: Sequence[Row], options: argparse.Namespace) -> None:
     path.with_suffix(".md").write_text(f"{head}<!-- table -->\n\n" + "\n".join(table) + "\n", encoding="utf-8")
 
 
+def _read(path: Path) -> list[Row]:
+    """The rows of an earlier run; numbers as numbers, empty cells as None."""
+    kinds = {field.name: str(field.type) for field in fields(Row)}
+
+    def value(name: str, text: str) -> Any:
+        if not text and "None" in kinds[name]:
+            return None
+        return int(text) if kinds[name] == "int" else float(text) if kinds[name].startswith("float") else text
+
+    with path.with_suffix(".csv").open(encoding="utf-8") as file:
+        return [Row(**{name: value(name, text) for name, text in row.items()}) for row in csv.DictReader(file)]
+
+
 def _line(row: Row) -> str:
     gain = "" if row.gain is None else f"{_interval(row.gain, row.gain_low, row.gain_high, '+.2f')} over {row.against}"
     state = row.state if row.state == "untrained" else f"{row.state} epochs"
@@ -315,11 +328,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--development", action="store_true", help="attack the victims for tuning instead")
     parser.add_argument("--batch", type=int, default=4, help="images per victim")
     parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--iterations", type=int, default=150)
+    parser.add_argument("--iterations", type=int, default=150, help="Adam steps of every restart")
     parser.add_argument("--restarts", type=int, default=4)
     parser.add_argument("--variants", nargs="*", default=[], help="only rows whose name contains one of these")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="attack settings")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--append", action="store_true", help="keep the rows that --out has")
     parser.add_argument("--out", type=Path, help="path of the table, without its ending")
     options = parser.parse_args(arguments)
     options.set = dict(yaml.safe_load(f"{{{one.replace('=', ': ', 1)}}}").popitem() for one in options.set)

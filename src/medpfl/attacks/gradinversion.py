@@ -70,19 +70,19 @@ class GradInversion(Attack):
     relative: Annotated[
         bool, Field(description="divide the squared gradient distance by the update's squared norm")
     ] = True
-    total_variation: Annotated[float, Field(ge=0, description="weight of total variation on [0, 1]")] = 1e-1
+    total_variation: Annotated[float, Field(ge=0, description="weight of total variation on [0, 1]")] = 0.3
     variation_form: Annotated[
         VariationForm, Field(description="absolute differences along the axes, or lengths of their vectors")
     ] = "absolute"
     l2: Annotated[float, Field(ge=0, description="weight of the mean square of the model's input")] = 1e-6
-    batch_norm: Annotated[float, Field(ge=0, description="weight of the batch-norm statistics")] = 1e-1
+    batch_norm: Annotated[float, Field(ge=0, description="weight of the batch-norm statistics")] = 1.0
     first_layer: Annotated[
         float, Field(ge=0, description="how many times as much the first batch norm layer counts")
     ] = 10.0
     batch_norm_statistics: Annotated[
         StatisticsSource, Field(description="where the expected batch-norm statistics come from")
     ] = "auto"
-    group: Annotated[float, Field(ge=0, description="weight of the group term, 0 for independent restarts")] = 1e-2
+    group: Annotated[float, Field(ge=0, description="weight of the group term, 0 for independent restarts")] = 0.1
     registration: Annotated[
         Literal["translation", "none"], Field(description="how images are registered before they are averaged")
     ] = "translation"
