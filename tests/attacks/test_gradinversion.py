@@ -65,7 +65,7 @@ def test_batches_of_grey_and_color_images_and_of_volumes(shape: tuple[int, ...],
     axes = len(shape) - 1
     model = make_model(normed(shape[0], shape[1], axes), shape, uniform=False)
     images = torch.rand(count, *shape, generator=torch.Generator().manual_seed(0))
-    attack = GradInversion(iterations=12, restarts=2, warm_up=2)
+    attack = GradInversion(iterations=40, restarts=2, warm_up=20, learning_rate=0.05)
     result = attacked(attack, seen(model, images, torch.arange(count) % 3))
     assert result.images.shape == images.shape
     assert result.gradient_evaluations == attack.evaluations(model, count)

@@ -13,7 +13,7 @@ from PIL import Image
 from medpfl.attacks import cpl
 from medpfl.audit import execute, run_audit
 from medpfl.audit.context import describe
-from medpfl.audit.grid import cells, refusal
+from medpfl.audit.grid import cells
 from medpfl.audit.materials import Materials
 from medpfl.audit.plan import Plan
 from medpfl.audit.preparation import prepare
@@ -58,7 +58,7 @@ def _observed(base: Path, attack: dict[str, Any] | None = None) -> tuple[Any, An
 
 
 def test_an_attack_gets_the_batch_statistics_that_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpl.CPL, "uses", lambda _: frozenset({"batch_norm_statistics", "masks"}))
+    monkeypatch.setattr(cpl.CPL, "uses", lambda _: frozenset({"batch_norm_statistics"}))
     cell, observation, images = _observed(tmp_path)
     statistics = observation.knowledge.batch_norm_statistics
     first = torch.nn.functional.conv2d(images, observation.model.parameters["conv1.weight"], padding=1)
@@ -82,12 +82,6 @@ def test_nothing_is_handed_out_or_named_that_the_attack_does_not_read(tmp_path: 
     assert cell.oracle == ""
     assert not cell.adaptive
     assert all(value is None for value in vars(observation.knowledge).values())
-
-
-def test_an_attack_that_needs_masks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpl.CPL, "requires", lambda _: frozenset({"masks"}))
-    cell, _, _ = _observed(tmp_path)
-    assert "segmentation masks" in (refusal(cell) or "")
 
 
 @pytest.mark.parametrize(("batch_size", "said"), [(1, False), (4, True)])
