@@ -132,3 +132,12 @@ def test_the_examples_read_real_images(name: str, shared_data: Path) -> None:
         entry["path"] = str(shared_data / entry["name"])
     for data in parse_spec(plain, base=FOLDER).data:
         assert len(data.reader.class_names()) in (2, 3, 4)
+
+
+def test_the_segmentation_example_searches_masks_and_is_given_them_on_the_same_victims() -> None:
+    plain = yaml.safe_load((FOLDER / "segmentation.yaml").read_text(encoding="utf-8"))
+    found = cells(parse_spec(plain, base=FOLDER))
+    assert [refusal(cell) for cell in found] == [None] * 8
+    assert {(cell.attack.id, cell.oracle) for cell in found} == {("masks_searched", ""), ("masks_given", "masks")}
+    settings = [{key: value for key, value in cell.attack.params.items() if key != "masks"} for cell in found]
+    assert all(one == settings[0] for one in settings)

@@ -294,3 +294,26 @@ def test_an_export_withholds_where_the_data_lies_however_it_is_written(tmp_path:
     assert summary["warnings"] == ["cannot read '(withheld)': no pixels", "a brain is not a path"]
     assert summary["name"] == "brain"
     assert set(pd.read_csv(tmp_path / "out-export/cells.csv")["dataset"]) == {"brain"}
+
+
+def test_init_writes_where_the_masks_lie(tmp_path: Path) -> None:
+    for index in range(3):
+        pixels = np.random.default_rng(index).integers(0, 256, (12, 12))
+        write_png(tmp_path / "scans" / f"{index}.png", pixels)
+        write_png(tmp_path / "drawn" / f"{index}.png", 255 * (pixels > 128))
+    scans, drawn = tmp_path / "scans", tmp_path / "drawn"
+    run("init", "--data", scans, "--masks", drawn, "--model", "unet_small", "--out", tmp_path / "a.yaml")
+    spec = load_spec(tmp_path / "a.yaml")
+    assert spec.data[0].reader.mask_names() == ("background", "foreground")
+    assert spec.models[0].segments
+    run("init", "--data", scans, "--masks", drawn, "--model", "nets:mine", "--out", tmp_path / "b.yaml")
+    assert load_spec(tmp_path / "b.yaml").models[0].segments
+    run("init", "--data", scans, "--model", "nets:mine", "--out", tmp_path / "c.yaml")
+    assert not load_spec(tmp_path / "c.yaml").models[0].segments
+    with pytest.raises(InputError, match="reader 'phantom' reads no masks"):
+        run("init", "--reader", "phantom", "--masks", drawn, "--model", "unet_small", "--out", tmp_path / "d.yaml")
+
+
+def test_describe_says_which_models_are_trained_with_masks() -> None:
+    for name, targets in (("unet_small", "masks"), ("lenet_dlg", "labels")):
+        assert listing.description("models", name)["facts"] == {"trained_with": targets}

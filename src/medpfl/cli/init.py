@@ -21,7 +21,7 @@ from medpfl.audit.validation import build, field_names
 from medpfl.cli.texts import printable
 from medpfl.core.errors import DataError, InputError
 from medpfl.data import READERS, Reader, resolve_path
-from medpfl.models import MODELS
+from medpfl.models import MODELS, SEGMENTATION
 
 PHANTOM = "phantom"
 READER_OF_SUFFIX = {
@@ -41,7 +41,10 @@ LOOKED_AT = 2_000
 
 @dataclass(frozen=True)
 class Answers:
-    """What the spec is made of. `path` is as it will stand in the spec, None for phantoms."""
+    """What the spec is made of. `path` and `masks` are as they will stand in the spec, None where there are none.
+
+    segments: whether the model is trained with masks.
+    """
 
     name: str
     path: str | None
@@ -50,6 +53,8 @@ class Answers:
     size: int
     channels: int
     classes: tuple[str, ...]
+    masks: str | None = None
+    segments: bool = False
 
 
 def register(app: typer.Typer) -> None:
@@ -75,6 +80,10 @@ def init(
         int | None,
         typer.Option("--channels", help="1 (gray) or 3 (color)  [default: as the first image]", show_default=False),
     ] = None,
+    masks: Annotated[
+        str | None,
+        typer.Option("--masks", metavar="PATH", help="folder or file with masks for segmentation", show_default=False),
+    ] = None,
 ) -> None:
     """Write a commented spec for your images and your model; asks for what is not given.
 
@@ -82,6 +91,7 @@ def init(
     Examples:
       medpfl init
       medpfl init --data scans/ --model resnet18_cifar --size 64
+      medpfl init --data scans/ --masks drawn/ --model unet_small
       medpfl init --reader phantom --model lenet_dlg --out try.yaml
     """
     if os.path.lexists(out):
@@ -102,7 +112,8 @@ def init(
     if ":" not in model:
         MODELS[model]
     assert reader is not None
-    source, found_channels = _opened(reader, path)
+    mask_path = resolve_path(masks, Path()) if masks is not None else None
+    source, found_channels = _opened(reader, path, mask_path)
     answers = Answers(
         name=_identifier(path.name if path is not None else PHANTOM),
         path=_as_written(data, path, out),
@@ -111,6 +122,8 @@ def init(
         size=size,
         channels=channels or found_channels,
         classes=source.class_names(),
+        masks=_as_written(masks, mask_path, out),
+        segments=model in SEGMENTATION or (":" in model and masks is not None),
     )
     text = spec_text(answers)
     parse_spec(yaml.safe_load(text), base=out.parent)
@@ -138,9 +151,15 @@ def guess_reader(path: Path) -> str | None:
 def spec_text(answers: Answers) -> str:
     """The commented YAML."""
     path = f"\n    path: {_quoted(answers.path)}    # relative to this file" if answers.path is not None else ""
+    if answers.masks is not None:
+        path += f"\n    mask_path: {_quoted(answers.masks)}    # for segmentation; names of more than two classes: mask_classes"
+    elif answers.segments and answers.path is not None:
+        path += "\n    # mask_path: MASKS    # the model is trained with masks; without them its cells are refused"
     model = f"factory: {_quoted(answers.model)}" if ":" in answers.model else f"name: {answers.model}"
     classes = ""
-    if len(answers.classes) == 1:
+    if answers.segments and ":" in answers.model:
+        classes = "\n    task: segmentation    # trained with masks; leave it out for a model with one output per class"
+    elif len(answers.classes) == 1 and not answers.segments:
         classes = "\n    classes: 2    # the images have one class; a model with one output would learn nothing"
     small = answers.model.startswith("lenet")
     attacks = (
@@ -190,11 +209,13 @@ attacks:    # settings and presets: medpfl describe attacks NAME
 """
 
 
-def _opened(reader: str, path: Path | None) -> tuple[Reader, int]:
+def _opened(reader: str, path: Path | None, masks: Path | None = None) -> tuple[Reader, int]:
     """The reader, and 1 or 3 by its first image; a gray image that is stored as color is gray."""
     if path is None and "path" in field_names(READERS[reader].item):
         raise InputError(f"--data: reader '{reader}' needs a path")
-    values = {} if path is None else {"path": path}
+    if masks is not None and "mask_path" not in field_names(READERS[reader].item):
+        raise InputError(f"--masks: reader '{reader}' reads no masks; use folder or nifti")
+    values = {key: value for key, value in (("path", path), ("mask_path", masks)) if value is not None}
     source = build(READERS[reader].item, values, f"reader {reader}")
     sample = next(iter(source.read(maximum=1)), None)
     if sample is None:

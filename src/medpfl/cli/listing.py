@@ -26,7 +26,7 @@ from medpfl.data import DATASETS, READERS
 from medpfl.defenses import DEFENSES
 from medpfl.federation.channels import CHANNELS
 from medpfl.metrics import METRICS
-from medpfl.models import MODELS
+from medpfl.models import MODELS, SEGMENTATION
 
 NO_GUARDS = "This version has no guards yet: `guards: []` in a spec."
 
@@ -230,6 +230,8 @@ def _facts(kind: str, entry: Entry[Any]) -> dict[str, Any]:
     if kind in ("datasets", "metrics") and is_dataclass(entry.item) and not isinstance(entry.item, type):
         shown_above = {"name", "citation", "unsure"}
         return {key: value for key, value in as_plain(entry.item).items() if key not in shown_above and value != ""}
+    if kind == "models":
+        return {"trained_with": "masks" if entry.name in SEGMENTATION else "labels"}
     if kind == "channels":
         return {"reveals_individual_updates": entry.item.reveals_individual_updates}
     return {}

@@ -63,8 +63,8 @@ METRICS.add(
     Metric("0 to 1", "higher", "image"),
     summary="Dice coefficient of the mask that the attack found and the true one, mean over the classes that either "
     "has, without the background; 1 where both are empty.",
-    limits="Only for segmentation models whose masks were searched. Where the lesion is large, a mask that covers "
-    "everything scores well.",
+    limits="Only for segmentation models whose masks were searched. A random mask has no 0: of half of the pixels, it "
+    "scores 0.4 where the true one covers a third.",
 )
 METRICS.add(
     "null_class_mean",
