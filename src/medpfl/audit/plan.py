@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from medpfl.audit.grid import Cell
 from medpfl.audit.spec import Spec
 from medpfl.core.devices import accelerator, choose_device, device_of_worker
 from medpfl.core.domain import GlobalModel
+from medpfl.core.memory import MOST_BY_DEFAULT, default_budget
 
 Device = torch.device
 
@@ -25,11 +27,13 @@ class Plan:
     """Stored when an audit starts. Equal plans give equal results to the bit, whatever the number of workers.
 
     threads: of one worker. device: `cpu`, `cuda` (any of the GPUs) or `cuda:N`. accelerator: name of the GPU.
+    memory: bytes that a search of one worker may take.
     """
 
     threads: int = 1
     device: str = "cpu"
     accelerator: str = ""
+    memory: int = MOST_BY_DEFAULT
     backend: str = "eager"
     torch: str = torch.__version__
     chunk_victims: int = CHUNK_VICTIMS
@@ -53,7 +57,16 @@ def make_plan(spec: Spec, device: str | None = None, stored: Mapping[str, Any] |
     if wanted == "auto" and stored is not None:
         wanted = str(stored.get("device", wanted))
     found = choose_device(wanted, where)
-    return Plan(threads=spec.threads, device=found, accelerator=accelerator(found))
+    memory = spec.memory
+    if memory is None:
+        fitting = default_budget(device_of_worker(found, 0), 1 if found != "cpu" else max(1, cores() // spec.threads))
+        memory = fitting if stored is None else int(stored.get("memory", fitting))
+    return Plan(threads=spec.threads, device=found, accelerator=accelerator(found), memory=memory)
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from medpfl.audit.entries import AXES
 from medpfl.audit.files import append, write_atomically
 from medpfl.audit.identity import is_same
 from medpfl.audit.materials import another_trained_model
-from medpfl.audit.plan import Chunk, Plan, make_plan
+from medpfl.audit.plan import Chunk, Plan, cores, make_plan
 from medpfl.audit.preparation import Prepared, prepare
 from medpfl.audit.spec import Diagnose, Spec
 from medpfl.audit.store import Store, StoredCell
@@ -115,8 +114,7 @@ def default_workers(plan: Plan) -> int:
     """One process per core that this process may use, at most 8, or fewer with more threads; on GPUs one for each."""
     if plan.where.type == "cuda":
         return torch.cuda.device_count() if plan.device == "cuda" else 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores // plan.threads, 8))
+    return max(1, min(cores() // plan.threads, 8))
 
 
 def _plan(store: Store, current: Plan) -> Plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,6 +40,7 @@ _OTHER_KEYS = (
     "success_threshold",
     "device",
     "threads",
+    "memory",
     "environment",
 )
 
@@ -69,6 +71,7 @@ class Spec:
     diagnose: Diagnose | None
     device: str
     threads: int
+    memory: int | None
     plain: Mapping[str, Any]
     base: Path
     axes: Mapping[str, tuple[Entry, ...]] = field(default_factory=dict)
@@ -150,6 +153,7 @@ def parse_spec(plain: Mapping[str, Any], base: Path) -> Spec:
         diagnose=_diagnose(plain.get("diagnose")),
         device=_typed(plain, "device", str, "auto"),
         threads=_threads(plain),
+        memory=_memory(plain),
         plain=dict(plain),
         base=base,
         axes=axes,
@@ -208,6 +212,20 @@ def _seeds(plain: Mapping[str, Any]) -> tuple[int, ...]:
     if len(set(seeds)) != len(seeds):
         raise SpecError(f"seeds: each seed once, found {seeds!r}")
     return tuple(seeds)
+
+
+_UNITS = {"mb": 10**6, "mib": 2**20, "gb": 10**9, "gib": 2**30}
+
+
+def _memory(plain: Mapping[str, Any]) -> int | None:
+    """Bytes from a text such as `4 GB`."""
+    text = plain.get("memory")
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(MB|MiB|GB|GiB)", str(text), re.IGNORECASE)
+    if found is None or float(found[1]) <= 0:
+        raise SpecError(f"memory: expected what one worker's search may take, such as 4 GB or 500 MB, found {text!r}")
+    return int(float(found[1]) * _UNITS[found[2].lower()])
 
 
 def _threads(plain: Mapping[str, Any]) -> int:

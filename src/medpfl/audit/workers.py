@@ -25,8 +25,11 @@ from medpfl.audit.snapshots import FileSession
 from medpfl.audit.spec import parse_spec
 from medpfl.core.devices import device_of_worker, repeatable
 from medpfl.core.errors import InputError
+from medpfl.core.memory import is_out_of_memory, memory_budget
 
 _CONTEXT = multiprocessing.get_context("spawn")
+OUT_OF_MEMORY = "out of memory: let each worker take less (`memory:` in the spec), or use fewer workers"
+
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -123,7 +126,7 @@ class Computer:
         self._report = report
         session = FileSession(self._job.out / "snapshots", chunk.id, lambda fraction: report(Progress(chunk, fraction)))
         try:
-            with repeatable(self._device, self._job.plan.threads):
+            with repeatable(self._device, self._job.plan.threads), memory_budget(self._job.plan.memory):
                 known, materials = self._prepared()
                 cell = known[chunk.cell]
                 if give_up is not None:
@@ -134,7 +137,7 @@ class Computer:
         except InputError as error:
             return Raised(chunk, str(error), traceback.format_exc(), input_error=True)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an attack raises fails its cases with the reason, not the audit
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            reason = OUT_OF_MEMORY if is_out_of_memory(error) else f"{type(error).__name__}: {error}".splitlines()[0]
             return Raised(chunk, reason, traceback.format_exc(), input_error=False)
 
 

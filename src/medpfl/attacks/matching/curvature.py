@@ -13,12 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from medpfl.attacks.matching.fitting import fitting
 from medpfl.attacks.matching.gradients import runs_batched
 from medpfl.attacks.matching.layout import once_per_batch
 from medpfl.attacks.matching.lbfgs import Preconditioner
 from medpfl.attacks.matching.output_error import typical_error
 from medpfl.attacks.matching.problem import Problem
 from medpfl.core.domain import GlobalModel
+from medpfl.core.memory import is_out_of_memory
 
 LARGEST = 4096
 """Entries of an image up to which the matrix is worth its memory (n^2) and its factorization (n^3)."""
@@ -26,8 +28,7 @@ LARGEST = 4096
 GREY = 0.5
 
 COLUMNS_AT_ONCE = 128
-ENTRIES_AT_ONCE = 4_000_000
-"""At most so many directions are differentiated together, and gradients of at most so many entries."""
+"""At most so many directions are differentiated together."""
 
 
 class Curvature(NamedTuple):
@@ -69,12 +70,10 @@ def gauss_newton(problem: Problem, errors: Tensor, weights: Tensor, damping: flo
             owners[victim] = len(inverses)
             costs[victim] = ceil(columns(problem.models[0]) / len(victims))
         unit, weight = typical[first] / typical[first].norm(), weights[first] / weights[first].amax()
-        axes = torch.eye(columns(problem.models[0]), device=problem.device)
-        try:
-            _columns(problem, problem.models[first], unit, weight, axes[:1])
-        except (RuntimeError, NotImplementedError):  # whatever goes wrong with further columns is no missing derivative
+        matrix = _matrix(problem, problem.models[first], unit, weight)
+        if matrix is None:
             return None
-        inverses.append(_inverse(_columns(problem, problem.models[first], unit, weight, axes), damping))
+        inverses.append(_inverse(matrix, damping))
 
     @once_per_batch
     def rows_of(victims: Tensor) -> list[tuple[int, Tensor]]:
@@ -92,8 +91,26 @@ def gauss_newton(problem: Problem, errors: Tensor, weights: Tensor, damping: flo
     return Curvature(precondition, tuple(costs))
 
 
-def _columns(problem: Problem, model: GlobalModel, error: Tensor, weights: Tensor, axes: Tensor) -> Tensor:
-    """Rows 2 J' W J axis (len(axes), n) at the grey image, in single precision."""
+def _matrix(problem: Problem, model: GlobalModel, error: Tensor, weights: Tensor) -> Tensor | None:
+    """All of 2 J' W J at the grey image (n, n); None where PyTorch cannot differentiate the model often enough."""
+    axes = torch.eye(columns(model), device=problem.device)
+
+    def some(count: int) -> Tensor:
+        return _columns(problem, model, error, weights, axes[:count], count)
+
+    try:
+        at_once = fitting(some, problem.device, COLUMNS_AT_ONCE)
+    except (RuntimeError, NotImplementedError) as cause:  # more columns meet no missing derivative that two did not
+        if is_out_of_memory(cause):
+            raise
+        return None
+    return _columns(problem, model, error, weights, axes, at_once)
+
+
+def _columns(
+    problem: Problem, model: GlobalModel, error: Tensor, weights: Tensor, axes: Tensor, at_once: int
+) -> Tensor:
+    """Rows 2 J' W J axis (len(axes), n) at the grey image, in single precision, so many at once."""
     model = model.to(torch.float32)
     shape = (1, *model.image_shape)
     point = axes.new_full((prod(shape),), GREY)
@@ -116,7 +133,6 @@ def _columns(problem: Problem, model: GlobalModel, error: Tensor, weights: Tenso
         found: Tensor = result
         return found
 
-    at_once = max(1, min(COLUMNS_AT_ONCE, ENTRIES_AT_ONCE // model.parameter_count))
     found: Tensor = torch.func.vmap(column, chunk_size=at_once)(axes)
     return found.double()
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from math import prod
 
 import torch
 from torch import Tensor
 
 from medpfl.attacks.layers import DenseLayer, last_dense, layer_input
-from medpfl.attacks.matching.gradients import CANDIDATES_AT_ONCE, BatchedObjective
-from medpfl.attacks.matching.layout import once_per_batch
+from medpfl.attacks.matching.fitting import fitting, most_at_once
+from medpfl.attacks.matching.layout import BatchedObjective, once_per_batch
 from medpfl.core.domain import Observation
 from medpfl.core.functional import total_variation
 
@@ -35,9 +37,17 @@ def feature_objective(
         members = {key: [row for row, owner in enumerate(owners) if owner == key] for key in dict.fromkeys(owners)}
         return [(key, torch.tensor(rows, device=victims.device)) for key, rows in members.items()]
 
+    @cache
+    def at_once() -> int:
+        def candidates(count: int) -> tuple[Tensor, Tensor]:
+            victims = torch.zeros(count, dtype=torch.int64, device=features.device)
+            return batch(features.new_full((count, prod(shape)), 0.5), victims, grouped(victims))
+
+        return fitting(candidates, features.device, most_at_once(features.device))
+
     @once_per_batch
     def split(victims: Tensor) -> list[tuple[Tensor, list[tuple[int, Tensor]]]]:
-        return [(chunk, grouped(chunk)) for chunk in torch.split(victims, CANDIDATES_AT_ONCE)]
+        return [(chunk, grouped(chunk)) for chunk in torch.split(victims, at_once())]
 
     def batch(variables: Tensor, victims: Tensor, groups: list[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
         images = variables.detach().requires_grad_()
@@ -53,7 +63,7 @@ def feature_objective(
     def objective(variables: Tensor, victims: Tensor) -> tuple[Tensor, Tensor]:
         parts = [
             batch(chunk, *members)
-            for chunk, members in zip(torch.split(variables, CANDIDATES_AT_ONCE), split(victims), strict=True)
+            for chunk, members in zip(torch.split(variables, at_once()), split(victims), strict=True)
         ]
         return torch.cat([value for value, _ in parts]), torch.cat([derivative for _, derivative in parts])
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any, Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 
 from medpfl.attacks.matching.compiled import compiled_objective, compiler_missing, worth_compiling
+from medpfl.attacks.matching.fitting import fitting, most_at_once
 from medpfl.attacks.matching.ghost.objective import ghost_objective
 from medpfl.attacks.matching.layout import CANNOT, BatchedObjective, Layout, once_per_batch
 from medpfl.attacks.matching.objectives import Distance
@@ -23,6 +25,7 @@ from medpfl.attacks.matching.priors import Prior
 from medpfl.attacks.matching.problem import Problem
 from medpfl.attacks.matching.statistics import StatisticsPrior, in_order, statistics_distance
 from medpfl.core.domain import Batch, GlobalModel, Tensors
+from medpfl.core.memory import is_out_of_memory
 from medpfl.federation.client import client_step
 from medpfl.models.batch_norm import Statistics, forward_with_statistics
 
@@ -32,10 +35,6 @@ _Value = Callable[
 
 VMAP_PARAMETERS = 400_000
 """Models with at most this many trainable entries are batched over candidates, larger ones run in a loop."""
-
-CANDIDATES_AT_ONCE = 64
-ENTRIES_AT_ONCE = 2_000_000
-"""One vmap call holds at most so many candidates, and gradients of at most so many entries together (about 1 GB)."""
 
 Method = Literal["auto", "ghost", "vmap", "compiled", "loop"]
 
@@ -109,7 +108,7 @@ def matching_objective(
         return looped
     if not problem.shared and problem.models[0].constants:
         return looped
-    batched = _vmapped(problem, labels, weights, statistics, value)
+    batched = _vmapped(problem, layout, labels, weights, statistics, value)
     if method == "auto" and why_not_computable(batched, layout, problem.targets[0]) is not None:
         return looped
     return batched
@@ -130,7 +129,9 @@ def agree(one: BatchedObjective, plain: BatchedObjective, problem: Problem, layo
     victims = torch.tensor([0, len(problem.models) - 1], device=problem.device)
     try:
         found, expected = one(variables, victims), plain(variables, victims)
-    except CANNOT:
+    except CANNOT as error:
+        if is_out_of_memory(error):
+            raise
         return False
     tolerance = 1e-6 if problem.dtype == torch.float64 else 1e-2
     return all(float((a - b).norm()) <= tolerance * float(b.norm()) for a, b in zip(found, expected, strict=True))
@@ -144,6 +145,8 @@ def why_not_computable(objective: BatchedObjective, layout: Layout, like: Tensor
     try:
         objective(like.new_full((1, layout.size), 0.5), like.new_zeros(1, dtype=torch.int64))
     except CANNOT as error:
+        if is_out_of_memory(error):
+            raise
         return str(error).strip().partition("\n")[0][:200]
     return None
 
@@ -239,14 +242,28 @@ def _chooser(
 
 
 def _vmapped(
-    problem: Problem, labels: Tensor | None, weights: Tensor, statistics: StatisticsPrior | None, value: _Value
+    problem: Problem,
+    layout: Layout,
+    labels: Tensor | None,
+    weights: Tensor,
+    statistics: StatisticsPrior | None,
+    value: _Value,
 ) -> BatchedObjective:
-    at_once = max(1, min(CANDIDATES_AT_ONCE, ENTRIES_AT_ONCE // problem.models[0].parameter_count))
-    mapped = _mapped(problem, labels, value, at_once)
     choose = once_per_batch(_chooser(problem, labels, weights, statistics))
 
+    @cache
+    def mapped() -> _Mapped:
+        whole, like = _mapped(problem, labels, value, None), problem.targets[0]
+
+        def candidates(count: int) -> tuple[Tensor, Tensor]:
+            victims = torch.zeros(count, dtype=torch.int64, device=problem.device)
+            return whole(like.new_full((count, layout.size), 0.5), *choose(victims))
+
+        at_once = fitting(candidates, problem.device, most_at_once(problem.device))
+        return _mapped(problem, labels, value, at_once)
+
     def objective(variables: Tensor, victims: Tensor) -> tuple[Tensor, Tensor]:
-        derivative, values = mapped(variables, *choose(victims))
+        derivative, values = mapped()(variables, *choose(victims))
         return values.detach(), derivative.detach()
 
     return objective

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
+from medpfl.attacks.matching.fitting import fitting, most_at_once
 from medpfl.attacks.matching.ghost.taps import Tapped, tap
 from medpfl.attacks.matching.layout import CANNOT, BatchedObjective, Layout, once_per_batch
 from medpfl.attacks.matching.objectives import Distance, cosine_distance, cosine_of_moments, squared_distance
@@ -22,10 +23,7 @@ from medpfl.attacks.matching.priors import Prior
 from medpfl.attacks.matching.problem import Problem
 from medpfl.attacks.matching.statistics import StatisticsPrior, in_order, statistics_distance
 from medpfl.core.domain import GlobalModel
-
-CANDIDATES_AT_ONCE = 64
-BYTES_AT_ONCE = 1 << 30
-"""One batch holds at most so many candidates, and about so many bytes of what the second pass needs."""
+from medpfl.core.memory import is_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -68,15 +66,25 @@ def ghost_objective(
     of_victim = [tapped[id(model)] for model in problem.models]
     squares = torch.stack([target.flatten(1).square().sum(dim=1) for target in targets.values()], dim=1)
     weights = weights[:, used]
-    needed = _bytes_per_candidate(problem, of_victim[0], layout, names)
-    if needed is None:
+    if not _each_layer_once(problem, of_victim[0], layout, names):
         return None
-    at_once = max(1, min(CANDIDATES_AT_ONCE, BYTES_AT_ONCE // needed))
     evaluate = partial(_evaluate, problem.models[0], layout, prior, layers, distance is squared_distance)
+
+    @cache
+    def at_once() -> int:
+        """Measured with candidates of the first victim; those of several hold targets of their own besides."""
+        targets_of_one = sum(target[0].nbytes for target in targets.values())
+
+        def candidates(count: int) -> tuple[Tensor, Tensor]:
+            rows = torch.arange(count, device=problem.device)
+            variables = problem.targets[0].new_full((count, layout.size), 0.5)
+            return evaluate(group(rows, torch.zeros_like(rows)), variables)
+
+        return fitting(candidates, problem.device, most_at_once(problem.device), beside=targets_of_one)
 
     @once_per_batch
     def grouped(victims: Tensor) -> list[_Group]:
-        return [group(rows, victims[rows]) for rows in _batches(victims, of_victim, at_once)]
+        return [group(rows, victims[rows]) for rows in _batches(victims, of_victim, at_once())]
 
     def group(rows: Tensor, victims: Tensor) -> _Group:
         chosen = _selection(victims)
@@ -184,30 +192,13 @@ def _selection(victims: Tensor) -> Tensor | slice:
     return victims
 
 
-def _bytes_per_candidate(problem: Problem, tapped: Tapped, layout: Layout, names: Sequence[str]) -> int | None:
-    """What one more candidate adds to memory: tensors saved for the second pass, measured, and explicit gradients.
-
-    None where the model does not run, or does not use each of the layers once.
-    """
-
-    def saved(count: int) -> int:
-        held: dict[int, int] = {}
-
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            held[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            images = problem.targets[0].new_full((count * layout.images[0], *layout.images[1:]), 0.5)
-            output, calls, _ = tapped.forward(images.requires_grad_())
-            if sorted(name for call in calls for name in call.layer.names) != sorted(names):
-                raise ValueError("a layer runs twice or never")
-            torch.autograd.grad(output.square().sum(), [call.z for call in calls], create_graph=True)
-        return sum(held.values())
-
+def _each_layer_once(problem: Problem, tapped: Tapped, layout: Layout, names: Sequence[str]) -> bool:
+    """Whether the model runs, and uses each of the layers once."""
+    images = problem.targets[0].new_full(layout.images, 0.5)
     try:
-        growth = saved(2) - saved(1)
-    except CANNOT:
-        return None
-    return max(1, growth) + 2 * sum(target[0].nbytes for target in problem.targets)
+        _, calls, _ = tapped.forward(images)
+    except CANNOT as error:
+        if is_out_of_memory(error):
+            raise
+        return False
+    return sorted(name for call in calls for name in call.layer.names) == sorted(names)
