@@ -12,7 +12,9 @@ import torch
 from pretended_device import DEVICE, pretended_device
 
 from medpfl.audit import parse_spec, run_audit
+from medpfl.audit.estimate import estimate
 from medpfl.audit.plan import Plan, make_plan
+from medpfl.audit.preparation import prepare
 from medpfl.audit.runner import default_workers
 from medpfl.core.errors import SpecError, StoreError
 
@@ -97,6 +99,15 @@ def test_memory_is_part_of_the_plan_and_kept_when_an_audit_goes_on(tmp_path: Pat
     assert run_audit(spec, tmp_path / "out", workers=0).computed == 0
     with pytest.raises(StoreError, match=r"another plan .*memory"):
         run_audit(parse_spec({**plain, "memory": "1 MB"}, tmp_path), tmp_path / "out", workers=0)
+
+
+def test_check_tells_what_one_candidate_takes(tmp_path: Path) -> None:
+    plain = {**SPEC, "attacks": SPEC["attacks"][:1], "defenses": ["none"], "models": ["lenet_dlg", "resnet18_cifar"]}
+    spec = parse_spec(plain, tmp_path)
+    small, large = estimate(prepare(spec, tmp_path / "cache", make_plan(spec)))
+    weights = 4 * 11_168_832  # of a ResNet18 without its last layer
+    assert 2 * weights < large.memory < 12 * weights  # gradient and its derivative, and 2 images of 16 x 16
+    assert small.memory < large.memory / 50
 
 
 def test_a_small_budget_cuts_the_batch_and_changes_nothing_else(tmp_path: Path) -> None:

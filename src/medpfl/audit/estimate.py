@@ -15,6 +15,7 @@ from medpfl.audit.preparation import Prepared
 from medpfl.audit.targets import targets_of
 from medpfl.core.devices import moved, repeatable
 from medpfl.core.domain import Batch
+from medpfl.core.memory import peak_bytes
 from medpfl.core.seeding import content_hash
 from medpfl.federation.client import client_step
 from medpfl.federation.training import train
@@ -27,7 +28,10 @@ BATCHED_STEP = 1.0
 
 @dataclass(frozen=True)
 class CellEstimate:
-    """Upper bounds for one cell on one core: seconds and bytes of tensors."""
+    """Upper bound on the seconds of one cell on one core, and the bytes of tensors that one candidate takes, measured.
+
+    A search computes as many candidates at once as fit the plan's memory.
+    """
 
     cell: Cell
     cases: int
@@ -37,20 +41,20 @@ class CellEstimate:
 
 def estimate(prepared: Prepared) -> list[CellEstimate]:
     """Times one client gradient per model and multiplies by the attacks' budgets. Attacks that stop early take less."""
-    timed: dict[tuple[str, str, str], float] = {}
+    timed: dict[tuple[str, str, str], tuple[float, float]] = {}
     found = []
     for cell in prepared.runnable:
         seed = prepared.spec.seeds[0]
         model = prepared.materials.initial_model(cell.dataset, cell.model, seed, 0)
         key = (cell.dataset.id, cell.model.id, cell.recipe.id)
         if key not in timed:
-            timed[key] = _gradient_seconds(prepared, cell)
+            timed[key] = _gradient_seconds(prepared, cell), _candidate_bytes(prepared, cell)
         images = cell.recipe.recipe.private_images
         cases = cell.victims * len(prepared.spec.seeds)
         evaluations = cell.attack.attack.evaluations(model, images)
         step = BATCHED_STEP if model.parameter_count <= SMALL_MODEL_PARAMETERS else MATCHING_STEP
-        memory = 8.0 * 6 * model.parameter_count + 8.0 * 100 * images * torch.Size(model.image_shape).numel()
-        found.append(CellEstimate(cell, cases, cases * evaluations * step * timed[key], memory))
+        seconds, memory = timed[key]
+        found.append(CellEstimate(cell, cases, cases * evaluations * step * seconds, memory))
     return found
 
 
@@ -88,6 +92,22 @@ def _gradient_seconds(prepared: Prepared, cell: Cell) -> float:
     placed = moved((model, Batch(truth.images, truth.targets)), prepared.materials.device)
     generator = torch.Generator().manual_seed(0)
     return _seconds(lambda: client_step(*placed, cell.recipe.recipe, generator=generator), 5, prepared)
+
+
+def _candidate_bytes(prepared: Prepared, cell: Cell) -> float:
+    """The peak of what a matching attack computes for one candidate: its update, differentiated in its images."""
+    model = prepared.materials.initial_model(cell.dataset, cell.model, prepared.spec.seeds[0], 0)
+    truth = prepared.materials.truth(cell, prepared.spec.seeds[0], 0)
+    recipe = replace(cell.recipe.recipe, precision="float32")
+
+    def work() -> None:
+        images = truth.images.clone().requires_grad_()
+        generator = torch.Generator().manual_seed(0)
+        update, _ = client_step(model, Batch(images, truth.targets), recipe, generator=generator)
+        square = torch.stack([tensor.square().sum() for tensor in update.trainable.values()]).sum()
+        torch.autograd.grad(square, images, allow_unused=True)
+
+    return float(peak_bytes(work))
 
 
 def _seconds(work: Callable[[], object], repeats: int, prepared: Prepared) -> float:

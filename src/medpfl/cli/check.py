@@ -64,7 +64,7 @@ def check(
         times = {"seconds": total, "training_seconds": training, "workers": workers}
         typer.echo(json.dumps({"cells": rows[:own], **extra, **times, **context}))
         return
-    table = Table("cell", "cases", "at most", "memory", "refused because")
+    table = Table("cell", "cases", "at most", "memory of a candidate", "refused because")
     for place, cell in enumerate(prepared.all_cells):
         if place == own:
             table.add_section()
@@ -94,4 +94,5 @@ def check(
         + (f", and {len(prepared.all_cells) - own} to diagnose them" if loaded.diagnose is not None else "")
         + f"; at most about {duration(total)} on {workers} workers"
         + (f", {duration(training)} of it for training models" if training else "")
+        + f". On {plan.device}, where each worker computes as many candidates at once as fit {plan.memory / 2**20:.0f} MiB"
     )
