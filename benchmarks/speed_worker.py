@@ -6,17 +6,14 @@ Run by `speed.py`. Prints one JSON object per line: first what preparing took, t
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 import resource
 import sys
 import time
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any
 
 import torch
+from peer import make_peer
 from speed_cases import CASES, LEARNING_RATE, TOTAL_VARIATION, Case, Side
 from torch import Tensor
 
@@ -130,31 +127,16 @@ def observation(model: GlobalModel, net: torch.nn.Module, image: Tensor, label: 
 
 def breaching(case: Case, net: torch.nn.Module, images: Tensor, labels: Tensor, probe: Tensor) -> tuple[Run, float]:
     """breaching's preset `invertinggradients` on one victim, one restart (restarts run one after the other)."""
-    import torchvision_stub
-
-    torchvision_stub.make_torchvision_importable()
-    with contextlib.redirect_stdout(io.StringIO()):
-        peer: Any = __import__("breaching")
-        config = peer.get_attack_config(
-            "invertinggradients",
-            [
-                f"optim.max_iterations={case.other_iterations}",
-                f"regularization.total_variation.scale={TOTAL_VARIATION}",
-                f"optim.step_size={LEARNING_RATE}",
-            ],
-        )
-    loss = torch.nn.CrossEntropyLoss()
-    setup = {"dtype": torch.float, "device": torch.device("cpu")}
-    attacker = peer.attacks.prepare_attack(net, loss, config, setup)
-    metadata = SimpleNamespace(
-        shape=(3, case.size, case.size), mean=[0.0] * 3, std=[1.0] * 3, modality="vision", classes=CLASSES
-    )
-    buffers = [buffer.clone() for buffer in net.buffers()]
-    payload = [{"parameters": list(net.parameters()), "buffers": buffers, "metadata": metadata}]
-    told = {"num_data_points": 1, "labels": labels[0], "local_hyperparams": None}
-    shared = [{"gradients": observed(net, images[0], labels[0]), "buffers": None, "metadata": told}]
-    models, used, stats = attacker.prepare_attack(payload, shared)
-    attacker.objective.initialize(loss, config.impl, None)
+    settings = [
+        f"optim.max_iterations={case.other_iterations}",
+        f"regularization.total_variation.scale={TOTAL_VARIATION}",
+        f"optim.step_size={LEARNING_RATE}",
+    ]
+    shape = (3, case.size, case.size)
+    peer = make_peer(net, observed(net, images[0], labels[0]), shape, CLASSES, settings, labels[0])
+    attacker, shared = peer.attacker, peer.shared
+    models, used, stats = attacker.prepare_attack(peer.payload, shared)
+    attacker.objective.initialize(torch.nn.CrossEntropyLoss(), attacker.cfg.impl, None)
     value = float(attacker.objective(models[0], shared[0]["gradients"], probe, used)[0].detach())
 
     def run() -> int:
