@@ -39,7 +39,19 @@ from medpfl.models import MODELS, prepare
 HERE = Path(__file__).resolve().parent
 NETWORKS = {32: "resnet18_cifar", 224: "resnet18"}
 TRAINING = TrainingConfig(epochs=5, batch_size=8, learning_rate=0.001)
-COLUMNS = ("size", "state", "seed", "victim", "side", "settings", "iterations", "psnr", "ssim", "right_label", "seconds")
+COLUMNS = (
+    "size",
+    "state",
+    "seed",
+    "victim",
+    "side",
+    "settings",
+    "iterations",
+    "psnr",
+    "ssim",
+    "right_label",
+    "seconds",
+)
 
 State = Literal["untrained", "trained"]
 Row = dict[str, str]
@@ -165,7 +177,9 @@ def table(rows: Sequence[Row], options: argparse.Namespace) -> str:
     for size in sorted({int(row["size"]) for row in rows}):
         for state in ("untrained", "trained"):
             for budget in sorted({int(row["iterations"]) for row in rows}):
-                line = _line([r for r in rows if (r["size"], r["state"], r["iterations"]) == (str(size), state, str(budget))])
+                line = _line(
+                    [r for r in rows if (r["size"], r["state"], r["iterations"]) == (str(size), state, str(budget))]
+                )
                 lines += [f"| {size} | {state} | {budget} | {line} |"] if line else []
     used = sorted({(row["side"], row["settings"]) for row in rows})
     lines += ["", *(f"Settings of {side}: {settings or 'its preset'}." for side, settings in used), ""]
@@ -194,7 +208,9 @@ def figure(rows: Sequence[Row], path: Path) -> None:
     """Mean PSNR against seconds per victim, one panel per size and state, one line per side."""
     from matplotlib.figure import Figure
 
-    panels = sorted({(int(row["size"]), row["state"]) for row in rows}, key=lambda panel: (panel[0], panel[1][0] == "t"))
+    panels = sorted(
+        {(int(row["size"]), row["state"]) for row in rows}, key=lambda panel: (panel[0], panel[1][0] == "t")
+    )
     drawing = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
     for axes, (size, state) in zip(drawing.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for side, color, marker in (("breaching", "#b3541e", "s"), ("medpfl", "#1f5fa8", "o")):

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from medpfl.attacks.base import ATTACKS, Attack
 from medpfl.attacks.matching.adam import Adam
-from medpfl.attacks.matching.initialization import input_units, normalized_start
+from medpfl.attacks.matching.initialization import GREY, input_units, near, normalized_start
 from medpfl.attacks.matching.inversion import Inversion, SearchSetup, invert
 from medpfl.attacks.matching.priors import smooth
 from medpfl.attacks.targets import Masks, target_source, why_no_targets
@@ -19,32 +19,48 @@ from medpfl.core.config import STRICT
 from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
 from medpfl.core.session import NO_SESSION, Session
 
+NOISE = 0.02
+"""Standard deviation of the noise around middle grey that restarts differ by."""
+
 TOP_TENSORS = 10
 """Tensors that `layers: top10` matches."""
 
 UNTRAINED: dict[str, Any] = {"layers": "top10", "total_variation": 1e-6, "median_filter_every": 500}
 TRAINED: dict[str, Any] = {"layers": "all", "total_variation": 1e-1, "median_filter_every": 0}
-PAPER: dict[str, Any] = {"iterations": 24_000, "restarts": 8, "patience": 0, "labels": "given"}
+PAPER: dict[str, Any] = {
+    "iterations": 24_000,
+    "restarts": 8,
+    "patience": 0,
+    "labels": "given",
+    "distance": "cosine",
+    "start": "normal",
+    "schedule": "steps",
+}
 
 
 @ATTACKS.register(
     "gradinv",
-    summary="cosine distance plus total variation, signed Adam with boxing and step decay, best of several restarts",
+    summary="cosine distance plus total variation, signed Adam with boxing, best of several restarts",
     paper="Geiping, Bauermeister, Droege, Moeller: Inverting Gradients - How easy is it to break privacy in federated "
     "learning?, NeurIPS 2020 (arXiv 2003.14053), equation 4",
     limits="needs many iterations; results on trained models and large batches are weak",
 )
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class GradInv(Attack):
-    """1. Labels are inferred (or given, an oracle). 2. Images start as normal noise. 3. Signed Adam on
+    """1. Labels are inferred (or given, an oracle). 2. Images start near middle grey. 3. Signed Adam on
 
         1 - cosine(gradient(images, labels), observed gradient) + total_variation * TV(images),
 
-    images kept in [0, 1], learning rate divided by ten after 3/8, 5/8 and 7/8 of the iterations. 4. The restart with
-    the lowest objective is kept. Starts and steps are in units of the model's normalized input where it normalizes.
+    images kept in [0, 1], the learning rate falling along half a cosine. 4. The restart with the lowest objective is
+    kept. Starts and steps are in units of the model's normalized input where it normalizes.
 
-    The presets `published` (MedPFL's runs on an untrained model) and `published_trained` differ in the tensors that
-    are matched, the weight of total variation and the median filter.
+    Beyond the paper, which takes one cosine over all tensors, starts from normal noise, and divides the learning rate
+    by ten after 3/8, 5/8 and 7/8 of the iterations: `layer_cosine` takes one cosine per tensor and weights them by the
+    tensors' sizes. The many weights of deep layers hold most of what there is to know about an image, while the norm of
+    a trained net's gradient may lie in its few first weights; benchmarks/gradinv_quality.py measures what this brings.
+
+    The presets `published` (MedPFL's runs on an untrained model) and `published_trained` are the paper's search. They
+    differ in the tensors that are matched, the weight of total variation and the median filter.
 
     Segmentation models have masks in place of labels, searched with the images as logits per pixel unless they are given.
 
@@ -57,7 +73,7 @@ class GradInv(Attack):
     learning_rate: Annotated[float, Field(gt=0, description="step of Adam, in units of the normalized input")] = 0.1
     total_variation: Annotated[
         float, Field(ge=0, description="weight of total variation on [0, 1]; authors' code: on the normalized input")
-    ] = 1e-4
+    ] = 1e-2
     layers: Annotated[
         Literal["all", "top10"], Field(description="match all tensors, or the ten with the largest observed norm")
     ] = "all"
@@ -75,6 +91,20 @@ class GradInv(Attack):
     patience: Annotated[
         int, Field(ge=0, description="iterations without a fall of the objective that end a restart, 0 for never")
     ] = 500
+    distance: Annotated[
+        Literal["cosine", "layer_cosine"],
+        Field(description="one cosine over all tensors, or a weighted mean of one cosine per tensor"),
+    ] = "layer_cosine"
+    size_power: Annotated[
+        float, Field(ge=0, description="with layer_cosine, a tensor counts as its number of entries to this power")
+    ] = 0.75
+    start: Annotated[
+        Literal["normal", "grey"], Field(description="normal noise, or middle grey with a trace of it")
+    ] = "grey"
+    schedule: Annotated[
+        Literal["steps", "cosine"],
+        Field(description="learning rate: divided by ten three times, or falling along half a cosine"),
+    ] = "cosine"
     precision: Annotated[Literal["float32", "float64"], Field(description="arithmetic of the search")] = "float32"
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -102,7 +132,7 @@ class GradInv(Attack):
         generators: Sequence[torch.Generator],
         session: Session = NO_SESSION,
     ) -> list[Reconstruction | Failure]:
-        """Minimizes the cosine distance between the candidate's and the observed gradient plus the prior."""
+        """Minimizes the angle between the candidate's and the observed gradient plus the prior."""
         model = observations[0].model
         mean, std = input_units(model)
         return invert(
@@ -111,9 +141,10 @@ class GradInv(Attack):
             session,
             Inversion(
                 labels=target_source(model, self.labels, self.masks),
-                start=normalized_start(mean, std),
+                start=normalized_start(mean, std) if self.start == "normal" else near(GREY, NOISE),
                 solver=lambda setup: self._solver(setup, std),
-                distance="cosine",
+                distance=self.distance,
+                size_power=self.size_power if self.distance == "layer_cosine" else 0.0,
                 precision=self.precision,
                 restarts=self.restarts,
                 largest_tensors=TOP_TENSORS if self.layers == "top10" else None,
@@ -128,6 +159,7 @@ class GradInv(Attack):
             learning_rate=self.learning_rate,
             scale=std,
             signed=self.signed,
+            schedule=self.schedule,
             median_filter_every=self.median_filter_every,
             patience=self.patience,
             block=setup.block,

@@ -56,10 +56,14 @@ def plain_value(model: GlobalModel, images: Tensor, target: Tensor, observed: Up
         return ((mine - theirs) ** 2).sum()
     if distance == "l1":
         return (mine - theirs).abs().sum()
+    if distance == "layer_cosine":
+        pairs = [(gradients[place], observed.trainable[name]) for place, name in enumerate(parameters)]
+        cosines = [torch.nn.functional.cosine_similarity(a.flatten(), b.flatten().to(a), dim=0) for a, b in pairs]
+        return torch.stack([1 - cosine for cosine in cosines]).mean()
     return 1 - torch.nn.functional.cosine_similarity(mine, theirs, dim=0)
 
 
-@pytest.mark.parametrize("distance", ["l2", "l1", "cosine"])
+@pytest.mark.parametrize("distance", ["l2", "l1", "cosine", "layer_cosine"])
 @pytest.mark.parametrize("method", ["vmap", "loop"])
 def test_value_and_derivative_are_those_of_autograd(
     distance: str, method: Method, observations: list[Observation]

@@ -128,7 +128,7 @@ def test_nets_that_differ_between_victims_chosen_tensors_and_unknown_labels() ->
     problem = problem_of([zoo_model("lenet_idlg", 12, seed) for seed in range(3)], images=2)
     rows = torch.tensor([2, 0, 1, 2])
     weights = top_tensors(problem.targets, 3)
-    for distance in ("cosine", "l2"):
+    for distance in ("cosine", "layer_cosine", "l2"):
         results = [
             evaluated(problem, method, distance, rows, weights, joint=True) for method in ("ghost", "vmap", "loop")
         ]
@@ -203,7 +203,7 @@ class Volume(nn.Module):
         return output
 
 
-@pytest.mark.parametrize("distance", ["cosine", "l2"])
+@pytest.mark.parametrize("distance", ["cosine", "layer_cosine", "l2"])
 @pytest.mark.parametrize(("net", "shape"), [(Mixed, (3, 8, 8)), (Slopes, (3, 8, 8)), (Volume, (1, 4, 5, 6))])
 def test_every_known_layer_in_unusual_forms(net: Any, shape: tuple[int, ...], distance: str, make_model: Any) -> None:
     problem = problem_of([make_model(net(), shape, classes=4)] * 2, images=2)

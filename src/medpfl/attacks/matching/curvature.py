@@ -15,6 +15,7 @@ from torch import Tensor
 
 from medpfl.attacks.matching.fitting import fitting
 from medpfl.attacks.matching.gradients import runs_batched
+from medpfl.attacks.matching.initialization import GREY
 from medpfl.attacks.matching.layout import once_per_batch
 from medpfl.attacks.matching.lbfgs import Preconditioner
 from medpfl.attacks.matching.output_error import typical_error
@@ -24,8 +25,6 @@ from medpfl.core.memory import is_out_of_memory
 
 LARGEST = 4096
 """Entries of an image up to which the matrix is worth its memory (n^2) and its factorization (n^3)."""
-
-GREY = 0.5
 
 COLUMNS_AT_ONCE = 128
 """At most so many directions are differentiated together."""

@@ -14,6 +14,9 @@ from medpfl.models import Normalize
 Initialization = Callable[[tuple[int, ...], torch.Generator], Tensor]
 """Shape (K, C, *spatial) and generator -> float64 images; they may lie outside [0, 1]."""
 
+GREY = 0.5
+"""The middle of the range of images."""
+
 TILE = 16
 """Side of the random patch that CPL repeats over the image."""
 
@@ -50,6 +53,15 @@ def constant(value: float) -> Initialization:
     return start
 
 
+def near(value: float, deviation: float) -> Initialization:
+    """The same grey everywhere, and normal noise of this standard deviation."""
+
+    def start(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        return value + deviation * normal(shape, generator)
+
+    return start
+
+
 def input_units(model: GlobalModel) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The model's own mean and standard deviation per channel; zeros and ones if it does not normalize."""
     for layer in model.module.modules():
@@ -74,7 +86,7 @@ INITIALIZATIONS: dict[str, Initialization] = {
     "normal": normal,
     "uniform": uniform,
     "tiled": tiled,
-    "grey": constant(0.5),
+    "grey": constant(GREY),
     "black": constant(0.0),
     "white": constant(1.0),
 }

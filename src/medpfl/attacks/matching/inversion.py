@@ -13,14 +13,14 @@ from medpfl.attacks.batch_statistics import KnownStatistics, StatisticsSource, k
 from medpfl.attacks.labels import LabelInference, infer_labels
 from medpfl.attacks.matching.adam import NoiseSource, noise_of
 from medpfl.attacks.matching.coupling import GroupConsistency
-from medpfl.attacks.matching.curvature import GREY, gauss_newton
+from medpfl.attacks.matching.curvature import gauss_newton
 from medpfl.attacks.matching.engine import Found, search
 from medpfl.attacks.matching.epochs import merged, spread
 from medpfl.attacks.matching.gradients import Layout, matching_objective, runs_batched, why_not_computable
-from medpfl.attacks.matching.initialization import Initialization
+from medpfl.attacks.matching.initialization import GREY, Initialization
 from medpfl.attacks.matching.lbfgs import Preconditioner
 from medpfl.attacks.matching.notes import matching_notes
-from medpfl.attacks.matching.objectives import DISTANCES, falling_weights, top_tensors
+from medpfl.attacks.matching.objectives import DISTANCES, SCALE_FREE, falling_weights, size_weights, top_tensors
 from medpfl.attacks.matching.output_error import output_error, soft_label, with_known_error
 from medpfl.attacks.matching.parts import Parts
 from medpfl.attacks.matching.priors import Prior, no_prior
@@ -74,8 +74,9 @@ class Inversion:
     scaled: search the distance divided by the target's squared norm, so that steps and ends do not depend on its size
     (what is reported is not divided). known_error: where an update shows its single image's output error,
     candidates are given that error in place of labels, the search is preconditioned by the Gauss-Newton matrix at a
-    grey image, damped by this, and starts are pulled towards grey until `contrast` of them is left. prior: added for
-    each candidate's images. gradient_weight: factor of the distance. statistics: where the expected statistics of
+    grey image, damped by this, and starts are pulled towards grey until `contrast` of them is left. largest_tensors:
+    matches only so many tensors, those of largest norm. size_power: a tensor counts as its number of entries to this
+    power. prior: added for each candidate's images. gradient_weight: factor of the distance. statistics: where the expected statistics of
     batch norm layers come from; they count `statistics_weight` times, the first layer's `first_layer` times as much
     again. None leaves them out. group: couples the restarts, which then run side by side. layer_decay: weight of each
     layer's tensors as a share of the layer before. separate_epochs: every epoch of a simulated client has images of its
@@ -85,7 +86,7 @@ class Inversion:
     labels: Labels
     start: Initialization
     solver: Callable[[SearchSetup], Solver]
-    distance: Literal["l2", "l1", "cosine"]
+    distance: Literal["l2", "l1", "cosine", "layer_cosine"]
     precision: Precision
     restarts: int
     retry_above: float | None = None
@@ -93,6 +94,7 @@ class Inversion:
     relative_goal: float = 0.0
     scaled: bool = False
     largest_tensors: int | None = None
+    size_power: float = 0.0
     prior: Prior = no_prior
     gradient_weight: float = 1.0
     statistics: StatisticsSource | None = None
@@ -139,7 +141,7 @@ def invert(
         elif known is not None and known.reason is not None:
             results[place] = Failure(known.reason)
         elif (
-            settings.distance != "cosine"
+            settings.distance not in SCALE_FREE
             and (reason := why_no_scale(observation.recipe, observation.update.kind)) is not None
         ):
             results[place] = Failure(reason)
@@ -238,9 +240,9 @@ def _coupling(group: Group | None, layout: Layout, labels: Tensor | None) -> Gro
 
 
 def _weights(problem: Problem, settings: Inversion) -> Tensor:
-    weights = problem.targets[0].new_ones(len(problem.models), len(problem.names))
+    weights = size_weights(problem.targets, settings.size_power)
     if settings.largest_tensors is not None:
-        weights = top_tensors(problem.targets, settings.largest_tensors)
+        weights = weights * top_tensors(problem.targets, settings.largest_tensors)
     return weights * falling_weights(problem.names, settings.layer_decay).to(weights)
 
 

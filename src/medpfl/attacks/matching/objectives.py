@@ -55,8 +55,56 @@ def cosine_of_moments(inner: Tensor, squares: Tensor, target_squares: Tensor, we
     return 1.0 - inner / ((square + TINY).sqrt() * (target_square + TINY).sqrt())
 
 
-DISTANCES: dict[str, Distance] = {"l2": squared_distance, "l1": absolute_distance, "cosine": cosine_distance}
+def layer_cosine_distance(gradients: Sequence[Tensor], targets: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Weighted mean over the tensors of one minus the cosine of each, so that no tensor drowns the others.
+
+    >>> layer_cosine_distance([torch.tensor([1.0, 0.0]), torch.ones(1)], [torch.tensor([0.0, 9.0]), torch.ones(1)], torch.ones(2))
+    tensor(0.5000)
+    """
+    pairs = list(zip(gradients, targets, strict=True))
+    inner = torch.stack([(gradient * target).sum() for gradient, target in pairs])
+    square = torch.stack([gradient.square().sum() for gradient, _ in pairs])
+    target_square = torch.stack([target.square().sum() for _, target in pairs])
+    return layer_cosine_of_moments(inner[None], square[None], target_square[None], weights[None])[0]
+
+
+def layer_cosine_of_moments(inner: Tensor, squares: Tensor, target_squares: Tensor, weights: Tensor) -> Tensor:
+    """`layer_cosine_distance` of A candidates from inner products and squared norms: (A, tensors) each -> (A,)."""
+    cosines = inner / ((squares + TINY).sqrt() * (target_squares + TINY).sqrt())
+    return (weights * (1.0 - cosines)).sum(dim=1) / weights.sum(dim=1)
+
+
+DISTANCES: dict[str, Distance] = {
+    "l2": squared_distance,
+    "l1": absolute_distance,
+    "cosine": cosine_distance,
+    "layer_cosine": layer_cosine_distance,
+}
 """Distances by the names used in specs."""
+
+OfMoments = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Inner products, squared norms, those of the targets, and weights, (A, tensors) each -> (A,)."""
+
+OF_MOMENTS: dict[Distance, OfMoments] = {
+    cosine_distance: cosine_of_moments,
+    layer_cosine_distance: layer_cosine_of_moments,
+}
+"""Distances that follow from inner products and squared norms per tensor."""
+
+SCALE_FREE = frozenset({"cosine", "layer_cosine"})
+"""Names of distances that do not depend on the length of the observed gradient."""
+
+
+def size_weights(targets: Sequence[Tensor], power: float) -> Tensor:
+    """Weights (victims, tensors): the number of each tensor's entries to a power, with mean 1; ones for power 0.
+
+    `targets` holds one (victims, *shape) tensor per trainable tensor.
+
+    >>> size_weights([torch.zeros(1, 30), torch.zeros(1, 10)], 1.0).tolist()
+    [[1.5, 0.5]]
+    """
+    sizes = targets[0].new_tensor([float(target[0].numel()) for target in targets]).pow(power)
+    return (sizes / sizes.mean()).expand(len(targets[0]), -1)
 
 
 def falling_weights(names: Sequence[str], share: float) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from medpfl.attacks.matching.fitting import fitting, most_at_once
 from medpfl.attacks.matching.ghost.taps import Tapped, tap
 from medpfl.attacks.matching.layout import CANNOT, BatchedObjective, Layout, once_per_batch
-from medpfl.attacks.matching.objectives import Distance, cosine_distance, cosine_of_moments, squared_distance
+from medpfl.attacks.matching.objectives import OF_MOMENTS, Distance, OfMoments, squared_distance
 from medpfl.attacks.matching.priors import Prior
 from medpfl.attacks.matching.problem import Problem
 from medpfl.attacks.matching.statistics import StatisticsPrior, in_order, statistics_distance
@@ -50,7 +50,7 @@ def ghost_objective(
     statistics: StatisticsPrior | None = None,
 ) -> BatchedObjective | None:
     """See `matching_objective`; None where this way does not know a layer, the distance, or how clients trained."""
-    if problem.simulate is not None or distance not in (squared_distance, cosine_distance):
+    if problem.simulate is not None or distance not in (squared_distance, *OF_MOMENTS):
         return None
     layers = () if statistics is None else statistics.layers
     used = (weights != 0).any(dim=0)
@@ -68,7 +68,7 @@ def ghost_objective(
     weights = weights[:, used]
     if not _each_layer_once(problem, of_victim[0], layout, names):
         return None
-    evaluate = partial(_evaluate, problem.models[0], layout, prior, layers, distance is squared_distance)
+    evaluate = partial(_evaluate, problem.models[0], layout, prior, layers, OF_MOMENTS.get(distance))
 
     @cache
     def at_once() -> int:
@@ -115,11 +115,11 @@ def _evaluate(
     layout: Layout,
     prior: Prior,
     layers: Sequence[str],
-    residual: bool,
+    of_moments: OfMoments | None,
     group: _Group,
     variables: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Values (A,) and derivatives (A, n) of the candidates of one group."""
+    """Values (A,) and derivatives (A, n) of the candidates of one group; the squared distance without `of_moments`."""
     count = len(variables)
     flat = variables.detach().requires_grad_()
     images, logits = layout.split(flat)
@@ -130,14 +130,14 @@ def _evaluate(
     found = torch.autograd.grad(loss, [call.z for call in calls], create_graph=True)
     with torch.no_grad():
         gradients = [
-            (call, d, call.layer.gradients(call.a.detach(), d.detach(), group.targets, count, residual))
+            (call, d, call.layer.gradients(call.a.detach(), d.detach(), group.targets, count, of_moments is None))
             for call, d in zip(calls, found, strict=True)
         ]
         moments = [one.moments() for _, _, several in gradients for one in several]
     order = [name for call in calls for name in call.layer.names]
     places = [order.index(name) for name in group.targets]
     inner, square = (torch.stack([moments[place][part] for place in places], dim=1) for part in (0, 1))
-    value, along, across = _combined(inner, square, group, residual)
+    value, along, across = _combined(inner, square, group, of_moments)
     outputs: list[Tensor] = []
     sent: list[Tensor] = []
     with torch.no_grad():
@@ -164,12 +164,14 @@ def _evaluate(
     return (value + penalty).detach(), derivative
 
 
-def _combined(inner: Tensor, square: Tensor, group: _Group, residual: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _combined(
+    inner: Tensor, square: Tensor, group: _Group, of_moments: OfMoments | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Distances (A,) with the factors (A, tensors) of targets and gradients in their derivatives."""
-    if residual:
+    if of_moments is None:
         return (square * group.weights).sum(dim=1), torch.zeros_like(square), 2.0 * group.weights
     inner, square = inner.requires_grad_(), square.requires_grad_()
-    value = cosine_of_moments(inner, square, group.target_squares, group.weights)
+    value = of_moments(inner, square, group.target_squares, group.weights)
     along, half = torch.autograd.grad(value.sum(), (inner, square))
     return value.detach(), along, 2.0 * half
 
