@@ -144,7 +144,7 @@ class GradInv(Attack):
                 start=normalized_start(mean, std) if self.start == "normal" else near(GREY, NOISE),
                 solver=lambda setup: self._solver(setup, std),
                 distance=self.distance,
-                size_power=self.size_power if self.distance == "layer_cosine" else 0.0,
+                size_power=self.size_power,
                 precision=self.precision,
                 restarts=self.restarts,
                 largest_tensors=TOP_TENSORS if self.layers == "top10" else None,

@@ -20,7 +20,7 @@ from medpfl.attacks.matching.compiled import (
 )
 from medpfl.attacks.matching.ghost.objective import ghost_objective
 from medpfl.attacks.matching.gradients import Layout, Method, matching_objective
-from medpfl.attacks.matching.objectives import DISTANCES, absolute_distance, top_tensors
+from medpfl.attacks.matching.objectives import DISTANCES, absolute_distance, size_weights, top_tensors
 from medpfl.attacks.matching.priors import smooth
 from medpfl.attacks.matching.problem import Problem, build_problem
 from medpfl.attacks.matching.statistics import StatisticsPrior
@@ -95,6 +95,9 @@ def evaluated(
     )
     generator = torch.Generator().manual_seed(9)
     return objective(torch.rand(len(victims), layout.size, dtype=torch.float64, generator=generator), victims)
+
+
+WAYS: tuple[Method, Method] = ("ghost", "loop")
 
 
 def assert_same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
@@ -208,7 +211,9 @@ class Volume(nn.Module):
 def test_every_known_layer_in_unusual_forms(net: Any, shape: tuple[int, ...], distance: str, make_model: Any) -> None:
     problem = problem_of([make_model(net(), shape, classes=4)] * 2, images=2)
     rows = torch.tensor([0, 1, 1])
-    assert_same(evaluated(problem, "ghost", distance, rows), evaluated(problem, "loop", distance, rows))
+    weights = size_weights(problem.targets, 0.5) if distance == "layer_cosine" else None
+    found, expected = (evaluated(problem, method, distance, rows, weights) for method in WAYS)
+    assert_same(found, expected)
 
 
 def random_statistics(problem: Problem, weight: float) -> StatisticsPrior:

@@ -75,8 +75,8 @@ class Inversion:
     (what is reported is not divided). known_error: where an update shows its single image's output error,
     candidates are given that error in place of labels, the search is preconditioned by the Gauss-Newton matrix at a
     grey image, damped by this, and starts are pulled towards grey until `contrast` of them is left. largest_tensors:
-    matches only so many tensors, those of largest norm. size_power: a tensor counts as its number of entries to this
-    power. prior: added for each candidate's images. gradient_weight: factor of the distance. statistics: where the expected statistics of
+    matches only so many tensors, those of largest norm. size_power: with `layer_cosine`, a tensor
+    counts as its number of entries to this power. prior: added for each candidate's images. gradient_weight: factor of the distance. statistics: where the expected statistics of
     batch norm layers come from; they count `statistics_weight` times, the first layer's `first_layer` times as much
     again. None leaves them out. group: couples the restarts, which then run side by side. layer_decay: weight of each
     layer's tensors as a share of the layer before. separate_epochs: every epoch of a simulated client has images of its
@@ -240,7 +240,9 @@ def _coupling(group: Group | None, layout: Layout, labels: Tensor | None) -> Gro
 
 
 def _weights(problem: Problem, settings: Inversion) -> Tensor:
-    weights = size_weights(problem.targets, settings.size_power)
+    weights = problem.targets[0].new_ones(len(problem.models), len(problem.names))
+    if settings.distance == "layer_cosine":
+        weights = size_weights(problem.targets, settings.size_power)
     if settings.largest_tensors is not None:
         weights = weights * top_tensors(problem.targets, settings.largest_tensors)
     return weights * falling_weights(problem.names, settings.layer_decay).to(weights)

@@ -10,6 +10,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+ROUNDING = 1e-6
+"""Share of the largest norm below which another tensor's gradient is rounding."""
+
 Distance = Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], Tensor]
 
 TINY = 1e-30
@@ -98,13 +101,16 @@ SCALE_FREE = frozenset({"cosine", "layer_cosine"})
 def size_weights(targets: Sequence[Tensor], power: float) -> Tensor:
     """Weights (victims, tensors): the number of each tensor's entries to a power, with mean 1; ones for power 0.
 
-    `targets` holds one (victims, *shape) tensor per trainable tensor.
+    A tensor whose norm is no more than rounding beside the largest one's counts nothing, because its direction is none
+    (a bias before batch norm, for instance). `targets` holds one (victims, *shape) tensor per trainable tensor.
 
-    >>> size_weights([torch.zeros(1, 30), torch.zeros(1, 10)], 1.0).tolist()
-    [[1.5, 0.5]]
+    >>> size_weights([torch.ones(1, 30), torch.ones(1, 10), torch.zeros(1, 5)], 1.0).tolist()
+    [[2.25, 0.75, 0.0]]
     """
     sizes = targets[0].new_tensor([float(target[0].numel()) for target in targets]).pow(power)
-    return (sizes / sizes.mean()).expand(len(targets[0]), -1)
+    norms = torch.stack([target.flatten(1).norm(dim=1) for target in targets], dim=1)
+    sizes = sizes * (norms > ROUNDING * norms.amax(dim=1, keepdim=True))
+    return sizes / sizes.mean(dim=1, keepdim=True)
 
 
 def falling_weights(names: Sequence[str], share: float) -> Tensor:
