@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 from medpfl.audit.grid import Cell, cells, refusal
+from medpfl.audit.materials import training_kind
 from medpfl.audit.spec import Spec, parse_spec
+from medpfl.core.seeding import content_hash
 
 FOLDER = Path(__file__).parents[1] / "examples"
 PAPER = ("medpfl_cpl", "medpfl_dlg", "medpfl_idlg", "medpfl_gradinv", "medpfl_noise")
@@ -122,6 +124,17 @@ def test_reduced_noise_compares_equal_budgets() -> None:
     found = grid("medpfl_noise_reduced")
     assert len(found) == 15
     assert len({str(cell.attack.params) for cell in found}) == 1
+
+
+def test_training_stages_are_stages_of_one_training_and_diagnosed() -> None:
+    spec = example("training_stages")
+    assert spec.diagnose is not None
+    for net in ("lenet_idlg", "cnn3"):
+        stages = [entry for entry in spec.models if entry.name == net]
+        lengths = [0 if entry.training is None else entry.training.length for entry in stages]
+        assert lengths == [0, 1, 5, 20]
+        assert len({content_hash(training_kind(entry)) for entry in stages[1:]}) == 1
+    assert [refusal(cell) for cell in grid("training_stages")] == [None] * 8
 
 
 @pytest.mark.shared_data

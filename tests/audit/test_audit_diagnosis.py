@@ -13,8 +13,9 @@ import pytest
 
 from medpfl.attacks.idlg import IDLG
 from medpfl.audit import parse_spec, run_audit
-from medpfl.audit.diagnosis import MARK, is_extra, sweep
+from medpfl.audit.diagnosis import is_extra, sweep
 from medpfl.audit.effects import diagnosis
+from medpfl.audit.entries import MARK
 from medpfl.audit.estimate import estimate
 from medpfl.audit.grid import cells
 from medpfl.audit.limits import any_satisfies, parse_limit
@@ -143,6 +144,18 @@ def test_cells_that_the_audit_has_anyway_are_not_computed_again(finished: Path, 
     assert verdicts["none"]["verdict"] == "open"
     assert verdicts["huge"]["limit"] == "no_defense"
     assert verdicts["huge"]["changes"][0]["victims"] == 5
+
+
+def test_what_changes_nothing_has_no_effect_at_all(tmp_path: Path) -> None:
+    """The labels of single images are inferred; given ones are the same, and so are start, noise and victims."""
+    noise = {"name": "laplace", "scale": 1e-4}
+    spec = parse_spec(plain(defenses=[noise], attacks=[{"name": "gradinv", "iterations": 5}]), tmp_path)
+    run_audit(spec, tmp_path / "out", workers=0)
+    (found,) = summary(tmp_path / "out")["diagnosis"]
+    effects = {effect["change"]: effect for effect in found["changes"]}
+    assert found["label_accuracy"] == 1
+    assert {effects["labels_given"]["psnr"][part] for part in ("difference", "low", "high")} == {0}
+    assert effects["no_defense"]["psnr"]["difference"] != 0
 
 
 BATCH_NORM_NET = """

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from medpfl.audit.entries import Entry
+from medpfl.audit.entries import MARK, Entry
 from medpfl.audit.entry_parsing import PARSERS, threat_model_params
 from medpfl.audit.grid import Cell
 from medpfl.audit.spec import Spec
@@ -20,9 +20,6 @@ from medpfl.audit.validation import as_plain
 from medpfl.core.seeding import content_hash
 
 E = TypeVar("E", bound=Entry)
-
-MARK = "~"
-"""Stands in the ids of changed entries and nowhere else: no id in a spec can have it."""
 
 ALL = "all"
 """The name of all changes of a cell together."""
@@ -90,9 +87,9 @@ def _own(entry: Entry, entries: Iterable[Entry]) -> Entry:
 
 
 def _changed(entry: E, params: Mapping[str, Any], **fields: Any) -> E:
-    """An entry with other settings, under an id that tells them apart and does not depend on how they came about."""
+    """An entry with other settings, under an id that tells them apart and still begins as before (`Entry.stream`)."""
     name = fields.pop("name", entry.name)
-    identifier = f"{name}{MARK}{content_hash(name, params)[:6]}"
+    identifier = f"{fields.pop('stem', entry.stream)}{MARK}{content_hash(name, params)[:6]}"
     return replace(entry, name=name, id=identifier, only={}, params=params, **fields)
 
 
@@ -143,7 +140,10 @@ def _untrained(cell: Cell) -> Cell | None:
     if cell.model.state.startswith("untrained"):
         return None
     params = {**cell.model.params, "state": "untrained"}
-    return replace(cell, model=_changed(cell.model, params, state="untrained", training=None, checkpoint=None))
+    return replace(
+        cell,
+        model=_changed(cell.model, params, stem=cell.model.name, state="untrained", training=None, checkpoint=None),
+    )
 
 
 def _without(axis: str, name: str, cell: Cell) -> Cell | None:

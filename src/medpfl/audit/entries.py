@@ -36,6 +36,10 @@ SPEC_KEYS = {
 """Axis name -> key in the spec."""
 
 
+MARK = "~"
+"""Stands in the ids of entries that were changed for a diagnosis and nowhere else: no id in a spec can have it."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One value of one axis. `params` are its settings as plain values; equal params mean equal results."""
@@ -45,6 +49,11 @@ class Entry:
     id: str
     only: Mapping[str, tuple[str, ...]]
     params: Mapping[str, Any]
+
+    @property
+    def stream(self) -> str:
+        """What random streams are keyed by: an entry that was changed for a diagnosis draws what it drew before."""
+        return self.id.partition(MARK)[0]
 
 
 @config_dataclass(frozen=True, kw_only=True, config=STRICT)

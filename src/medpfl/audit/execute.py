@@ -55,7 +55,7 @@ def compute(materials: Materials, cell: Cell, chunk: Chunk, out: Path, session: 
             )
     outcomes: dict[int, Reconstruction | Failure] = dict(failures)
     if observations:
-        generators = [generator("attack", chunk.seed, case_id(cell.id, chunk.seed, v)) for v in observations]
+        generators = [generator("attack", chunk.seed, case_id(cell.stream, chunk.seed, v)) for v in observations]
         results = cell.attack.attack.reconstruct(list(observations.values()), generators, session)
         outcomes.update(zip(observations, moved(results, CPU), strict=True))
     seconds = (time.perf_counter() - started) / len(chunk.victims)
@@ -77,7 +77,8 @@ def failed_rows(materials: Materials, cell: Cell, chunk: Chunk, reason: str) -> 
 
 def _client_round(materials: Materials, cell: Cell, seed: int, victim: int, truth: GroundTruth) -> Update:
     model = materials.model(cell.dataset, cell.model, seed, victim)
-    stream = generator("client", seed, cell.dataset.id, victim, cell.model.id, cell.recipe.id, cell.defense.id)
+    axes = (cell.model.stream, cell.recipe.stream, cell.defense.stream)
+    stream = generator("client", seed, cell.dataset.id, victim, *axes)
     return run_round(
         model,
         moved(Batch(truth.images, truth.targets), materials.device),

@@ -52,6 +52,11 @@ class Cell:
         return "/".join(entry.id for entry in self.entries.values())
 
     @property
+    def stream(self) -> str:
+        """What the attack's random stream is keyed by: the id, or in a cell of a diagnosis what it was before."""
+        return "/".join(entry.stream for entry in self.entries.values())
+
+    @property
     def victims(self) -> int:
         """How many clients are attacked, for each seed."""
         planned = self.dataset.settings.victims
