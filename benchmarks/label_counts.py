@@ -69,19 +69,43 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measures everything and writes `label_counts.md` and `label_counts.csv`."""
     options = _options(arguments)
     torch.set_num_threads(options.threads)
-    started, rows = time.perf_counter(), []
+    options.out.mkdir(parents=True, exist_ok=True)
+    started, rows = time.perf_counter(), _known(options.out / "label_counts.csv") if options.add else []
     for data in options.data:
         dataset = _dataset(options.root, data)
         for model in options.models:
             for epochs in (0, 3):
                 rows += list(_measured(dataset, model, epochs, options))
+                _write(rows, options.out)
                 print(f"{dataset.name} {model} {epochs}: {time.perf_counter() - started:.0f} s", flush=True)
-    options.out.mkdir(parents=True, exist_ok=True)
-    with (options.out / "label_counts.csv").open("w", newline="", encoding="utf-8") as file:
+
+
+def _write(rows: Sequence[Row], out: Path) -> None:
+    with (out / "label_counts.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(Row.__dataclass_fields__)
         writer.writerows([getattr(row, name) for name in Row.__dataclass_fields__] for row in rows)
-    (options.out / "label_counts.md").write_text(_page(rows), encoding="utf-8")
+    (out / "label_counts.md").write_text(_page(rows), encoding="utf-8")
+
+
+def _known(path: Path) -> list[Row]:
+    """Rows of an earlier run."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            Row(
+                row["data"],
+                row["model"],
+                int(row["epochs"]),
+                row["batch_norm"],
+                row["update"],
+                int(row["images"]),
+                row["exact"] == "True",
+                float(row["recall"]),
+                row["reference_exact"] == "True",
+                float(row["reference_recall"]),
+            )
+            for row in csv.DictReader(file)
+        ]
 
 
 def _measured(dataset: Dataset, model_name: str, epochs: int, options: argparse.Namespace) -> Iterator[Row]:
@@ -247,6 +271,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=["lenet_idlg", "cnn3", "vit", "resnet18_cifar"])
     parser.add_argument("--victims", type=int, default=4, help="clients per size; a third of it for large nets")
     parser.add_argument("--large", type=int, default=1_000_000, help="parameters above which a net counts as large")
+    parser.add_argument("--add", action="store_true", help="add to the rows of an earlier run in the same folder")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
