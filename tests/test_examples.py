@@ -154,3 +154,16 @@ def test_the_segmentation_example_searches_masks_and_is_given_them_on_the_same_v
     assert {(cell.attack.id, cell.oracle) for cell in found} == {("masks_searched", ""), ("masks_given", "masks")}
     settings = [{key: value for key, value in cell.attack.params.items() if key != "masks"} for cell in found]
     assert all(one == settings[0] for one in settings)
+
+
+def test_realistic_clients_are_batches_and_shuffled_local_training() -> None:
+    found = grid("realistic_clients")
+    assert [refusal(cell) for cell in found] == [None] * len(found)
+    recipes = {cell.recipe.id: cell.recipe.recipe for cell in found}
+    assert {recipe.batch_size for recipe in recipes.values()} == {2, 8}
+    shuffled = [cell for cell in found if cell.recipe.recipe.shuffle]
+    assert {cell.attack.params.get("order") for cell in shuffled if cell.attack.name == "fedavg_inversion"} == {
+        "known",
+        "separate",
+    }
+    assert {cell.dataset.settings.channels for cell in found} == {1, 3}

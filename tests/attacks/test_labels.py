@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from medpfl.attacks.label_counts import round_to_sum
+from medpfl.attacks.label_counts import Moment, estimate_counts, round_to_sum
 from medpfl.attacks.labels import infer_labels, why_no_labels
 from medpfl.attacks.updates import gradient_view
 from medpfl.core.domain import Batch, Observation, Recipe
@@ -206,3 +206,75 @@ def test_momentum_counts_early_steps_more_often(make_model: Any, dense_net: Any)
     view = gradient_view(Observation(model, update, recipe, "honest_server"))
     for name, tensor in gradient.trainable.items():
         torch.testing.assert_close(view.tensors[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_counts_are_exact_where_dummy_images_have_the_features_of_private_ones(classes: int) -> None:
+    """The relation d loss / d bias_i = mean(p_i) - k_i / b, with all images alike and the right features supposed."""
+    generator = torch.Generator().manual_seed(classes)
+    weight = torch.randn(classes, 5, generator=generator, dtype=torch.float64)
+    bias = torch.randn(classes, generator=generator, dtype=torch.float64)
+    features = torch.rand(1, 5, generator=generator, dtype=torch.float64)
+    outputs = torch.softmax(features @ weight.T + bias, dim=1)[0]
+    for total in (1, 6, 33):
+        labels = torch.randint(classes, (total,), generator=generator)
+        counts = torch.bincount(labels, minlength=classes)
+        bias_gradient = outputs - counts / total
+        for normalized in (False, True):
+            found = estimate_counts(
+                [Moment(weight, bias, features)],
+                torch.outer(bias_gradient, features[0]),
+                bias_gradient,
+                total,
+                normalized,
+            )
+            torch.testing.assert_close(found, counts.double(), rtol=0, atol=1e-6 * total)
+
+
+def test_features_far_from_dummy_ones_are_read_from_the_gradient() -> None:
+    """One class prevails, so the weight's rows show what the images have in common; the dummies suppose otherwise."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(4, 6, generator=generator, dtype=torch.float64)
+    bias = torch.zeros(4, dtype=torch.float64)
+    features = 2.0 * torch.rand(1, 6, generator=generator, dtype=torch.float64)
+    outputs = torch.softmax(features @ weight.T, dim=1)[0]
+    counts = torch.tensor([0, 7, 1, 0])
+    bias_gradient = outputs - counts / 8
+    wrong = [Moment(weight, bias, torch.zeros_like(features))]
+    gradient = torch.outer(bias_gradient, features[0])
+    supposed = 8 * (torch.softmax(bias, dim=0) - bias_gradient)
+    assert round_to_sum(supposed, 8).tolist() != counts.tolist()
+    assert round_to_sum(estimate_counts(wrong, gradient, bias_gradient, 8, False), 8).tolist() == counts.tolist()
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_counts_over_local_steps_that_change_the_outputs(
+    momentum: float, shuffle: bool, make_model: Any, sigmoid_lenet: Any
+) -> None:
+    exact, still_exact = 0, 0
+    for seed in range(10):
+        torch.manual_seed(seed)
+        model = make_model(sigmoid_lenet(classes=4), (1, 12, 12), 4, uniform=False)
+        labels = torch.randint(0, 4, (8,), generator=torch.Generator().manual_seed(seed))
+        recipe = Recipe(
+            update="delta",
+            batch_size=2,
+            local_steps=4,
+            epochs=3,
+            learning_rate=0.001 if momentum else 0.01,
+            momentum=momentum,
+            shuffle=shuffle,
+        )
+        update, _ = client_step(model, Batch(torch.rand(8, 1, 12, 12), labels), recipe, generator=torch.Generator())
+        seen = Observation(model, update, recipe, "honest_server")
+        found = infer_labels(seen).labels
+        assert found is not None
+        exact += torch.equal(found, labels.sort().values)
+        view = gradient_view(seen)
+        still = replace(seen, update=replace(update, kind="gradient", trainable=view.tensors), recipe=None)
+        reference = infer_labels(still).labels
+        assert reference is not None
+        still_exact += torch.equal(reference, labels.sort().values)
+    assert exact >= 7
+    assert exact > still_exact
