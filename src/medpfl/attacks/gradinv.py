@@ -13,8 +13,10 @@ from medpfl.attacks.base import ATTACKS, Attack
 from medpfl.attacks.matching.adam import Adam
 from medpfl.attacks.matching.initialization import GREY, input_units, near, normalized_start
 from medpfl.attacks.matching.inversion import Inversion, SearchSetup, invert
+from medpfl.attacks.matching.objectives import SCALE_FREE
 from medpfl.attacks.matching.priors import smooth
 from medpfl.attacks.targets import Masks, target_source, why_no_targets
+from medpfl.attacks.updates import why_no_scale
 from medpfl.core.config import STRICT
 from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
 from medpfl.core.session import NO_SESSION, Session
@@ -92,8 +94,11 @@ class GradInv(Attack):
         int, Field(ge=0, description="iterations without a fall of the objective that end a restart, 0 for never")
     ] = 500
     distance: Annotated[
-        Literal["cosine", "layer_cosine"],
-        Field(description="one cosine over all tensors, or a weighted mean of one cosine per tensor"),
+        Literal["cosine", "layer_cosine", "l2", "l1", "likelihood"],
+        Field(
+            description="one cosine over all tensors, or a weighted mean of one cosine per tensor; squared or absolute"
+            " differences; or the likelihood under the noise of a defense that is known"
+        ),
     ] = "layer_cosine"
     size_power: Annotated[
         float, Field(ge=0, description="with layer_cosine, a tensor counts as its number of entries to this power")
@@ -119,8 +124,16 @@ class GradInv(Attack):
         return frozenset({name for name in ("labels", "masks") if getattr(self, name) == "given"})
 
     def why_not(self, model: GlobalModel, recipe: Recipe | None, update: UpdateKind, examples: int) -> str | None:
-        """Labels that cannot be inferred, labels of a model that is trained with masks, and masks of one that is not."""
-        return why_no_targets(model, examples, self.labels, self.masks)
+        """Labels that cannot be inferred, labels of a model that is trained with masks, and masks of one that is not.
+
+        For distances other than cosines, gradients of unknown scale.
+        """
+        scale = None if self.distance in SCALE_FREE else why_no_scale(recipe, update)
+        return scale or why_no_targets(model, examples, self.labels, self.masks)
+
+    def uses(self) -> frozenset[str]:
+        """The defense's mechanism, for the likelihood."""
+        return frozenset({"defense"}) if self.distance == "likelihood" else frozenset()
 
     def evaluations(self, model: GlobalModel, images: int) -> int:
         """All restarts to the end."""

@@ -82,6 +82,20 @@ def normalized_start(mean: tuple[float, ...], std: tuple[float, ...]) -> Initial
     return start
 
 
+def picture(image: Tensor, noise: float = 0.0) -> Initialization:
+    """An image (C, *spatial), for instance the mean of the adversary's own, plus normal noise of this deviation.
+
+    >>> picture(torch.full((1, 2, 2), 0.25))((3, 1, 2, 2), torch.Generator()).unique().tolist()
+    [0.25]
+    """
+
+    def start(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        same = image.to("cpu", torch.float64).expand(shape)
+        return same + noise * normal(shape, generator) if noise else same.clone()
+
+    return start
+
+
 INITIALIZATIONS: dict[str, Initialization] = {
     "normal": normal,
     "uniform": uniform,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -19,8 +19,18 @@ from medpfl.attacks.matching.epochs import merged, spread
 from medpfl.attacks.matching.gradients import Layout, matching_objective, runs_batched, why_not_computable
 from medpfl.attacks.matching.initialization import GREY, Initialization
 from medpfl.attacks.matching.lbfgs import Preconditioner
+from medpfl.attacks.matching.likelihood import DistanceName, negative_log_likelihood
 from medpfl.attacks.matching.notes import matching_notes
-from medpfl.attacks.matching.objectives import DISTANCES, SCALE_FREE, falling_weights, size_weights, top_tensors
+from medpfl.attacks.matching.objectives import (
+    DISTANCES,
+    SCALE_FREE,
+    falling_weights,
+    largest_entries,
+    named_weights,
+    size_weights,
+    top_tensors,
+    where_observed,
+)
 from medpfl.attacks.matching.output_error import output_error, soft_label, with_known_error
 from medpfl.attacks.matching.parts import Parts
 from medpfl.attacks.matching.priors import Prior, no_prior
@@ -68,7 +78,10 @@ class Inversion:
     """How a matching attack inverts.
 
     labels: optimized jointly (`soft`), `inferred` from the update before, or `given` (an oracle); of a segmentation
-    model these are its masks. start: the images' starting points. goal: absolute objective, or share of the target's
+    model these are its masks. start: the images' starting points. distance: `likelihood` is the negative log likelihood
+    under the noise of a known defense (`negative_log_likelihood`). tensors: weights by patterns of names
+    (`named_weights`). largest_tensors: how many tensors of the largest norms count. largest_entries: share of the entries
+    with the largest values that count. goal: absolute objective, or share of the target's
     squared norm (`relative_goal`), at which a victim is solved. restarts: starts per victim; with `retry_above` a
     further one is made only if the ones before got stuck with more than this share of the target's squared norm left.
     scaled: search the distance divided by the target's squared norm, so that steps and ends do not depend on its size
@@ -86,7 +99,7 @@ class Inversion:
     labels: Labels
     start: Initialization
     solver: Callable[[SearchSetup], Solver]
-    distance: Literal["l2", "l1", "cosine", "layer_cosine"]
+    distance: DistanceName | Literal["likelihood"]
     precision: Precision
     restarts: int
     retry_above: float | None = None
@@ -95,6 +108,8 @@ class Inversion:
     scaled: bool = False
     largest_tensors: int | None = None
     size_power: float = 0.0
+    tensors: Mapping[str, float] | None = None
+    largest_entries: float | None = None
     prior: Prior = no_prior
     gradient_weight: float = 1.0
     statistics: StatisticsSource | None = None
@@ -171,8 +186,13 @@ def _labels(observation: Observation, kind: Labels) -> LabelInference:
 def _invert(cases: Sequence[_Case], parts: Parts, settings: Inversion) -> list[Reconstruction | Failure]:
     """Cases that all show their output error, or all do not."""
     problem = build_problem([case.observation for case in cases], settings.precision, settings.separate_epochs)
+    if settings.largest_entries is not None:
+        problem = replace(problem, targets=largest_entries(problem.targets, settings.largest_entries))
     model = problem.models[0]
-    weights = _weights(problem, settings)
+    kind, factor = _distance(cases[0].observation, settings)
+    weights = factor * _weights(problem, settings)
+    if not bool(weights.any()):
+        return [Failure(f"no trainable tensor has a name like {', '.join(settings.tensors or ())}")] * len(cases)
     norms = problem.squared_norms(weights)
     units = norms.clamp_min(torch.finfo(norms.dtype).tiny) if settings.scaled else torch.ones_like(norms)
     weights = settings.gradient_weight * weights / units[:, None]
@@ -198,7 +218,7 @@ def _invert(cases: Sequence[_Case], parts: Parts, settings: Inversion) -> list[R
         searched,
         layout,
         labels,
-        distance=DISTANCES[settings.distance],
+        distance=DISTANCES[kind] if settings.largest_entries is None else where_observed(DISTANCES[kind]),
         weights=weights,
         prior=settings.prior,
         statistics=_statistics(cases, settings, problem.targets[0]),
@@ -221,7 +241,7 @@ def _invert(cases: Sequence[_Case], parts: Parts, settings: Inversion) -> list[R
     )
     results: list[Reconstruction | Failure] = []
     for index, (case, one) in enumerate(zip(cases, found, strict=True)):
-        scale = float(norms[index]) if settings.distance == "l2" and settings.distance_only else None
+        scale = float(norms[index]) if kind == "l2" and factor == 1.0 and settings.distance_only else None
         error = None if errors is None or settings.labels != "soft" else errors[index].cpu()
         one = replace(one.in_units(float(units[index])), evaluations=one.evaluations + matrix_evaluations[index])
         fixed = case.inference.labels if labels is None or errors is not None else labels[index].cpu()
@@ -245,7 +265,15 @@ def _weights(problem: Problem, settings: Inversion) -> Tensor:
         weights = size_weights(problem.targets, settings.size_power)
     if settings.largest_tensors is not None:
         weights = weights * top_tensors(problem.targets, settings.largest_tensors)
+    if settings.tensors is not None:
+        weights = weights * named_weights(problem.names, settings.tensors).to(weights)
     return weights * falling_weights(problem.names, settings.layer_decay).to(weights)
+
+
+def _distance(observation: Observation, settings: Inversion) -> tuple[DistanceName, float]:
+    if settings.distance == "likelihood":
+        return negative_log_likelihood(observation.knowledge.defense, observation.recipe)
+    return settings.distance, 1.0
 
 
 def _arranged(case: _Case, problem: Problem, kind: Labels) -> Tensor:

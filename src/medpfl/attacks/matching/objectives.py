@@ -5,7 +5,8 @@ Each takes lists of tensors in the same order and one weight per tensor (0 leave
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
@@ -111,6 +112,42 @@ def size_weights(targets: Sequence[Tensor], power: float) -> Tensor:
     norms = torch.stack([target.flatten(1).norm(dim=1) for target in targets], dim=1)
     sizes = sizes * (norms > ROUNDING * norms.amax(dim=1, keepdim=True))
     return sizes / sizes.mean(dim=1, keepdim=True)
+
+
+def where_observed(distance: Distance) -> Distance:
+    """The distance over those entries only that the target has, that is, which are not exactly zero there.
+
+    >>> where_observed(squared_distance)([torch.tensor([2.0, 5.0])], [torch.tensor([1.0, 0.0])], torch.ones(1))
+    tensor(1.)
+    """
+
+    def masked(gradients: Sequence[Tensor], targets: Sequence[Tensor], weights: Tensor) -> Tensor:
+        pairs = zip(gradients, targets, strict=True)
+        return distance([torch.where(target != 0, gradient, 0.0) for gradient, target in pairs], targets, weights)
+
+    return masked
+
+
+def largest_entries(targets: Sequence[Tensor], share: float) -> tuple[Tensor, ...]:
+    """The targets (victims, *shape) with all but each victim's largest entries, over all tensors, set to zero.
+
+    >>> largest_entries([torch.tensor([[3.0, -4.0]]), torch.tensor([[1.0, 2.0]])], 0.5)
+    (tensor([[ 3., -4.]]), tensor([[0., 0.]]))
+    """
+    entries = torch.cat([target.flatten(1) for target in targets], dim=1).abs()
+    kept = max(1, round(share * entries.shape[1]))
+    bound = entries.kthvalue(entries.shape[1] - kept + 1, dim=1).values
+    return tuple(torch.where(t.abs() >= bound.view(-1, *(1 for _ in t.shape[1:])), t, 0.0) for t in targets)
+
+
+def named_weights(names: Sequence[str], patterns: Mapping[str, float]) -> Tensor:
+    """Weights (tensors,): that of the first pattern (`*` and `?` as in file names) that fits a name, 0 if none does.
+
+    >>> named_weights(["conv.weight", "head.weight", "head.bias"], {"*.bias": 0.5, "head*": 2.0}).tolist()
+    [0.0, 2.0, 0.5]
+    """
+    found = [next((weight for one, weight in patterns.items() if fnmatchcase(name, one)), 0.0) for name in names]
+    return torch.tensor(found, dtype=torch.float64)
 
 
 def falling_weights(names: Sequence[str], share: float) -> Tensor:
