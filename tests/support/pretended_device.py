@@ -105,6 +105,9 @@ class _Literals(TorchFunctionMode):
         if func is torch.tensor and _is_pretended(kwargs.get("device")):
             device = kwargs.pop("device")
             return func(*args, **kwargs).to(device)
+        if func is Tensor.new_tensor and isinstance(args[0], Pretended):
+            device = kwargs.pop("device", DEVICE)
+            return torch.tensor(*args[1:], **{"dtype": args[0].dtype, **kwargs}).to(device)
         if func is Tensor.tolist and isinstance(args[0], Pretended):
             _waits.append("tolist")
             return args[0].held.tolist()
