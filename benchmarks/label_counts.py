@@ -225,6 +225,8 @@ def _page(rows: Sequence[Row]) -> str:
         groups.setdefault((row.model, trained, row.batch_norm, row.update), []).append(row)
     head = ["net", "state", "batch norm", "update", *map(str, SIZES), "all sizes", "n", "iLRG"]
     text += _table(head, [[*key, *_cells(group)] for key, group in groups.items()])
+    nets = {row.model: ", ".join(dict.fromkeys(one.data for one in rows if one.model == row.model)) for row in rows}
+    text += ["", "Measured on: " + "; ".join(f"{net} on {data}" for net, data in nets.items()) + "."]
     text += ["", "By data set, single gradients:", ""]
     by_data: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
