@@ -160,7 +160,7 @@ def _condition(
         row(f"null: {kind}", "", *([float(x) for one in found for x in getattr(one, key)] for key in ("psnr", "ssim")),
             0, 0.0)  # fmt: skip
     for name, variant in VARIANTS.items():
-        if options.variants and not any(part in name for part in options.variants):
+        if options.variants and name not in options.variants:
             continue
         settings = {key: value for key, value in OFF.items() if key not in variant.keeps}
         attack = GradInversion(
@@ -330,7 +330,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--iterations", type=int, default=150, help="Adam steps of every restart")
     parser.add_argument("--restarts", type=int, default=4)
-    parser.add_argument("--variants", nargs="*", default=[], help="only rows whose name contains one of these")
+    parser.add_argument("--variants", nargs="*", default=[], help="names of the only rows to measure")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="attack settings")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--append", action="store_true", help="keep the rows that --out has")

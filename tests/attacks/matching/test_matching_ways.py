@@ -243,11 +243,11 @@ def test_all_ways_agree_on_batch_norm_statistics(name: str, mode: Any, make_mode
         ways = ["ghost"] if name in GHOSTS else ["auto"]
     problem = problem_of(models, images=2, batch_norm=mode)
     rows, statistics = torch.tensor([1, 0]), random_statistics(problem, 0.1)
-    expected = evaluated(problem, "loop", "l2", rows, statistics=statistics)
-    without = evaluated(problem, "loop", "l2", rows)
+    expected = evaluated(problem, "loop", "cosine", rows, statistics=statistics)
+    without = evaluated(problem, "loop", "cosine", rows)
     assert bool((expected[0] > without[0]).all())
     for way in ways:
-        assert_same(evaluated(problem, way, "l2", rows, statistics=statistics), expected)
+        assert_same(evaluated(problem, way, "cosine", rows, statistics=statistics), expected)
 
 
 def test_statistics_of_simulated_clients_are_those_before_training(make_model: Any) -> None:
