@@ -28,7 +28,7 @@ ORACLE = "batch_norm_statistics"
     "gradinversion",
     summary="squared gradient distance, total variation, L2 and batch-norm statistics; restarts are pulled together",
     paper="Yin, Mallya, Vahdat, Alvarez, Kautz, Molchanov: See through Gradients - Image Batch Recovery via "
-    "GradInversion, CVPR 2021 (arXiv 2104.07586), equations 3 to 12",
+    "GradInversion, CVPR 2021 (arXiv 2104.07586), section 3",
     limits="needs many iterations and restarts; its strongest prior needs batch norm in train mode and sent buffers",
 )
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -49,7 +49,7 @@ class Adam:
     (the model's own normalization; ones without). signed: only the gradient's signs go in. schedule: the learning rate
     divided by ten at `MILESTONES` (`steps`), falling along half a cosine to zero (`cosine`), or constant; before, it
     rises linearly over `warm_up` iterations. noise: standard deviation of what is added to every step, as a share of
-    the current learning rate (Langevin; Yin et al. 2021, equation 10), drawn from `source`. boxed: images
+    the current learning rate (Langevin; Yin et al. 2021, section 3.5), drawn from `source`. boxed: images
     are kept in [0, 1]. median_filter_every: iterations between two median filters, 0 for none. patience: stop when the best objective has not fallen by a share of 1e-4 for so many
     iterations, 0 for never. block: evaluations between two looks at who has finished.
     """

@@ -33,7 +33,7 @@ class StatisticsPrior:
 def statistics_distance(found: Sequence[tuple[Tensor, Tensor]], expected: Sequence[Tensor]) -> Tensor:
     """Sum over layers of weight * (|mean - expected mean| + |variance - expected variance|) of one candidate.
 
-    Euclidean norms over the channels (Yin et al. 2021, equation 9). found: mean and variance (C,) per layer. expected:
+    Euclidean norms over the channels (Yin et al. 2021, section 3.3). found: mean and variance (C,) per layer. expected:
     weights (layers,), then the means of all layers, then their variances.
 
     >>> one = [(torch.zeros(2), torch.ones(2))]
