@@ -17,6 +17,7 @@ from medpfl.audit.grid import cells
 from medpfl.audit.materials import Materials
 from medpfl.audit.plan import Plan
 from medpfl.audit.preparation import prepare
+from medpfl.audit.rounds import client_round
 from medpfl.audit.spec import parse_spec
 from medpfl.core.errors import StoreError
 
@@ -53,7 +54,7 @@ def _observed(base: Path, attack: dict[str, Any] | None = None) -> tuple[Any, An
     (cell,) = cells(spec)
     materials = Materials(spec, base / "cache", {"brain": 3})
     truth = materials.truth(cell, 0, 1)
-    update = execute._client_round(materials, cell, 0, 1, truth)
+    update = client_round(materials, cell, 0, 1)
     return cell, execute._observe(materials, cell, 0, 1, truth, update), truth.images
 
 

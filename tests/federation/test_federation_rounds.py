@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from medpfl.core.domain import Batch, ClientState, Recipe, Update
+from medpfl.core.domain import Batch, Broadcast, ClientState, Recipe, Update
 from medpfl.core.errors import SpecError
 from medpfl.core.tasks import SingleLabel
 from medpfl.federation import CHANNELS, Hooks, client_step, run_round
@@ -25,7 +25,8 @@ def test_what_arrives_is_what_the_defended_client_sends() -> None:
         "lenet_idlg", image_shape=(1, 16, 16), task=SingleLabel(3), generator=torch.Generator().manual_seed(0)
     )
     batch = Batch(torch.rand((1, 1, 16, 16), generator=torch.Generator().manual_seed(1)), torch.tensor([2]))
-    arrived = run_round(model, batch, Recipe(), hooks=Doubling(), generator=torch.Generator())
+    clients = [(batch, torch.Generator())]
+    arrived = run_round(Broadcast((model,)), clients, Recipe(), hooks=Doubling(), generator=torch.Generator())
     sent, _ = client_step(model, batch, Recipe())
     for name, tensor in sent.trainable.items():
         torch.testing.assert_close(arrived.trainable[name], 2 * tensor)

@@ -36,6 +36,14 @@ class Attack(ABC):
         """Granted knowledge that this configuration reads if it is there. It sees nothing beyond these two."""
         return frozenset()
 
+    def needs(self) -> frozenset[str]:
+        """What the server must be able to change (keys of `CAPABILITIES`); nothing unless the attack crafts models."""
+        return frozenset()
+
+    def added_parameters(self, model: GlobalModel) -> int:
+        """By how many trainable entries what the server sends is larger than `model`."""
+        return 0
+
     def told(self, word: str) -> Attack | None:
         """The same attack with that knowledge (`labels`, `masks`) granted instead of inferred.
 

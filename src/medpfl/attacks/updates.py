@@ -86,7 +86,7 @@ def change(observation: Observation) -> dict[str, Tensor]:
     trainable = {name: tensor.double() for name, tensor in observation.update.trainable.items()}
     if observation.update.kind == "delta":
         return trainable
-    old = observation.model.parameters
+    old = observation.sent_parameters
     return {name: tensor - old[name].double() for name, tensor in trainable.items()}
 
 
@@ -111,7 +111,7 @@ def gradient_view(observation: Observation) -> GradientView:
     counted = recipe.learning_rate * sum(step_weights(recipe))
     tensors = {name: -tensor / counted for name, tensor in moved.items()}
     if recipe.weight_decay and recipe.optimizer != "adam":
-        old = observation.model.parameters
+        old = observation.sent_parameters
         tensors = {name: tensor - recipe.weight_decay * old[name].double() for name, tensor in tensors.items()}
     if recipe.optimizer != "sgd":
         return GradientView(tensors, (f"{recipe.optimizer} shows little more than the gradient's signs",))

@@ -22,9 +22,9 @@ from medpfl.audit.entries import (
     RecipeEntry,
     ThreatModelEntry,
 )
-from medpfl.audit.threat_models import CAPABILITIES, THREAT_MODELS
+from medpfl.audit.threat_models import THREAT_MODELS
 from medpfl.audit.validation import as_plain, build, field_names
-from medpfl.core.domain import KNOWLEDGE, Recipe
+from medpfl.core.domain import CAPABILITIES, KNOWLEDGE, Recipe
 from medpfl.core.errors import SpecError, suggestion
 from medpfl.data import READERS, resolve_path
 from medpfl.defenses import DEFENSES

@@ -10,13 +10,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from medpfl.attacks.crafted import CraftedAttack
 from medpfl.audit.grid import Cell
 from medpfl.audit.images import write_image, write_mask
 from medpfl.audit.materials import Materials
 from medpfl.audit.plan import Chunk, case_id
+from medpfl.audit.rounds import broadcast, client_round, known_recipe
 from medpfl.core.devices import CPU, moved
 from medpfl.core.domain import (
-    Batch,
     Failure,
     GlobalModel,
     Knowledge,
@@ -26,7 +27,6 @@ from medpfl.core.domain import (
 )
 from medpfl.core.seeding import generator
 from medpfl.core.session import Session
-from medpfl.federation.rounds import run_round
 from medpfl.metrics.nulls import null_baselines
 from medpfl.metrics.scoring import ImageScore, as_label, score
 from medpfl.metrics.truth import GroundTruth
@@ -40,13 +40,13 @@ Nulls = Mapping[str, Mapping[str, list[float]]]
 
 def compute(materials: Materials, cell: Cell, chunk: Chunk, out: Path, session: Session) -> list[Row]:
     """Result rows of all cases of a chunk, one per private image; images are written below `out`."""
-    materials.model(cell.dataset, cell.model, chunk.seed, chunk.victims[0])  # training it is no case's time
+    broadcast(materials, cell, chunk.seed, chunk.victims[0])  # training or crafting a model is no case's time
     started = time.perf_counter()
     truths = {victim: materials.truth(cell, chunk.seed, victim) for victim in chunk.victims}
     observations: dict[int, Observation] = {}
     failures: dict[int, Failure] = {}
     for victim, truth in truths.items():
-        update = _client_round(materials, cell, chunk.seed, victim, truth)
+        update = client_round(materials, cell, chunk.seed, victim)
         if all(bool(torch.isfinite(tensor).all()) for tensor in update.trainable.values()):
             observations[victim] = _observe(materials, cell, chunk.seed, victim, truth, update)
         else:
@@ -75,25 +75,12 @@ def failed_rows(materials: Materials, cell: Cell, chunk: Chunk, reason: str) -> 
     return rows
 
 
-def _client_round(materials: Materials, cell: Cell, seed: int, victim: int, truth: GroundTruth) -> Update:
-    model = materials.model(cell.dataset, cell.model, seed, victim)
-    axes = (cell.model.stream, cell.recipe.stream, cell.defense.stream)
-    stream = generator("client", seed, cell.dataset.id, victim, *axes)
-    return run_round(
-        model,
-        moved(Batch(truth.images, truth.targets), materials.device),
-        cell.recipe.recipe,
-        hooks=cell.defense.defense,
-        channel=cell.channel.channel,
-        generator=stream,
-    )
-
-
 def _observe(
     materials: Materials, cell: Cell, seed: int, victim: int, truth: GroundTruth, update: Update
 ) -> Observation:
     """What the adversary sees; granted knowledge that the attack does not read is left out."""
-    model = materials.model(cell.dataset, cell.model, seed, victim)
+    sent = broadcast(materials, cell, seed, victim)
+    model = sent.model(0)
     read = cell.read
     images = moved(truth.images, materials.device)
     knowledge = Knowledge(
@@ -106,13 +93,14 @@ def _observe(
         auxiliary=materials.auxiliary(cell, seed) if "auxiliary" in read else None,
         defense=cell.defense.defense.mechanism() if "defense" in read else None,
     )
-    recipe = None if "recipe" in cell.threat_model.withhold else cell.recipe.recipe
     return Observation(
         model=model,
         update=update,
-        recipe=recipe,
+        recipe=known_recipe(cell),
         threat_model=cell.threat_model.name,
         knowledge=moved(knowledge, materials.device),
+        clients=cell.channel.channel.client_count,
+        broadcast=sent if isinstance(cell.attack.attack, CraftedAttack) else None,
     )
 
 

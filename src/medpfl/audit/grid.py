@@ -21,7 +21,7 @@ from medpfl.audit.entries import (
 )
 from medpfl.audit.spec import Spec
 from medpfl.audit.threat_models import THREAT_MODELS
-from medpfl.core.domain import KNOWLEDGE, ORACLES
+from medpfl.core.domain import CAPABILITIES, KNOWLEDGE, ORACLES
 from medpfl.core.errors import SpecError
 from medpfl.core.seeding import content_hash
 
@@ -126,6 +126,9 @@ def refusal(cell: Cell) -> str | None:
     if missing:
         listed = ", ".join(f"{word} ({KNOWLEDGE[word]})" for word in sorted(missing))
         return f"{cell.attack.name} needs knowledge that {cell.threat_model.id} does not grant: {listed}"
+    if lacking := attack.needs() - cell.threat_model.can:
+        listed = ", ".join(f"{word} ({CAPABILITIES[word]})" for word in sorted(lacking))
+        return f"{cell.attack.name} needs a malicious server that can more than {cell.threat_model.id}: {listed}"
     if not cell.channel.channel.reveals_individual_updates and not _listener(cell).sees_inside_channel:
         return f"{cell.threat_model.id} sees nothing behind the channel {cell.channel.id}"
     return None

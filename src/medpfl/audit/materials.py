@@ -72,7 +72,8 @@ class Materials:
         self._images_per_victim = images_per_victim
         self._kept: dict[tuple[Any, ...], Any] = {}
 
-    def _once(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
+    def once(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
+        """What `make` gives, made when the key is first asked for."""
         if key not in self._kept:
             self._kept[key] = make()
         found: T = self._kept[key]
@@ -81,7 +82,7 @@ class Materials:
     def dataset(self, entry: DataEntry) -> Dataset:
         """All images of a data entry at its size. Raises DataError."""
         settings = entry.settings
-        return self._once(
+        return self.once(
             ("dataset", entry.id),
             lambda: load_dataset(
                 entry.reader,
@@ -108,7 +109,7 @@ class Materials:
             parts = (divided.victims, divided.training, divided.auxiliary, divided.null)
             return Pool(dataset, divided, _fingerprint(dataset, parts))
 
-        return self._once(("pool", entry.id, seed), make)
+        return self.once(("pool", entry.id, seed), make)
 
     def truth(self, cell: Cell, seed: int, victim: int) -> GroundTruth:
         """What a victim holds under the cell's recipe."""
@@ -157,7 +158,7 @@ class Materials:
             private = [index for indices in pool.split.victims for index in indices] + list(pool.split.bystanders)
             return source, borrow(source, pool.dataset, private, entry.settings.near_duplicates)
 
-        return self._once(("borrowed", entry.id, other, seed), make)
+        return self.once(("borrowed", entry.id, other, seed), make)
 
     def data_fingerprints(self, cell: Cell, seed: int) -> dict[str, str]:
         """Identifies the images that the cell's cases are made of, and how they are divided, by what they are for."""
@@ -174,7 +175,7 @@ class Materials:
         A trained model comes from the cache folder, or is trained now while other processes that need it wait.
         """
         key = ("placed", data.id, entry.id, seed, victim if entry.state == "untrained_per_victim" else None)
-        return self._once(key, lambda: moved(self._made(data, entry, seed, victim), self.device))
+        return self.once(key, lambda: moved(self._made(data, entry, seed, victim), self.device))
 
     def _made(self, data: DataEntry, entry: ModelEntry, seed: int, victim: int | None) -> GlobalModel:
         if entry.state == "trained":
@@ -184,7 +185,7 @@ class Materials:
     def initial_model(self, data: DataEntry, entry: ModelEntry, seed: int, victim: int | None = None) -> GlobalModel:
         """The same before any training here: what all checks look at, because it costs no time."""
         key = victim if entry.state == "untrained_per_victim" else None
-        return self._once(("model", data.id, entry.id, seed, key), lambda: self._make_model(data, entry, seed, key))
+        return self.once(("model", data.id, entry.id, seed, key), lambda: self._make_model(data, entry, seed, key))
 
     def _make_model(self, data: DataEntry, entry: ModelEntry, seed: int, victim: int | None) -> GlobalModel:
         dataset = self.dataset(data)

@@ -94,7 +94,8 @@ def case_id(cell: str, seed: int, victim: int) -> str:
 
 def chunks(spec: Spec, cell: Cell, model: GlobalModel, plan: Plan) -> Iterable[Chunk]:
     """The chunks of one cell, over all seeds."""
-    size = plan.chunk_victims if model.parameter_count <= SMALL_MODEL_PARAMETERS else 1
+    parameters = model.parameter_count + cell.attack.attack.added_parameters(model)
+    size = plan.chunk_victims if parameters <= SMALL_MODEL_PARAMETERS else 1
     victims = range(cell.victims)
     for seed in spec.seeds:
         for start in range(0, len(victims), size):

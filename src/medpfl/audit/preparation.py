@@ -12,6 +12,7 @@ from medpfl.audit.grid import Cell, cells, refusal
 from medpfl.audit.identity import identity
 from medpfl.audit.materials import Materials, images_per_victim, model_key
 from medpfl.audit.plan import Chunk, Plan, chunks
+from medpfl.audit.rounds import known_recipe
 from medpfl.audit.spec import Spec
 from medpfl.audit.targets import why_no_masks
 from medpfl.core.functional import require_ssim_size
@@ -111,5 +112,5 @@ def _refused_by_model(cell: Cell, materials: Materials, seed: int) -> str | None
     if refused:
         return refused[0]
     recipe = cell.recipe.recipe
-    known = None if "recipe" in cell.threat_model.withhold else recipe
-    return cell.attack.attack.why_not(model, known, recipe.update, recipe.private_images)
+    examples = recipe.private_images * cell.channel.channel.client_count
+    return cell.attack.attack.why_not(model, known_recipe(cell), recipe.update, examples)

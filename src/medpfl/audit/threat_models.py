@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from medpfl.core.domain import CAPABILITIES
 from medpfl.core.registry import Registry
 
 
@@ -18,14 +19,6 @@ class ThreatModel:
     sees_inside_channel: bool
     capabilities: frozenset[str] = frozenset()
 
-
-CAPABILITIES = {
-    "parameters": "chooses the tensors that it sends",
-    "architecture": "chooses the architecture that it sends",
-    "inconsistent_models": "sends different models to different clients",
-    "recipe": "chooses learning rate and local steps",
-    "secure_aggregation": "chooses the aggregation's clipping and quantization",
-}
 
 THREAT_MODELS: Registry[ThreatModel] = Registry("threat model")
 THREAT_MODELS.add(

@@ -16,9 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from medpfl.attacks import ATTACKS, Attack
-from medpfl.audit.threat_models import CAPABILITIES, THREAT_MODELS, ThreatModel
+from medpfl.audit.threat_models import THREAT_MODELS, ThreatModel
 from medpfl.audit.validation import as_plain
-from medpfl.core.domain import KNOWLEDGE, ORACLES
+from medpfl.core.domain import CAPABILITIES, KNOWLEDGE, ORACLES
 from medpfl.core.errors import InputError, suggestion
 from medpfl.core.planned import not_in_this_version
 from medpfl.core.registry import Entry, Registry
@@ -123,6 +123,7 @@ def describe(
     if "knowledge" in facts:
         console.print(Text(f"\nRequired knowledge: {_shown(facts['knowledge']['requires'])}"))
         console.print(Text(f"Reads if granted: {_shown(facts['knowledge']['uses'])}"))
+        console.print(Text(f"What the server must be able to change: {_shown(facts['capabilities'])}"))
     if facts["parameters"]:
         console.print()
         table = Table("parameter", "type", "default", "meaning", box=None, pad_edge=False)
@@ -172,6 +173,7 @@ def description(kind: str, name: str) -> dict[str, Any]:
     if isinstance(entry.item, type) and issubclass(entry.item, Attack):
         default = entry.item()
         facts["knowledge"] = {"requires": sorted(default.requires()), "uses": sorted(default.uses())}
+        facts["capabilities"] = sorted(default.needs())
         facts["presets"] = [
             {"name": preset, "settings": settings, "requires": sorted(entry.item(**settings).requires())}
             for preset, settings in entry.item.presets.items()

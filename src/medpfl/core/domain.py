@@ -196,6 +196,31 @@ class Auxiliary:
     targets: Tensor
 
 
+@dataclass(frozen=True)
+class Broadcast:
+    """What the server sends in one round.
+
+    models: one per client, the victim's first; clients beyond the last model get that one, so a single model is sent
+    to all. secret: what only the server knows about how it made them, empty for an honest one. notes: how they were
+    made, in plain sentences.
+    """
+
+    models: tuple[GlobalModel, ...]
+    secret: Tensors = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def model(self, client: int) -> GlobalModel:
+        """What the client with this number gets; 0 is the victim."""
+        return self.models[min(client, len(self.models) - 1)]
+
+    def mean_parameters(self, clients: int) -> Tensors:
+        """The mean of the trainable tensors that so many clients got: what the mean of their new weights is new to."""
+        if len(self.models) == 1 or clients == 1:
+            return self.models[0].parameters
+        sent = [self.model(client).parameters for client in range(clients)]
+        return {name: torch.stack([one[name].double() for one in sent]).mean(dim=0) for name in sent[0]}
+
+
 KNOWLEDGE: Mapping[str, str] = {
     "labels": "the victim's true labels (oracle)",
     "masks": "the victim's true segmentation masks (oracle)",
@@ -208,6 +233,16 @@ KNOWLEDGE: Mapping[str, str] = {
 
 ORACLES = frozenset({"labels", "masks", "logits", "batch_norm_statistics"})
 """Knowledge that a real adversary would not have."""
+
+
+CAPABILITIES: Mapping[str, str] = {
+    "parameters": "chooses the tensors that it sends",
+    "architecture": "chooses the architecture that it sends",
+    "inconsistent_models": "sends different models to different clients",
+    "recipe": "chooses learning rate and local steps",
+    "secure_aggregation": "chooses the aggregation's clipping and quantization",
+}
+"""What a threat model can let a malicious server change, with its meaning."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +261,9 @@ class Knowledge:
 class Observation:
     """All that the adversary sees and may know. An attack receives observations and nothing else.
 
-    model: what it sent or saw. update: what it received. recipe: how the client trained, None when withheld.
+    model: what it sent to the victim, or saw. update: what it received. recipe: how the client trained, None when
+    withheld. clients: how many clients the update comes from. broadcast: all that a server sent which prepared it,
+    with its secret; None where it sent one model as agreed.
     """
 
     model: GlobalModel
@@ -234,6 +271,13 @@ class Observation:
     recipe: Recipe | None
     threat_model: str
     knowledge: Knowledge = field(default_factory=Knowledge)
+    clients: int = 1
+    broadcast: Broadcast | None = None
+
+    @property
+    def sent_parameters(self) -> Tensors:
+        """The trainable tensors that clients got, on average: what `weights` are new to."""
+        return self.model.parameters if self.broadcast is None else self.broadcast.mean_parameters(self.clients)
 
     @property
     def examples(self) -> int:

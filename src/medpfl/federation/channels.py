@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
@@ -20,9 +20,17 @@ class Channel(ABC):
     reveals_individual_updates: ClassVar[bool]
     """Whether somebody who listens sees the update of a single client."""
 
+    @property
+    def client_count(self) -> int:
+        """How many clients' updates arrive as one."""
+        return 1
+
     @abstractmethod
-    def send(self, updates: Sequence[Update], generator: torch.Generator) -> Update:
-        """What the adversary receives when these clients send their updates; the victim's comes first."""
+    def send(self, updates: Iterable[Update], generator: torch.Generator) -> Update:
+        """What the adversary receives when these clients send their updates; the victim's comes first.
+
+        Every tensor is treated on its own. The updates are taken one after the other, and none is kept.
+        """
 
 
 CHANNELS: Registry[type[Channel]] = Registry("channel")
@@ -35,7 +43,7 @@ class Plain(Channel):
 
     reveals_individual_updates = True
 
-    def send(self, updates: Sequence[Update], generator: torch.Generator) -> Update:
+    def send(self, updates: Iterable[Update], generator: torch.Generator) -> Update:
         """The update itself; raises `ValueError` unless there is exactly one."""
         (update,) = updates
         return update

@@ -1,28 +1,34 @@
-"""One round of one victim: what the server sends, what the client makes of it, what arrives."""
+"""One round: what the server sends, what the clients make of it, what arrives."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 
-from medpfl.core.domain import Batch, ClientState, GlobalModel, Recipe, Update
+from medpfl.core.domain import Batch, Broadcast, Recipe, Update
 from medpfl.federation.channels import PLAIN, Channel
 from medpfl.federation.client import client_step
 from medpfl.federation.hooks import NO_HOOKS, Hooks
 
 
 def run_round(
-    model: GlobalModel,
-    batch: Batch,
+    broadcast: Broadcast,
+    clients: Iterable[tuple[Batch, torch.Generator]],
     recipe: Recipe,
     *,
     hooks: Hooks = NO_HOOKS,
     channel: Channel = PLAIN,
-    state: ClientState | None = None,
     generator: torch.Generator,
 ) -> Update:
-    """What arrives when a client trains the broadcast `model` on its private `batch` under a defense.
+    """What arrives when clients train what they were sent on their private images under a defense.
 
-    The generator is the round's randomness (defense and channel). Raises as `client_step` does.
+    clients: images and randomness (orders, defense) of each, the victim first; they train one after the other.
+    generator: the channel's randomness. Raises as `client_step` does.
     """
-    update, _ = client_step(model, batch, recipe, hooks=hooks, state=state, generator=generator)
-    return channel.send([update], generator)
+
+    def updates() -> Iterator[Update]:
+        for number, (batch, own) in enumerate(clients):
+            yield client_step(broadcast.model(number), batch, recipe, hooks=hooks, generator=own)[0]
+
+    return channel.send(updates(), generator)

@@ -1,0 +1,52 @@
+"""What an attack is whose server sends crafted models: it prepares the round before it reads the update."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+
+from medpfl.attacks.base import Attack
+from medpfl.core.domain import Broadcast, GlobalModel, Knowledge, Recipe, UpdateKind
+from medpfl.federation.channels import Channel
+
+
+@dataclass(frozen=True)
+class ServerView:
+    """All that a malicious server has when it prepares a round.
+
+    model: what it would send if it were honest. recipe: how clients train, None when withheld. update: the kind of
+    what they send. channel: how that reaches the server, with all its public parameters. examples: private images of
+    one client. can: what the server may change (keys of `CAPABILITIES`). knowledge: of the granted knowledge what is
+    there before the round, that is auxiliary images.
+    """
+
+    model: GlobalModel
+    recipe: Recipe | None
+    update: UpdateKind
+    channel: Channel
+    examples: int
+    threat_model: str
+    can: frozenset[str]
+    knowledge: Knowledge = field(default_factory=Knowledge)
+
+    @property
+    def clients(self) -> int:
+        """How many clients' updates arrive as one."""
+        return self.channel.client_count
+
+
+class CraftedAttack(Attack):
+    """Base of attacks that choose what the server sends: `prepare` once per cell and seed, then `reconstruct`.
+
+    The observation's `broadcast` is what `prepare` returned. All else is as with other attacks.
+    """
+
+    sends: ClassVar[str]
+    """What the server sends in place of the agreed model: the end of the sentence "It sent ...", for the report."""
+
+    @abstractmethod
+    def prepare(self, server_view: ServerView, generator: torch.Generator) -> Broadcast:
+        """What the server sends. Raises `AttackFailure` where no crafted model can be made of what it has."""

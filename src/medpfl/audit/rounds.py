@@ -1,0 +1,64 @@
+"""One round of a cell: what its server sends, who takes part, what arrives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from medpfl.attacks.crafted import CraftedAttack, ServerView
+from medpfl.audit.grid import Cell
+from medpfl.audit.materials import Materials
+from medpfl.core.devices import moved
+from medpfl.core.domain import Batch, Broadcast, Knowledge, Recipe, Update
+from medpfl.core.seeding import generator
+from medpfl.federation.rounds import run_round
+
+
+def broadcast(materials: Materials, cell: Cell, seed: int, victim: int) -> Broadcast:
+    """What the cell's server sends: the model as agreed, or what a crafted attack prepared, once per cell and seed.
+
+    `victim` matters only for models of which every victim has its own.
+    """
+    model = materials.model(cell.dataset, cell.model, seed, victim)
+    attack = cell.attack.attack
+    if not isinstance(attack, CraftedAttack):
+        return Broadcast((model,))
+    own = victim if cell.model.state == "untrained_per_victim" else None
+    auxiliary = materials.auxiliary(cell, seed) if "auxiliary" in cell.read else None
+    view = ServerView(
+        model=model,
+        recipe=known_recipe(cell),
+        update=cell.recipe.recipe.update,
+        channel=cell.channel.channel,
+        examples=cell.recipe.recipe.private_images,
+        threat_model=cell.threat_model.name,
+        can=cell.threat_model.can,
+        knowledge=moved(Knowledge(auxiliary=auxiliary), materials.device),
+    )
+    stream = generator("prepare", seed, cell.stream, *(() if own is None else (own,)))
+    return materials.once(("broadcast", cell.id, seed, own), lambda: attack.prepare(view, stream))
+
+
+def known_recipe(cell: Cell) -> Recipe | None:
+    """The clients' recipe as far as the cell's adversary knows it."""
+    return None if "recipe" in cell.threat_model.withhold else cell.recipe.recipe
+
+
+def client_round(materials: Materials, cell: Cell, seed: int, victim: int) -> Update:
+    """What arrives of one victim's round."""
+    return run_round(
+        broadcast(materials, cell, seed, victim),
+        _clients(materials, cell, seed, victim),
+        cell.recipe.recipe,
+        hooks=cell.defense.defense,
+        channel=cell.channel.channel,
+        generator=generator("channel", seed, cell.dataset.id, victim, cell.channel.stream),
+    )
+
+
+def _clients(materials: Materials, cell: Cell, seed: int, victim: int) -> Iterator[tuple[Batch, torch.Generator]]:
+    axes = (cell.model.stream, cell.recipe.stream, cell.defense.stream)
+    truth = materials.truth(cell, seed, victim)
+    stream = generator("client", seed, cell.dataset.id, victim, *axes)
+    yield moved(Batch(truth.images, truth.targets), materials.device), stream
