@@ -14,7 +14,7 @@ from medpfl.attacks.crafted import CraftedAttack, ServerView
 from medpfl.attacks.updates import change
 from medpfl.audit import execute
 from medpfl.audit.grid import Cell, cells, refusal
-from medpfl.audit.materials import Materials
+from medpfl.audit.materials import Materials, clients_needed
 from medpfl.audit.plan import Plan
 from medpfl.audit.preparation import prepare
 from medpfl.audit.rounds import broadcast, client_round
@@ -61,7 +61,7 @@ def prepared_cell(tmp_path: Path, attack: CraftedAttack, threat_model: dict[str,
     spec = parse_spec(plain, tmp_path)
     (cell,) = cells(spec)
     cell = replace(cell, attack=replace(cell.attack, attack=attack))
-    return cell, Materials(spec, tmp_path / "cache", {"films": 2})
+    return cell, Materials(spec, tmp_path / "cache", clients_needed([cell]))
 
 
 def test_a_crafted_model_is_prepared_once_and_sent_to_all_victims(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from medpfl.attacks import cpl
 from medpfl.audit import execute, run_audit
 from medpfl.audit.context import describe
 from medpfl.audit.grid import cells
-from medpfl.audit.materials import Materials
+from medpfl.audit.materials import Materials, clients_needed
 from medpfl.audit.plan import Plan
 from medpfl.audit.preparation import prepare
 from medpfl.audit.rounds import client_round
@@ -52,7 +52,7 @@ def _observed(base: Path, attack: dict[str, Any] | None = None) -> tuple[Any, An
     }
     spec = parse_spec(plain, base=base)
     (cell,) = cells(spec)
-    materials = Materials(spec, base / "cache", {"brain": 3})
+    materials = Materials(spec, base / "cache", clients_needed([cell]))
     truth = materials.truth(cell, 0, 1)
     update = client_round(materials, cell, 0, 1)
     return cell, execute._observe(materials, cell, 0, 1, truth, update), truth.images

@@ -16,7 +16,6 @@ from medpfl.audit.spec import load_spec, parse_spec
 from medpfl.core.errors import InputError
 from medpfl.core.planned import PLANNED
 from medpfl.core.registry import Registry
-from medpfl.federation.channels import CHANNELS
 
 DATA = {"name": "films", "reader": "phantom", "kind": "chest", "count": 24, "victims": 2}
 
@@ -101,7 +100,7 @@ def test_limits_compare_cells() -> None:
     assert any_satisfies(parse_limit("asr > 0.05", "--fail-if"), [{"asr": 0.0}, {"asr": 0.06}])
 
 
-@pytest.mark.parametrize("registry", [ATTACKS, CHANNELS], ids=lambda registry: registry.kind)
+@pytest.mark.parametrize("registry", [ATTACKS], ids=lambda registry: registry.kind)
 def test_names_of_later_versions_are_told_as_such_until_they_are_there(registry: Registry[Any]) -> None:
     for name in PLANNED[registry.kind]:
         assert name not in registry

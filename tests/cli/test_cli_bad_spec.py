@@ -40,9 +40,9 @@ SPECS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "channel name": ({"channels": ["plan"]}, ("channels[0]", "did you mean 'plain'")),
     "defense name": ({"defenses": ["lapalce"]}, ("defenses[0]", "did you mean 'laplace'")),
     "planned attack": ({"attacks": ["medleak"]}, ("attacks[0]", "'medleak' is not in this version, which has: april")),
-    "planned channel": (
-        {"channels": [{"name": "secure_sum", "clients": 8}]},
-        ("channels[0]", "'secure_sum' is not in this version, which has: plain"),
+    "clients of a channel": (
+        {"channels": [{"name": "secure_sum", "clients": 0}]},
+        ("channels[0].clients", "greater than or equal to 1", "found 0"),
     ),
     "attack name": ({"attacks": ["dgl"]}, ("attacks[0]", "did you mean 'dlg'")),
     "preset name": ({"attacks": [{"name": "dlg", "preset": "quik"}]}, ("attacks[0].preset", "did you mean 'quick'")),

@@ -45,7 +45,7 @@ def cases(draw: st.DrawFn) -> tuple[Dataset, int, int, int]:
 def side_of(result: Split) -> dict[str, list[int]]:
     return {
         "victims": [index for victim in result.victims for index in victim],
-        "bystanders": list(result.bystanders),
+        "bystanders": [index for bystander in result.bystanders for index in bystander],
         "training": list(result.training),
         "auxiliary": list(result.auxiliary),
         "null": list(result.null),
@@ -112,12 +112,13 @@ def test_classes_are_balanced_over_victims_and_within_them(victims: int, size: i
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**40), st.integers(1, 8), st.integers(0, 20))
+@given(st.integers(0, 2**40), st.integers(1, 8), st.integers(0, 10))
 def test_bystanders_are_other_patients(seed: int, victims: int, bystanders: int) -> None:
     data = dataset([index % 2 for index in range(60)], [f"p{index // 2}" for index in range(60)])
-    result = split(data, victims=victims, images_per_victim=2, bystander_images=bystanders, seed=seed)
+    result = split(data, victims=victims, images_per_victim=2, bystanders=bystanders, seed=seed)
     sides = side_of(result)
-    assert len(result.bystanders) == bystanders
+    assert [len(bystander) for bystander in result.bystanders] == [2] * bystanders
+    assert len(set(sides["bystanders"])) == 2 * bystanders
     taken = patients_of(data, sides["victims"])
     assert not taken & patients_of(data, sides["bystanders"])
     pool = sides["training"] + sides["auxiliary"] + sides["null"]
@@ -213,8 +214,10 @@ def test_no_victims_is_an_auxiliary_entry() -> None:
 def test_too_few_images_says_how_many() -> None:
     with pytest.raises(DataError, match="has 10 images and 12 are needed for 3 victims with 4 images each"):
         split(dataset([0] * 10), victims=3, images_per_victim=4, seed=0)
-    with pytest.raises(DataError, match="7 of other patients than the victims' are left and 8 are needed"):
-        split(dataset([0] * 10), victims=3, images_per_victim=1, bystander_images=8, seed=0)
+    with pytest.raises(
+        DataError, match="7 of other patients than the victims' are left and 8 are needed for 8 bystanders"
+    ):
+        split(dataset([0] * 10), victims=3, images_per_victim=1, bystanders=8, seed=0)
 
 
 def test_several_labels_are_stratified_by_the_rarest() -> None:

@@ -199,7 +199,7 @@ def test_assumptions_of_federated_averaging_behind_secure_aggregation() -> None:
     assert "was granted images of other patients" in text
     assert "the change of its weights after 4 local steps on 32 images (batch size 8, adam, learning rate 0.05)" in text
     assert "trained for 5 epochs, victims not among the images" in text
-    assert "Updates go through sum-8 over 8 clients." in text
+    assert "Updates go through sum-8 over 8 clients, so that only their mean arrives." in text
 
 
 def test_strongest_ranks_by_success_then_quality_and_ignores_unfinished_cells() -> None:

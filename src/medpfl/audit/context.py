@@ -117,6 +117,11 @@ def _specific(cells: Sequence[Cell]) -> list[tuple[str, str]]:
             ("Batch norm in eval mode", "Where a model has batch norm, clients used its running statistics: easier to "
              "invert than batch statistics.")
         )  # fmt: skip
+    if any(cell.channel.channel.client_count > 1 for cell in cells):
+        found.append(
+            ("Secure aggregation", "Only the mean of all clients' updates arrives. The clients beside the victim hold as "
+             "many images of other patients, and are the same ones whichever victim is attacked.")
+        )  # fmt: skip
     if any(cell.oracle for cell in cells):
         found.append(("Oracles", "Cells marked `oracle` use knowledge that a real adversary would not have."))
     return found

@@ -139,7 +139,7 @@ def _case_rows(
     rows = []
     for image_score in scores:
         paths = _write_images(materials, cell, seed, victim, truth, image_score, out)
-        rows.append(_row(cell, seed, victim, outcome, image_score, nulls, seconds, paths))
+        rows.append(_row(cell, seed, victim, truth, outcome, image_score, nulls, seconds, paths))
     return rows
 
 
@@ -176,7 +176,9 @@ def _normalization(normalize: Normalization | None) -> tuple[Tensor, Tensor] | N
 def _write_images(
     materials: Materials, cell: Cell, seed: int, victim: int, truth: GroundTruth, image_score: ImageScore, out: Path
 ) -> dict[str, str]:
-    stem = f"s{seed}-v{victim:04d}-p{image_score.position:03d}"
+    client = truth.client(image_score.position)
+    own = image_score.position - truth.clients.index(client) if client else image_score.position
+    stem = f"s{seed}-v{victim:04d}{f'-c{client:03d}' if client else ''}-p{own:03d}"
     truth_path = Path("images", "truth", cell.dataset.id, f"{stem}.png")
     reconstruction_path = Path("images", *cell.id.split("/"), f"{stem}.png")
     if not (out / truth_path).with_suffix(".npz").exists():
@@ -194,7 +196,7 @@ def _write_images(
     return {name: path.as_posix() for name, path in paths.items()}
 
 
-def _identity(cell: Cell, seed: int, victim: int, position: int, item: str) -> Row:
+def _identity(cell: Cell, seed: int, victim: int, truth: GroundTruth, position: int) -> Row:
     """The columns that a row has whatever became of the case."""
     return {
         "case": case_id(cell.id, seed, victim),
@@ -204,9 +206,9 @@ def _identity(cell: Cell, seed: int, victim: int, position: int, item: str) -> R
         "oracle": cell.oracle,
         "adaptive": cell.adaptive,
         "victim": victim,
-        "client": 0,
+        "client": truth.client(position),
         "position": position,
-        "item": item,
+        "item": truth.items[position],
     }
 
 
@@ -214,6 +216,7 @@ def _row(
     cell: Cell,
     seed: int,
     victim: int,
+    truth: GroundTruth,
     outcome: Reconstruction,
     image_score: ImageScore,
     nulls: Nulls,
@@ -222,7 +225,7 @@ def _row(
 ) -> Row:
     position = image_score.position
     row: Row = {
-        **_identity(cell, seed, victim, position, image_score.item),
+        **_identity(cell, seed, victim, truth, position),
         "status": "done",
         "reason": None,
         "psnr": image_score.psnr,
@@ -254,7 +257,7 @@ def _failed(
 ) -> list[Row]:
     return [
         {
-            **_identity(cell, seed, victim, position, item),
+            **_identity(cell, seed, victim, truth, position),
             "status": "failed",
             "reason": reason,
             "success": False,
@@ -262,7 +265,7 @@ def _failed(
             "seconds": seconds,
             **_null_columns(nulls, position),
         }
-        for position, item in enumerate(truth.items)
+        for position in range(len(truth.items))
     ]
 
 

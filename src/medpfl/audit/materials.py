@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,14 @@ class Pool:
     fingerprint: str
 
 
+@dataclass(frozen=True)
+class ClientsNeeded:
+    """What a data entry must have: private images per client, and bystanders beside a victim."""
+
+    images: int = 1
+    bystanders: int = 0
+
+
 class Materials:
     """Makes and keeps what a process needs. Everything follows from the spec and the cache folder.
 
@@ -55,7 +63,7 @@ class Materials:
         self,
         spec: Spec,
         cache: Path,
-        images_per_victim: dict[str, int],
+        clients_needed: Mapping[str, ClientsNeeded],
         threads: int = 1,
         device: torch.device = CPU,
         training: Callable[[str, float], object] | None = None,
@@ -69,7 +77,7 @@ class Materials:
         """Fingerprints of the trained models that were made so far, by `model_key`."""
         self._tell = training or (lambda *_: None)
         self._cache_folder = cache
-        self._images_per_victim = images_per_victim
+        self._clients_needed = clients_needed
         self._kept: dict[tuple[Any, ...], Any] = {}
 
     def once(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
@@ -98,29 +106,40 @@ class Materials:
         """A data entry divided for one seed. Raises DataError when there are too few images."""
 
         def make() -> Pool:
-            dataset = self.dataset(entry)
+            dataset, needed = self.dataset(entry), self._clients_needed.get(entry.id, ClientsNeeded())
             divided = split(
                 dataset,
                 victims=entry.settings.victims,
-                images_per_victim=self._images_per_victim.get(entry.id, 1),
+                images_per_victim=needed.images,
+                bystanders=needed.bystanders,
                 seed=seed,
                 near_duplicate_threshold=entry.settings.near_duplicates,
             )
-            parts = (divided.victims, divided.training, divided.auxiliary, divided.null)
+            parts: tuple[Any, ...] = (divided.victims, divided.training, divided.auxiliary, divided.null)
+            parts += (divided.bystanders,) if divided.bystanders else ()
             return Pool(dataset, divided, _fingerprint(dataset, parts))
 
         return self.once(("pool", entry.id, seed), make)
 
     def truth(self, cell: Cell, seed: int, victim: int) -> GroundTruth:
-        """What a victim holds under the cell's recipe."""
-        pool = self.pool(cell.dataset, seed)
-        indices = list(pool.split.victims[victim][: cell.recipe.recipe.private_images])
+        """What is scored: what a victim holds under the cell's recipe, or all clients of its round."""
+        return self._held(cell, seed, victim, range(cell.channel.channel.scored_clients))
+
+    def client(self, cell: Cell, seed: int, victim: int, client: int) -> GroundTruth:
+        """What one client of a victim's round holds; 0 is the victim, the others are bystanders."""
+        return self._held(cell, seed, victim, [client])
+
+    def _held(self, cell: Cell, seed: int, victim: int, clients: Sequence[int]) -> GroundTruth:
+        pool, size = self.pool(cell.dataset, seed), cell.recipe.recipe.private_images
+        held = (pool.split.victims[victim], *pool.split.bystanders)
+        indices = [index for client in clients for index in held[client][:size]]
         dataset = pool.dataset
         return GroundTruth(
             images=dataset.images[indices],
             labels=dataset.targets[indices],
             items=tuple(dataset.items[index] for index in indices),
             masks=dataset.masks[indices] if dataset.masks is not None and cell.model.segments else None,
+            clients=tuple(client for client in clients for _ in held[client][:size]),
         )
 
     def null_images(self, cell: Cell, seed: int) -> tuple[Tensor, Tensor]:
@@ -155,7 +174,7 @@ class Materials:
                     f"for '{entry.id}' they must be {tuple(pool.dataset.images.shape[1:])}; give both the same size "
                     "and channels"
                 )
-            private = [index for indices in pool.split.victims for index in indices] + list(pool.split.bystanders)
+            private = [index for held in (*pool.split.victims, *pool.split.bystanders) for index in held]
             return source, borrow(source, pool.dataset, private, entry.settings.near_duplicates)
 
         return self.once(("borrowed", entry.id, other, seed), make)
@@ -300,12 +319,15 @@ def another_trained_model(name: str, folder: Path) -> StoreError:
     )
 
 
-def images_per_victim(cells: list[Cell]) -> dict[str, int]:
-    """Data id -> the most private images that any of its recipes needs per victim."""
-    needed: dict[str, int] = {}
+def clients_needed(cells: Iterable[Cell]) -> dict[str, ClientsNeeded]:
+    """Data id -> the most that any of its recipes and channels needs."""
+    needed: dict[str, ClientsNeeded] = {}
     for cell in cells:
-        images = cell.recipe.recipe.private_images
-        needed[cell.dataset.id] = max(images, needed.get(cell.dataset.id, 1))
+        known = needed.get(cell.dataset.id, ClientsNeeded())
+        needed[cell.dataset.id] = ClientsNeeded(
+            images=max(known.images, cell.recipe.recipe.private_images),
+            bystanders=max(known.bystanders, cell.channel.channel.client_count - 1),
+        )
     return needed
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from medpfl.audit.diagnosis import ALL, Change, extra_cells, sweep
 from medpfl.audit.grid import Cell, cells, refusal
 from medpfl.audit.identity import identity
-from medpfl.audit.materials import Materials, images_per_victim, model_key
+from medpfl.audit.materials import ClientsNeeded, Materials, clients_needed, model_key
 from medpfl.audit.plan import Chunk, Plan, chunks
 from medpfl.audit.rounds import known_recipe
 from medpfl.audit.spec import Spec
@@ -30,7 +30,7 @@ class Prepared:
     refusals: Mapping[str, str]
     chunks: tuple[Chunk, ...]
     materials: Materials
-    images_per_victim: Mapping[str, int]
+    clients_needed: Mapping[str, ClientsNeeded]
     data_fingerprints: Mapping[str, str]
     models: Mapping[str, Mapping[str, Any]]
     """What tells the models of the first seed from others, before any training here."""
@@ -51,7 +51,7 @@ class Prepared:
 def prepare(spec: Spec, cache: Path, plan: Plan) -> Prepared:
     """Loads data and models and checks every cell; trains nothing. Raises InputError."""
     found = cells(spec)
-    needed = images_per_victim(found)
+    needed = clients_needed(found)
     materials = Materials(spec, cache, needed, plan.threads, plan.where)
     planned: list[Chunk] = []
     fingerprints: dict[str, str] = {}

@@ -59,6 +59,7 @@ def client_round(materials: Materials, cell: Cell, seed: int, victim: int) -> Up
 
 def _clients(materials: Materials, cell: Cell, seed: int, victim: int) -> Iterator[tuple[Batch, torch.Generator]]:
     axes = (cell.model.stream, cell.recipe.stream, cell.defense.stream)
-    truth = materials.truth(cell, seed, victim)
-    stream = generator("client", seed, cell.dataset.id, victim, *axes)
-    yield moved(Batch(truth.images, truth.targets), materials.device), stream
+    for client in range(cell.channel.channel.client_count):
+        held = materials.client(cell, seed, victim, client)
+        stream = generator("client", seed, cell.dataset.id, victim, *axes, *([client] if client else []))
+        yield moved(Batch(held.images, held.targets), materials.device), stream

@@ -100,7 +100,7 @@ def _run(
         store.set("context", describe(spec, prepared.cells, prepared.materials))
     write_atomically(out / "spec.yaml", spec_as_run(spec, out))
     trained = store.get("trained_models") or {}
-    job = Job(spec.plain, spec.base, out, dict(prepared.images_per_victim), plan, trained)
+    job = Job(spec.plain, spec.base, out, dict(prepared.clients_needed), plan, trained)
     try:
         _Loop(store, spec, job, listener).run(pending, default_workers(plan) if workers is None else workers)
     except KeyboardInterrupt:

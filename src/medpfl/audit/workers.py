@@ -19,7 +19,7 @@ from typing import Any
 from medpfl.audit.diagnosis import extra_cells, sweep
 from medpfl.audit.execute import compute, failed_rows
 from medpfl.audit.grid import Cell, cells
-from medpfl.audit.materials import Materials
+from medpfl.audit.materials import ClientsNeeded, Materials
 from medpfl.audit.plan import Chunk, Plan
 from medpfl.audit.snapshots import FileSession
 from medpfl.audit.spec import parse_spec
@@ -40,7 +40,7 @@ class Job:
     plain: Mapping[str, Any]
     base: Path
     out: Path
-    images_per_victim: dict[str, int]
+    clients_needed: Mapping[str, ClientsNeeded]
     plan: Plan
     trained: Mapping[str, str]
     """Fingerprints of the trained models that earlier results were computed with."""
@@ -108,7 +108,7 @@ class Computer:
             materials = Materials(
                 spec,
                 self._job.out / "cache",
-                self._job.images_per_victim,
+                self._job.clients_needed,
                 self._job.plan.threads,
                 self._device,
                 lambda model, fraction: self._report(Training(model, fraction)),

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 PLANNED: Mapping[str, tuple[str, ...]] = {
     "attack": ("medleak", "robbing_the_fed", "curious_abandon_honesty"),
-    "channel": ("secure_sum", "secagg_plus"),
 }
 """Kind, as its registry calls it -> names that this version lacks. Whoever registers one takes it out here."""
 
@@ -14,7 +13,7 @@ PLANNED: Mapping[str, tuple[str, ...]] = {
 def not_in_this_version(kind: str, name: str) -> bool:
     """Whether the name is known and not there yet.
 
-    >>> not_in_this_version("channel", "secure_sum"), not_in_this_version("channel", "sekure_sum")
+    >>> not_in_this_version("attack", "robbing_the_fed"), not_in_this_version("attack", "robin_the_fed")
     (True, False)
     """
     return name in PLANNED.get(kind, ())

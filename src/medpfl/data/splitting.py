@@ -24,14 +24,14 @@ PARTS = (0.5, 0.25, 0.25)
 
 @dataclass(frozen=True)
 class Split:
-    """Indices into a data set: one tuple per victim, the bystanders' images, and the three disjoint parts of the pool.
+    """Indices into a data set: one tuple per victim and per bystander, and the three disjoint parts of the pool.
 
     `near_duplicates` and `dropped_by_patient` count images that belong to nobody because they resemble a victim's or
     bystander's image, or show one of their patients. `notes` say in plain sentences what is unusual.
     """
 
     victims: tuple[tuple[int, ...], ...]
-    bystanders: tuple[int, ...]
+    bystanders: tuple[tuple[int, ...], ...]
     training: tuple[int, ...]
     auxiliary: tuple[int, ...]
     null: tuple[int, ...]
@@ -45,7 +45,7 @@ def split(
     *,
     victims: int,
     images_per_victim: int,
-    bystander_images: int = 0,
+    bystanders: int = 0,
     seed: int,
     near_duplicate_threshold: float = 0.95,
     parts: tuple[float, float, float] = PARTS,
@@ -53,7 +53,8 @@ def split(
 ) -> Split:
     """Draws victims and bystanders by seed and deals the rest out to the parts of the pool.
 
-    Classes take turns over the victims and over the images of a victim. Image j of victim i does not depend on
+    Every bystander holds `images_per_victim` images, too; they are the same whichever victim is attacked. Classes take
+    turns over the victims and over the images of a victim. Image j of victim i does not depend on
     `images_per_victim`. Victims show different patients as far as there are any. Half of the patients of each class are used up before the other half is touched, so that a
     pool of other patients remains. `other_victims` are images of victims of other data entries: pool images that
     nearly repeat them are left out, too. Raises DataError if there are too few images, with both numbers.
@@ -63,8 +64,8 @@ def split(
     strata = _strata(dataset)
     chosen = _draw_victims(dataset, groups, strata, victims, images_per_victim, draw)
     used = [index for victim in chosen for index in victim]
-    bystanders = _draw_bystanders(dataset, groups, strata, used, bystander_images, draw)
-    used += bystanders
+    others_drawn = _draw_bystanders(dataset, groups, strata, used, bystanders, images_per_victim, draw)
+    used += [index for bystander in others_drawn for index in bystander]
 
     taken = {groups[index] for index in used}
     others = [index for index in range(len(dataset)) if groups[index] not in taken]
@@ -74,7 +75,7 @@ def split(
     training, auxiliary, null = _deal(pool, groups, strata, parts, draw)
     result = Split(
         victims=chosen,
-        bystanders=tuple(bystanders),
+        bystanders=others_drawn,
         training=training,
         auxiliary=auxiliary,
         null=null,
@@ -171,9 +172,13 @@ def _draw_victims(
             f"data '{dataset.name}' has {len(dataset)} images and {needed} are needed for {victims} victims with "
             f"{size} images each; ask for fewer victims or a smaller batch, or give more images"
         )
-    queues = _queues(range(len(dataset)), groups, strata, draw)
-    rows = [[queues.take(victim + turn) for victim in range(victims)] for turn in range(size)]
-    return tuple(tuple(row[victim] for row in rows) for victim in range(victims))
+    return _dealt_out(_queues(range(len(dataset)), groups, strata, draw), victims, size)
+
+
+def _dealt_out(queues: _Queues, clients: int, size: int) -> tuple[tuple[int, ...], ...]:
+    """So many images for each client, classes taking turns over clients and over the images of a client."""
+    rows = [[queues.take(client + turn) for client in range(clients)] for turn in range(size)]
+    return tuple(tuple(row[client] for row in rows) for client in range(clients))
 
 
 def _draw_bystanders(
@@ -181,20 +186,20 @@ def _draw_bystanders(
     groups: Sequence[str],
     strata: Sequence[int],
     used: Sequence[int],
-    needed: int,
+    bystanders: int,
+    size: int,
     draw: torch.Generator,
-) -> list[int]:
+) -> tuple[tuple[int, ...], ...]:
+    needed = bystanders * size
     taken = {groups[index] for index in used}
     free = [index for index in range(len(dataset)) if groups[index] not in taken]
     if needed > len(free):
         raise DataError(
             f"data '{dataset.name}' has {len(dataset)} images; {len(free)} of other patients than the victims' are "
-            f"left and {needed} are needed for bystanders; ask for fewer clients or victims, or give more images"
+            f"left and {needed} are needed for {bystanders} bystanders with {size} images each; ask for fewer clients or "
+            "victims or a smaller batch, or give more images"
         )
-    if not needed:
-        return []
-    queues = _queues(free, groups, strata, draw)
-    return [queues.take(turn) for turn in range(needed)]
+    return _dealt_out(_queues(free, groups, strata, draw), bystanders, size) if needed else ((),) * bystanders
 
 
 def _resembling(

@@ -5,6 +5,7 @@ from medpfl.federation.client import client_step
 from medpfl.federation.hooks import NO_HOOKS, Hooks
 from medpfl.federation.recipes import check_recipe
 from medpfl.federation.rounds import run_round
+from medpfl.federation.secure import SecAggPlus, SecureSum
 from medpfl.federation.training import TrainingConfig, train
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "Channel",
     "Hooks",
     "Plain",
+    "SecAggPlus",
+    "SecureSum",
     "TrainingConfig",
     "check_recipe",
     "client_step",

@@ -25,6 +25,11 @@ class Channel(ABC):
         """How many clients' updates arrive as one."""
         return 1
 
+    @property
+    def scored_clients(self) -> int:
+        """How many of the clients are scored, the victim first."""
+        return 1
+
     @abstractmethod
     def send(self, updates: Iterable[Update], generator: torch.Generator) -> Update:
         """What the adversary receives when these clients send their updates; the victim's comes first.

@@ -11,13 +11,19 @@ from torch import Tensor
 class GroundTruth:
     """What a victim really holds: images (N, C, *spatial) in [0, 1], labels, and pseudonymous item names.
 
-    masks: int64 (N, *spatial) where the model is trained with them, None otherwise.
+    masks: int64 (N, *spatial) where the model is trained with them, None otherwise. clients: whose each image is; 0 is
+    the victim, as are all where it is empty.
     """
 
     images: Tensor
     labels: Tensor
     items: tuple[str, ...]
     masks: Tensor | None = None
+    clients: tuple[int, ...] = ()
+
+    def client(self, position: int) -> int:
+        """Whose the image at that position is."""
+        return self.clients[position] if self.clients else 0
 
     @property
     def targets(self) -> Tensor:

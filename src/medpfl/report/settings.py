@@ -27,6 +27,10 @@ _CAPABILITIES = {
     "recipe": "learning rate and local steps",
     "secure_aggregation": "clipping and quantization of the aggregation",
 }
+_CHANNELS = {
+    "secure_sum": ", so that only their mean arrives",
+    "secagg_plus": ", so that only their mean arrives, clipped and rounded",
+}
 _STATES = {
     "untrained": "untrained",
     "untrained_per_victim": "untrained, with new weights for every victim",
@@ -120,7 +124,8 @@ def channel(cell: Cell) -> str:
     if name in NOTHING_THERE or name == "plain":
         return "no secure aggregation"
     clients = params.get("clients")
-    return f"{identifier} over {count(clients, 'client')}" if isinstance(clients, int) else identifier
+    text = f"{identifier} over {count(clients, 'client')}" if isinstance(clients, int) else identifier
+    return f"{text}{_CHANNELS.get(name, '')}"
 
 
 def defense(cell: Cell) -> str:
