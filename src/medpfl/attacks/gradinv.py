@@ -37,6 +37,7 @@ PAPER: dict[str, Any] = {
     "distance": "cosine",
     "start": "normal",
     "schedule": "steps",
+    "output_error": "candidate",
 }
 
 
@@ -59,7 +60,9 @@ class GradInv(Attack):
     Beyond the paper, which takes one cosine over all tensors, starts from normal noise, and divides the learning rate
     by ten after 3/8, 5/8 and 7/8 of the iterations: `layer_cosine` takes one cosine per tensor and weights them by the
     tensors' sizes. The many weights of deep layers hold most of what there is to know about an image, while the norm of
-    a trained net's gradient may lie in its few first weights; benchmarks/gradinv_quality.py measures what this brings.
+    a trained net's gradient may lie in its few first weights. Where the update shows the output error of its single image
+    exactly (`matching.output_error`), candidates are given it, and tensors are compared in length too, which noise or
+    the candidate's own error would spoil. benchmarks/gradinv_quality.py measures what this brings.
 
     The presets `published` (MedPFL's runs on an untrained model) and `published_trained` are the paper's search. They
     differ in the tensors that are matched, the weight of total variation and the median filter.
@@ -110,6 +113,13 @@ class GradInv(Attack):
         Literal["steps", "cosine"],
         Field(description="learning rate: divided by ten three times, or falling along half a cosine"),
     ] = "cosine"
+    output_error: Annotated[
+        Literal["observed", "candidate"],
+        Field(
+            description="error that gradients start from: the observed one where a single image shows it, then compared"
+            " in length too by layer_cosine; or always the candidate's own"
+        ),
+    ] = "observed"
     precision: Annotated[Literal["float32", "float64"], Field(description="arithmetic of the search")] = "float32"
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -158,6 +168,8 @@ class GradInv(Attack):
                 solver=lambda setup: self._solver(setup, std),
                 distance=self.distance,
                 size_power=self.size_power,
+                known_error=self.output_error == "observed",
+                distance_with_error="layer_cosine_and_norm" if self.distance == "layer_cosine" else None,
                 precision=self.precision,
                 restarts=self.restarts,
                 largest_tensors=TOP_TENSORS if self.layers == "top10" else None,

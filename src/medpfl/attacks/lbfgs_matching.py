@@ -148,7 +148,8 @@ class LBFGSMatching(Attack):
                 goal=self.stop_below,
                 relative_goal=self.tolerance,
                 scaled=self.scaled,
-                known_error=self.damping if self.output_error == "observed" else None,
+                known_error=self.output_error == "observed",
+                damping=self.damping,
                 contrast=self.contrast,
             ),
         )

@@ -21,6 +21,7 @@ from medpfl.attacks.matching.compiled import (
 from medpfl.attacks.matching.ghost.objective import ghost_objective
 from medpfl.attacks.matching.gradients import Layout, Method, matching_objective
 from medpfl.attacks.matching.objectives import DISTANCES, absolute_distance, size_weights, top_tensors
+from medpfl.attacks.matching.output_error import with_known_error
 from medpfl.attacks.matching.priors import smooth
 from medpfl.attacks.matching.problem import Problem, build_problem
 from medpfl.attacks.matching.statistics import StatisticsPrior
@@ -131,7 +132,7 @@ def test_nets_that_differ_between_victims_chosen_tensors_and_unknown_labels() ->
     problem = problem_of([zoo_model("lenet_idlg", 12, seed) for seed in range(3)], images=2)
     rows = torch.tensor([2, 0, 1, 2])
     weights = top_tensors(problem.targets, 3)
-    for distance in ("cosine", "layer_cosine", "l2"):
+    for distance in ("cosine", "layer_cosine", "layer_cosine_and_norm", "l2"):
         results = [
             evaluated(problem, method, distance, rows, weights, joint=True) for method in ("ghost", "vmap", "loop")
         ]
@@ -206,13 +207,33 @@ class Volume(nn.Module):
         return output
 
 
-@pytest.mark.parametrize("distance", ["cosine", "layer_cosine", "l2"])
+@pytest.mark.parametrize("distance", ["cosine", "layer_cosine", "layer_cosine_and_norm", "l2"])
 @pytest.mark.parametrize(("net", "shape"), [(Mixed, (3, 8, 8)), (Slopes, (3, 8, 8)), (Volume, (1, 4, 5, 6))])
 def test_every_known_layer_in_unusual_forms(net: Any, shape: tuple[int, ...], distance: str, make_model: Any) -> None:
     problem = problem_of([make_model(net(), shape, classes=4)] * 2, images=2)
     rows = torch.tensor([0, 1, 1])
-    weights = size_weights(problem.targets, 0.5) if distance == "layer_cosine" else None
+    weights = size_weights(problem.targets, 0.5) if distance.startswith("layer") else None
     found, expected = (evaluated(problem, method, distance, rows, weights) for method in WAYS)
+    assert_same(found, expected)
+
+
+def test_candidates_that_are_given_output_errors() -> None:
+    """The last layer's output gradient is then a constant, through which nothing flows."""
+    problem = with_known_error(problem_of([zoo_model("resnet18_cifar", 8)] * 2, images=1))
+    errors = torch.rand(2, 1, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(4)) - 0.5
+    variables = torch.rand(2, 3 * 8 * 8, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    found, expected = (
+        matching_objective(
+            problem,
+            Layout((1, 3, 8, 8)),
+            errors,
+            distance=DISTANCES["cosine"],
+            weights=torch.ones(2, len(problem.names), dtype=torch.float64),
+            prior=smooth(0.01),
+            method=method,
+        )(variables, torch.tensor([0, 1]))
+        for method in WAYS
+    )
     assert_same(found, expected)
 
 

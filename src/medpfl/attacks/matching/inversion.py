@@ -22,6 +22,7 @@ from medpfl.attacks.matching.lbfgs import Preconditioner
 from medpfl.attacks.matching.likelihood import DistanceName, negative_log_likelihood
 from medpfl.attacks.matching.notes import matching_notes
 from medpfl.attacks.matching.objectives import (
+    BY_LAYER,
     DISTANCES,
     SCALE_FREE,
     falling_weights,
@@ -85,13 +86,13 @@ class Inversion:
     squared norm (`relative_goal`), at which a victim is solved. restarts: starts per victim; with `retry_above` a
     further one is made only if the ones before got stuck with more than this share of the target's squared norm left.
     scaled: search the distance divided by the target's squared norm, so that steps and ends do not depend on its size
-    (what is reported is not divided). known_error: where an update shows its single image's output error,
-    candidates are given that error in place of labels, the search is preconditioned by the Gauss-Newton matrix at a
-    grey image, damped by this, and starts are pulled towards grey until `contrast` of them is left. largest_tensors:
-    matches only so many tensors, those of largest norm. size_power: with `layer_cosine`, a tensor
-    counts as its number of entries to this power. prior: added for each candidate's images. gradient_weight: factor of the distance. statistics: where the expected statistics of
-    batch norm layers come from; they count `statistics_weight` times, the first layer's `first_layer` times as much
-    again. None leaves them out. group: couples the restarts, which then run side by side. layer_decay: weight of each
+    (what is reported is not divided). known_error: where an update shows its single image's output error, candidates are
+    given that error in place of labels, `distance_with_error` takes the distance's place, and with `damping` the search
+    is preconditioned by the Gauss-Newton matrix at a grey image, so damped, and starts are pulled towards grey until
+    `contrast` of them is left. size_power: for distances by layer, a tensor counts as its number of entries to this
+    power. prior: added for each candidate's images. gradient_weight: factor of the distance. statistics: where the
+    expected statistics of batch norm layers come from; they count `statistics_weight` times, the first layer's
+    `first_layer` times as much again. None leaves them out. group: couples the restarts, which then run side by side. layer_decay: weight of each
     layer's tensors as a share of the layer before. separate_epochs: every epoch of a simulated client has images of its
     own, which are paired and averaged in the end.
     """
@@ -116,7 +117,9 @@ class Inversion:
     statistics_weight: float = 0.0
     first_layer: float = 1.0
     group: Group | None = None
-    known_error: float | None = None
+    known_error: bool = False
+    distance_with_error: DistanceName | None = None
+    damping: float | None = None
     contrast: float = 1.0
     layer_decay: float = 1.0
     separate_epochs: bool = False
@@ -162,7 +165,7 @@ def invert(
             results[place] = Failure(reason)
         else:
             simulated = observation.recipe is not None and not is_one_gradient(observation.recipe)
-            error = None if settings.known_error is None or simulated else output_error(observation)
+            error = None if not settings.known_error or simulated else output_error(observation)
             cases.append(_Case(place, observation, generator, inference, error, known))
     kinds = [[one for one in cases if (one.error is not None) == known] for known in (True, False)]
     present = [kind for kind in kinds if kind]
@@ -185,6 +188,8 @@ def _labels(observation: Observation, kind: Labels) -> LabelInference:
 
 def _invert(cases: Sequence[_Case], parts: Parts, settings: Inversion) -> list[Reconstruction | Failure]:
     """Cases that all show their output error, or all do not."""
+    if cases[0].error is not None and settings.distance_with_error is not None:
+        settings = replace(settings, distance=settings.distance_with_error)
     problem = build_problem([case.observation for case in cases], settings.precision, settings.separate_epochs)
     if settings.largest_entries is not None:
         problem = replace(problem, targets=largest_entries(problem.targets, settings.largest_entries))
@@ -202,7 +207,8 @@ def _invert(cases: Sequence[_Case], parts: Parts, settings: Inversion) -> list[R
     labels: Tensor | None
     if errors is not None:
         soft, searched, labels = False, with_known_error(problem), errors[:, None]
-        curvature = gauss_newton(searched, errors, weights, settings.known_error or 0.0)
+        if settings.damping is not None:
+            curvature = gauss_newton(searched, errors, weights, settings.damping)
         contrast = 1.0 if curvature is None else settings.contrast
     else:
         soft, searched = settings.labels == "soft", problem
@@ -245,7 +251,11 @@ def _invert(cases: Sequence[_Case], parts: Parts, settings: Inversion) -> list[R
         error = None if errors is None or settings.labels != "soft" else errors[index].cpu()
         one = replace(one.in_units(float(units[index])), evaluations=one.evaluations + matrix_evaluations[index])
         fixed = case.inference.labels if labels is None or errors is not None else labels[index].cpu()
-        results.append(_reconstruction(case, one, layout, problem, scale, error, fixed, curvature is not None))
+        results.append(
+            _reconstruction(
+                case, one, layout, problem, scale, error, fixed, settings.damping is None or curvature is not None
+            )
+        )
     return results
 
 
@@ -261,7 +271,7 @@ def _coupling(group: Group | None, layout: Layout, labels: Tensor | None) -> Gro
 
 def _weights(problem: Problem, settings: Inversion) -> Tensor:
     weights = problem.targets[0].new_ones(len(problem.models), len(problem.names))
-    if settings.distance == "layer_cosine":
+    if settings.distance in BY_LAYER:
         weights = size_weights(problem.targets, settings.size_power)
     if settings.largest_tensors is not None:
         weights = weights * top_tensors(problem.targets, settings.largest_tensors)

@@ -7,7 +7,7 @@ from typing import Literal
 from medpfl.core.domain import Recipe
 from medpfl.core.mechanisms import GaussianNoise, LaplaceNoise, Mechanism
 
-DistanceName = Literal["l2", "l1", "cosine", "layer_cosine"]
+DistanceName = Literal["l2", "l1", "cosine", "layer_cosine", "layer_cosine_and_norm"]
 
 
 def negative_log_likelihood(mechanism: Mechanism | None, recipe: Recipe | None) -> tuple[DistanceName, float]:

@@ -11,6 +11,9 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
+NORM_SHARE = 0.3
+"""How much lengths count beside directions in `layer_cosine_and_norm`."""
+
 ROUNDING = 1e-6
 """Share of the largest norm below which another tensor's gradient is rounding."""
 
@@ -65,11 +68,16 @@ def layer_cosine_distance(gradients: Sequence[Tensor], targets: Sequence[Tensor]
     >>> layer_cosine_distance([torch.tensor([1.0, 0.0]), torch.ones(1)], [torch.tensor([0.0, 9.0]), torch.ones(1)], torch.ones(2))
     tensor(0.5000)
     """
-    pairs = list(zip(gradients, targets, strict=True))
-    inner = torch.stack([(gradient * target).sum() for gradient, target in pairs])
-    square = torch.stack([gradient.square().sum() for gradient, _ in pairs])
-    target_square = torch.stack([target.square().sum() for _, target in pairs])
-    return layer_cosine_of_moments(inner[None], square[None], target_square[None], weights[None])[0]
+    return layer_cosine_of_moments(*_moments(gradients, targets), weights[None])[0]
+
+
+def layer_cosine_and_norm_distance(gradients: Sequence[Tensor], targets: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """`layer_cosine_distance` with `NORM_SHARE` times the same mean of 1 - 2 |g| |t| / (|g|^2 + |t|^2) added.
+
+    >>> layer_cosine_and_norm_distance([torch.tensor([1.0])], [torch.tensor([3.0])], torch.ones(1))
+    tensor(0.1200)
+    """
+    return layer_cosine_and_norm_of_moments(*_moments(gradients, targets), weights[None])[0]
 
 
 def layer_cosine_of_moments(inner: Tensor, squares: Tensor, target_squares: Tensor, weights: Tensor) -> Tensor:
@@ -78,11 +86,28 @@ def layer_cosine_of_moments(inner: Tensor, squares: Tensor, target_squares: Tens
     return (weights * (1.0 - cosines)).sum(dim=1) / weights.sum(dim=1)
 
 
+def layer_cosine_and_norm_of_moments(inner: Tensor, squares: Tensor, target_squares: Tensor, weights: Tensor) -> Tensor:
+    """`layer_cosine_and_norm_distance` of A candidates from the same moments."""
+    squares_, targets_ = squares + TINY, target_squares + TINY
+    lengths = 1.0 - 2.0 * squares_.sqrt() * targets_.sqrt() / (squares_ + targets_)
+    norms = (weights * lengths).sum(dim=1) / weights.sum(dim=1)
+    return layer_cosine_of_moments(inner, squares, target_squares, weights) + NORM_SHARE * norms
+
+
+def _moments(gradients: Sequence[Tensor], targets: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Inner products, squared norms and those of the targets of one candidate: (1, tensors) each."""
+    pairs = list(zip(gradients, targets, strict=True))
+    inner = torch.stack([(gradient * target).sum() for gradient, target in pairs])
+    square = torch.stack([gradient.square().sum() for gradient in gradients])
+    return inner[None], square[None], torch.stack([target.square().sum() for target in targets])[None]
+
+
 DISTANCES: dict[str, Distance] = {
     "l2": squared_distance,
     "l1": absolute_distance,
     "cosine": cosine_distance,
     "layer_cosine": layer_cosine_distance,
+    "layer_cosine_and_norm": layer_cosine_and_norm_distance,
 }
 """Distances by the names used in specs."""
 
@@ -92,11 +117,16 @@ OfMoments = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 OF_MOMENTS: dict[Distance, OfMoments] = {
     cosine_distance: cosine_of_moments,
     layer_cosine_distance: layer_cosine_of_moments,
+    layer_cosine_and_norm_distance: layer_cosine_and_norm_of_moments,
 }
 """Distances that follow from inner products and squared norms per tensor."""
 
 SCALE_FREE = frozenset({"cosine", "layer_cosine"})
 """Names of distances that do not depend on the length of the observed gradient."""
+
+
+BY_LAYER = frozenset({"layer_cosine", "layer_cosine_and_norm"})
+"""Names of distances that compare every tensor on its own."""
 
 
 def size_weights(targets: Sequence[Tensor], power: float) -> Tensor:

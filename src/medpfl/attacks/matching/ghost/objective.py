@@ -147,7 +147,7 @@ def _evaluate(
             for one in several:
                 into_d, into_a = one.pull(along[:, column[place]], across[:, column[place]])
                 place += 1
-                if into_d is not None:
+                if into_d is not None and d.requires_grad:
                     outputs.append(d)
                     sent.append(into_d)
                 if into_a is not None and call.a.requires_grad:
