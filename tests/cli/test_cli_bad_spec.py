@@ -39,7 +39,10 @@ SPECS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
     "channel name": ({"channels": ["plan"]}, ("channels[0]", "did you mean 'plain'")),
     "defense name": ({"defenses": ["lapalce"]}, ("defenses[0]", "did you mean 'laplace'")),
-    "planned attack": ({"attacks": ["medleak"]}, ("attacks[0]", "'medleak' is not in this version, which has: april")),
+    "planned attack": (
+        {"attacks": ["robbing_the_fed"]},
+        ("attacks[0]", "'robbing_the_fed' is not in this version, which has: april"),
+    ),
     "clients of a channel": (
         {"channels": [{"name": "secure_sum", "clients": 0}]},
         ("channels[0].clients", "greater than or equal to 1", "found 0"),

@@ -10,6 +10,7 @@ from medpfl.attacks import (
     gradinv,
     gradinversion,
     idlg,
+    medleak,
     peeling,
     spear,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "gradinv",
     "gradinversion",
     "idlg",
+    "medleak",
     "peeling",
     "spear",
 ]

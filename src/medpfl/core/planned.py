@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 PLANNED: Mapping[str, tuple[str, ...]] = {
-    "attack": ("medleak", "robbing_the_fed", "curious_abandon_honesty"),
+    "attack": ("robbing_the_fed", "curious_abandon_honesty"),
 }
 """Kind, as its registry calls it -> names that this version lacks. Whoever registers one takes it out here."""
 

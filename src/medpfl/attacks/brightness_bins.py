@@ -1,0 +1,77 @@
+"""Where the bins of a leakage module begin: quantiles of how bright the attacker's own images are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BELOW_ALL = -0.05
+"""The first edge where all images are to be in a bin: no mean of values in [0, 1] is as low."""
+
+GRID = 8192
+"""Places at which the smoothed distribution is computed."""
+
+PUBLISHED_LEVELS = (0.001, 0.999)
+"""First and last quantile of the published recipe."""
+
+
+def brightness(images: Tensor) -> Tensor:
+    """Mean value of each image (N, C, *spatial), float64 (N,).
+
+    >>> brightness(torch.tensor([[[[0.0, 1.0]]], [[[0.5, 0.5]]]])).tolist()
+    [0.5, 0.5]
+    """
+    return images.double().flatten(1).mean(dim=1)
+
+
+def gaussian_edges(values: Tensor, bins: int) -> Tensor:
+    """Quantiles, evenly spaced from 0.001 to 0.999, of the normal distribution with the mean and deviation of values."""
+    levels = torch.linspace(*PUBLISHED_LEVELS, bins, dtype=torch.float64)
+    values = values.double().cpu()
+    edges: Tensor = values.mean() + values.std().clamp_min(1e-6) * torch.special.ndtri(levels)
+    return edges
+
+
+def smoothed_edges(values: Tensor, bins: int) -> Tensor:
+    """Edges of bins of equal mass 1 / bins under a smoothed distribution of the values; the first is below all images.
+
+    The distribution is the values' own, smoothed by normal kernels of Silverman's width, so that there can be more
+    bins than values.
+    """
+    values = values.double().cpu()
+    width = _silverman(values)
+    grid = torch.linspace(float(values.min()) - 4 * width, float(values.max()) + 4 * width, GRID, dtype=torch.float64)
+    cumulative = torch.zeros_like(grid)
+    for part in torch.split(values, 256):
+        cumulative += torch.special.ndtr((grid[:, None] - part) / width).sum(dim=1)
+    cumulative /= len(values)
+    levels = torch.arange(1, bins, dtype=torch.float64) / bins
+    above = torch.searchsorted(cumulative, levels).clamp(1, GRID - 1)
+    low, high = cumulative[above - 1], cumulative[above]
+    share = ((levels - low) / (high - low).clamp_min(1e-300)).clamp(0, 1)
+    inner = grid[above - 1] + share * (grid[above] - grid[above - 1])
+    return torch.cat([torch.tensor([BELOW_ALL], dtype=torch.float64), inner])
+
+
+def bins_of(images: Tensor, edges: Tensor) -> Tensor:
+    """The bin of each image (N,), -1 below the first edge. Bin k holds what is above edge k and not above edge k + 1."""
+    return torch.searchsorted(edges, brightness(images).to(edges.device)) - 1
+
+
+def bin_counts(images: Tensor, edges: Tensor) -> Tensor:
+    """How many of the images are in each bin (K,)."""
+    bins = bins_of(images, edges)
+    return torch.bincount(bins[bins >= 0], minlength=len(edges))
+
+
+def alone(images: Tensor, edges: Tensor) -> Tensor:
+    """Which images are the only ones in their bin, bool (N,): those that a read-out can give back."""
+    bins, counts = bins_of(images, edges), bin_counts(images, edges)
+    return (bins >= 0) & (counts[bins.clamp_min(0)] == 1)
+
+
+def _silverman(values: Tensor) -> float:
+    """Kernel width 0.9 min(deviation, interquartile range / 1.34) n^(-1/5) (Silverman 1986, equation 3.31)."""
+    quartiles = values.quantile(torch.tensor([0.25, 0.75], dtype=torch.float64))
+    spread = min(float(values.std()), float(quartiles[1] - quartiles[0]) / 1.34) or float(values.std())
+    return max(0.9 * spread / float(len(values) ** 0.2), 1e-6)

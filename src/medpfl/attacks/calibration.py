@@ -1,0 +1,118 @@
+"""How an attacker chooses a crafted model's numbers: it plays the round through on images that it owns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from medpfl.attacks.crafted import ServerView
+from medpfl.core.domain import Auxiliary, Batch, Broadcast, GlobalModel, Observation, Recipe, Tensors, Update
+from medpfl.core.functional import MSE_FLOOR
+from medpfl.federation.client import client_step
+
+RECOVERED = 1e-3
+"""Mean squared error of 30 dB."""
+
+AS_GOOD = 0.01
+"""Shares of recovered images that differ by no more count as equal, and the clearer images decide."""
+
+CLEAR = 60.0
+"""Images that are clearer than so many dB count as equally clear, so that no value at the edge of failing is chosen."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What simulated rounds gave back of the images that can be read: their share above 30 dB, and mean PSNR (dB).
+
+    floor: the largest of what rounding left where nothing was.
+    """
+
+    share: float
+    psnr: float
+    floor: float
+
+
+def simulated(
+    view: ServerView,
+    broadcast: Broadcast,
+    batches: Sequence[Batch],
+    names: Sequence[str],
+    generator: torch.Generator,
+) -> Observation:
+    """What the server would see of a round with these clients, of the tensors in `names` only.
+
+    batches: what the first clients hold. All others are taken to change none of these tensors. The channel treats
+    every tensor on its own, so that those that are left out change nothing either. Needs the recipe.
+    """
+    recipe = view.recipe
+    assert recipe is not None  # attacks refuse to calibrate without
+
+    def updates() -> Iterator[Update]:
+        for client in range(view.clients):
+            model = broadcast.model(client)
+            if client < len(batches):
+                update, _ = client_step(model, batches[client], recipe, generator=generator)
+                yield _only(update, names)
+            else:
+                yield _unchanged(model, recipe, names, view.examples)
+
+    return Observation(
+        model=broadcast.model(0),
+        update=view.channel.send(updates(), generator),
+        recipe=recipe,
+        threat_model=view.threat_model,
+        clients=view.clients,
+        broadcast=broadcast,
+    )
+
+
+def drawn_batches(view: ServerView, auxiliary: Auxiliary, clients: int, generator: torch.Generator) -> list[Batch]:
+    """Auxiliary images for so many clients, each once as long as there are enough."""
+    needed, owned = view.examples * clients, len(auxiliary.images)
+    rounds = -(-needed // owned)
+    places = torch.cat([torch.randperm(owned, generator=generator) for _ in range(rounds)])[:needed]
+    return [
+        Batch(auxiliary.images[part.to(auxiliary.images.device)], auxiliary.targets[part.to(auxiliary.targets.device)])
+        for part in torch.split(places, view.examples)
+    ]
+
+
+def judged(readable: Tensor, found: Tensor, floor: float) -> Trial:
+    """How well the images that can be read (N, ...) came back among those that were found (M, ...)."""
+    if not len(readable) or not len(found):
+        return Trial(0.0, 0.0, floor)
+    distances = torch.cdist(readable.double().flatten(1), found.double().flatten(1)).amin(dim=1)
+    errors = distances.square() / readable[0].numel()
+    psnr = (-10 * errors.clamp_min(MSE_FLOOR).log10()).clamp_min(0)
+    return Trial(float((errors <= RECOVERED).double().mean()), float(psnr.mean()), floor)
+
+
+def together(trials: Sequence[Trial]) -> Trial:
+    """Means over several rounds, and the largest floor."""
+    count = len(trials)
+    return Trial(
+        share=sum(trial.share for trial in trials) / count,
+        psnr=sum(trial.psnr for trial in trials) / count,
+        floor=max(trial.floor for trial in trials),
+    )
+
+
+def best_of(values: Sequence[float], attempt: Callable[[float], Trial]) -> tuple[float, Trial]:
+    """The value whose trial recovered most; of those that are as good, the first of the ones with the clearest images."""
+    trials = [(value, attempt(value)) for value in values]
+    most = max(trial.share for _, trial in trials)
+    return max((pair for pair in trials if pair[1].share >= most - AS_GOOD), key=lambda pair: min(pair[1].psnr, CLEAR))
+
+
+def _only(update: Update, names: Sequence[str]) -> Update:
+    return replace(update, trainable={name: update.trainable[name] for name in names}, buffers={}, counters={})
+
+
+def _unchanged(model: GlobalModel, recipe: Recipe, names: Sequence[str], examples: int) -> Update:
+    sent: Tensors = {name: model.parameters[name] for name in names}
+    if recipe.update != "weights":
+        sent = {name: torch.zeros_like(tensor) for name, tensor in sent.items()}
+    return Update(recipe.update, sent, {}, {}, examples)

@@ -1,0 +1,231 @@
+"""MedLeak: a malicious server puts two dense layers in front of the model and reads images out of the update."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from medpfl.attacks.balance import balanced
+from medpfl.attacks.base import ATTACKS
+from medpfl.attacks.bin_readout import Candidates, between_neighbors, read_bins
+from medpfl.attacks.brightness_bins import alone, bin_counts, brightness, gaussian_edges, smoothed_edges
+from medpfl.attacks.calibration import Trial, best_of, drawn_batches, judged, simulated, together
+from medpfl.attacks.crafted import CraftedAttack, ServerView
+from medpfl.attacks.leakage_module import BIAS, WEIGHT, LeakageModule, module_parameters
+from medpfl.attacks.updates import gradient_view, nothing_came_back, read_each, why_no_readout
+from medpfl.core.config import STRICT
+from medpfl.core.domain import (
+    Batch,
+    Broadcast,
+    Failure,
+    GlobalModel,
+    Observation,
+    Recipe,
+    Reconstruction,
+    UpdateKind,
+)
+from medpfl.core.errors import AttackFailure
+from medpfl.core.memory import machine_memory
+from medpfl.core.session import NO_SESSION, Session
+
+SCALES = tuple(10.0**-power for power in range(13))
+"""What `scale: auto` tries first."""
+
+FINER = 10**0.5
+"""Factor to both sides of the best of them that it tries then."""
+
+TRIALS = 2
+"""Simulated rounds per scale."""
+
+BYTES_PER_ENTRY = 28
+"""What one entry of the module takes at its peak: sent, trained and received (4 each), and differences in float64."""
+
+
+@ATTACKS.register(
+    "medleak",
+    summary="crafted module of two dense layers in front of any model: closed form read-out of whole batches, "
+    "through secure aggregation",
+    paper="Shi et al.: MediLeak / MedLeak, arXiv 2407.09972 (module as in Scale-MIA's public code, arXiv 2311.05808; "
+    "scale between the layers, calibration and candidate filter are ours)",
+    limits="images that share a brightness bin come back mixed; SGD clients; several local steps blur the read-out",
+)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class MedLeak(CraftedAttack):
+    """Unit k of the module is active for images brighter than edge k, and every active unit gets the same error, so
+    the gradients of neighboring units differ by the images of one brightness bin: x = (dW_k - dW_k+1) / (db_k - db_k+1)
+    exactly if an image is alone in its bin. With equal mass in K bins that is so for a share (1 - 1/K)^(N - 1) of N.
+
+    `separate` sends the module to the victim and a dead one to all others, so that an aggregate shows the victim's
+    images; `joint` sends it to all, and the bins tell all clients' images apart. `scale` divides the first layer and
+    multiplies the second, which changes no output but lifts the gradient above the rounding of float32 weights and of
+    SecAgg+ (1: the published recipe); `auto` takes what recovers most in rounds that the server plays through on
+    auxiliary images, with the clients' recipe and the channel's arithmetic. `balance` keeps the errors of all classes alike.
+    """
+
+    bins: Annotated[int, Field(ge=2, description="units of the module, K: one brightness bin each")] = 512
+    mode: Annotated[
+        Literal["separate", "joint"],
+        Field(description="separate: the others get a dead module; joint: all clients get the same module"),
+    ] = "separate"
+    scale: Annotated[
+        Literal["auto"] | Annotated[float, Field(gt=0)],
+        Field(description="size of the first layer's weights; auto: calibrated on auxiliary images"),
+    ] = "auto"
+    queries: Annotated[Literal["mean"], Field(description="what the bins divide: the mean value of the image")] = "mean"
+    quantiles: Annotated[
+        Literal["smoothed", "gaussian"],
+        Field(description="bins from the smoothed distribution of auxiliary brightness, or from a normal one"),
+    ] = "smoothed"
+    gain: Annotated[float, Field(gt=0, description="length of the second layer's columns, times K and scale")] = 10.0
+
+    balance: Annotated[
+        bool, Field(description="shift the last layer's biases so that no class is favored and errors are of one size")
+    ] = True
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "published": {"scale": 1.0, "quantiles": "gaussian", "balance": False},
+        "quick": {"bins": 256},
+    }
+    sends: ClassVar[str] = (
+        "a crafted model: two dense layers in front of the agreed one, which sort images by brightness so that their "
+        "own gradient holds single images"
+    )
+
+    def requires(self) -> frozenset[str]:
+        """Auxiliary images, for the bins and the scale."""
+        return frozenset({"auxiliary"})
+
+    def needs(self) -> frozenset[str]:
+        """Another architecture with chosen tensors; for `separate` different ones for different clients."""
+        own = {"inconsistent_models"} if self.mode == "separate" else set()
+        return frozenset({"parameters", "architecture", *own})
+
+    def added_parameters(self, model: GlobalModel) -> int:
+        """The module's entries."""
+        return module_parameters(model, self.bins)
+
+    def why_not(self, model: GlobalModel, recipe: Recipe | None, update: UpdateKind, examples: int) -> str | None:
+        """Clients must train with SGD, the module must fit into memory, and calibration needs the recipe."""
+        if (reason := why_no_readout(recipe)) is not None:
+            return reason
+        if self.scale == "auto" and recipe is None:
+            return "the recipe is withheld, so no round can be played through: give `scale` a number"
+        needed, there = BYTES_PER_ENTRY * self.added_parameters(model), machine_memory()
+        if needed > there:
+            return (
+                f"a module of {self.bins} bins for images {tuple(model.image_shape)} takes about {needed / 2**30:.1f} "
+                f"GiB and this machine has {there / 2**30:.1f}: use fewer bins or smaller images"
+            )
+        return None
+
+    def prepare(self, server_view: ServerView, generator: torch.Generator) -> Broadcast:
+        """The module in front of the model. Raises `AttackFailure` without auxiliary images of different brightness."""
+        auxiliary = server_view.knowledge.auxiliary
+        if auxiliary is None or len(auxiliary.images) < 2:
+            raise AttackFailure("medleak needs at least 2 auxiliary images: grant `auxiliary` and leave images for it")
+        values = brightness(auxiliary.images)
+        edges = (smoothed_edges if self.quantiles == "smoothed" else gaussian_edges)(values, self.bins)
+        direction = torch.randn(auxiliary.images[0].numel(), dtype=torch.float64, generator=generator)
+        module = LeakageModule(
+            edges=edges.to(values.device),
+            direction=(direction / direction.norm()).to(values.device),
+            offset=auxiliary.images.double().mean(dim=0).flatten(),
+            scale=1.0,
+            gain=self.gain,
+        )
+        if self.balance:
+            model = balanced(server_view.model, module, auxiliary.images, server_view.recipe)
+            server_view = replace(server_view, model=model)
+        if server_view.recipe is None:
+            assert self.scale != "auto"  # `why_not` refuses that
+            return self._broadcast(replace(module, scale=self.scale), server_view.model)
+        return self._calibrated(module, server_view, generator)
+
+    def reconstruct(
+        self,
+        observations: Sequence[Observation],
+        generators: Sequence[torch.Generator],
+        session: Session = NO_SESSION,
+    ) -> list[Reconstruction | Failure]:
+        """Reads every observation on its own; draws nothing."""
+        return read_each(observations, session, lambda _, observation: self._read(observation))
+
+    def _broadcast(
+        self, module: LeakageModule, model: GlobalModel, floor: float = 0.0, notes: tuple[str, ...] = ()
+    ) -> Broadcast:
+        models: tuple[GlobalModel, ...] = (module.in_front_of(model),)
+        if self.mode == "separate":
+            models += (module.dead_in_front_of(model),)
+        return Broadcast(models, {"edges": module.edges, "floor": torch.tensor(floor)}, notes)
+
+    def _calibrated(self, module: LeakageModule, view: ServerView, generator: torch.Generator) -> Broadcast:
+        """The module with the scale that recovers most in simulated rounds, and what rounding leaves in empty bins."""
+        auxiliary = view.knowledge.auxiliary
+        assert auxiliary is not None  # checked by `prepare`
+        leaking = 1 if self.mode == "separate" else view.clients
+        rounds = [drawn_batches(view, auxiliary, leaking, generator) for _ in range(TRIALS)]
+
+        def attempt(scale: float) -> Trial:
+            broadcast = self._broadcast(replace(module, scale=scale), view.model)
+            seen = [(batches, simulated(view, broadcast, batches, (WEIGHT, BIAS), generator)) for batches in rounds]
+            return together([self._tried(batches, observation) for batches, observation in seen])
+
+        scale, trial = best_of(SCALES if self.scale == "auto" else (self.scale,), attempt)
+        if self.scale == "auto":
+            scale, trial = best_of((scale, scale * FINER, scale / FINER), attempt)
+        note = (
+            f"scale {scale:g}{' was calibrated' if self.scale == 'auto' else ''}: in {TRIALS} rounds on auxiliary images "
+            f"{trial.share:.0%} of the images alone in their bin came back above 30 dB"
+        )
+        return self._broadcast(replace(module, scale=scale), view.model, trial.floor, (note,))
+
+    def _tried(self, batches: Sequence[Batch], observation: Observation) -> Trial:
+        """How a simulated round went, whose images the attacker knows."""
+        assert observation.broadcast is not None  # `simulated` sees to that
+        secret, images = observation.broadcast.secret, torch.cat([batch.images for batch in batches])
+        counts = bin_counts(images, secret["edges"])
+        steps = between_neighbors(gradient_view(observation).tensors[BIAS])[counts == 0].abs()
+        floor = float(steps.max()) if len(steps) else 0.0
+        readable = images[alone(images, secret["edges"])]
+        return judged(readable, self._candidates(observation, floor).images, floor)
+
+    def _candidates(self, observation: Observation, floor: float) -> Candidates:
+        """What the update shows, whoever's images it is of."""
+        assert observation.broadcast is not None  # the callers see to that
+        gradient = gradient_view(observation).tensors
+        sharing = observation.clients if self.mode == "separate" else 1
+        return read_bins(
+            gradient[WEIGHT],
+            gradient[BIAS],
+            observation.broadcast.secret["edges"],
+            observation.model.image_shape,
+            observation.examples // sharing,
+            floor,
+        )
+
+    def _read(self, observation: Observation) -> Reconstruction | Failure:
+        if observation.broadcast is None or "edges" not in observation.broadcast.secret:
+            return Failure("medleak reads the update of a model that it prepared, and this server sent another")
+        found = self._candidates(observation, float(observation.broadcast.secret["floor"]))
+        if not len(found.images):
+            return nothing_came_back(observation, f"none of {found.bins_read} bins with a gradient holds an image")
+        deviation = float(found.deviations.mean())
+        return Reconstruction(
+            images=found.images.clamp(0.0, 1.0),
+            labels=None,
+            objective=deviation,
+            trace=((0, deviation),),
+            gradient_evaluations=0,
+            stop_reason="read out in closed form",
+            unclamped=found.images,
+            notes=(
+                *observation.broadcast.notes,
+                *gradient_view(observation).notes,
+                f"{len(found.images)} candidates out of {found.bins_read} bins with a gradient",
+            ),
+        )
