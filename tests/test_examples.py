@@ -167,3 +167,12 @@ def test_realistic_clients_are_batches_and_shuffled_local_training() -> None:
         "separate",
     }
     assert {cell.dataset.settings.channels for cell in found} == {1, 3}
+
+
+def test_the_medleak_example_reads_through_every_channel_and_is_not_refused() -> None:
+    plain = yaml.safe_load((FOLDER / "medleak.yaml").read_text(encoding="utf-8"))
+    found = cells(parse_spec(plain, base=FOLDER))
+    assert [refusal(cell) for cell in found] == [None] * 12
+    ways = {(cell.channel.name, cell.attack.params["mode"]) for cell in found}
+    assert ways >= {(name, mode) for name in ("secure_sum", "secagg_plus") for mode in ("separate", "joint")}
+    assert {cell.recipe.recipe.private_images for cell in found} == {16, 64}

@@ -98,3 +98,11 @@ def test_an_attack_on_single_images_is_told_how_many_images_the_mean_is_of(tmp_p
     }
     prepared = prepare(parse_spec(plain(**changes), tmp_path), tmp_path / "cache", Plan())
     assert list(prepared.refusals.values()) == ["only single images can be read, the update mixes 3"]
+
+
+def test_granted_labels_are_those_of_all_images_of_the_update(tmp_path: Path) -> None:
+    knowing = [{"name": "honest_server", "knows": ["labels"]}]
+    attacks = [{"name": "gradinv", "labels": "given", "iterations": 2, "restarts": 1}]
+    spec = parse_spec(plain(threat_models=knowing, attacks=attacks), tmp_path)
+    summary = run_audit(spec, tmp_path / "out", workers=0)
+    assert summary.counts == {"cases": 2, "done": 2, "failed": 0, "blocked": 0}

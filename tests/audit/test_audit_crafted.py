@@ -79,8 +79,7 @@ def test_a_crafted_model_is_prepared_once_and_sent_to_all_victims(tmp_path: Path
     assert not torch.equal(first.secret["drawn"], broadcast(materials, cell, 1, 0).secret["drawn"])
 
     update = client_round(materials, cell, 0, 1)
-    truth = materials.truth(cell, 0, 1)
-    observation = execute._observe(materials, cell, 0, 1, truth, update)
+    observation = execute._observe(materials, cell, 0, 1, update)
     assert observation.broadcast is first
     honest = materials.model(cell.dataset, cell.model, 0, 1).parameters
     moved = change(observation)
@@ -125,6 +124,6 @@ def test_an_honest_attack_sees_no_broadcast(tmp_path: Path) -> None:
     prepared = prepare(spec, tmp_path / "cache", Plan())
     (cell,), materials = prepared.cells, prepared.materials
     update = client_round(materials, cell, 0, 0)
-    observation = execute._observe(materials, cell, 0, 0, materials.truth(cell, 0, 0), update)
+    observation = execute._observe(materials, cell, 0, 0, update)
     assert observation.broadcast is None
     assert observation.clients == 1

@@ -55,7 +55,7 @@ def _observed(base: Path, attack: dict[str, Any] | None = None) -> tuple[Any, An
     materials = Materials(spec, base / "cache", clients_needed([cell]))
     truth = materials.truth(cell, 0, 1)
     update = client_round(materials, cell, 0, 1)
-    return cell, execute._observe(materials, cell, 0, 1, truth, update), truth.images
+    return cell, execute._observe(materials, cell, 0, 1, update), truth.images
 
 
 def test_an_attack_gets_the_batch_statistics_that_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

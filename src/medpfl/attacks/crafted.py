@@ -12,6 +12,9 @@ from medpfl.attacks.base import Attack
 from medpfl.core.domain import Broadcast, GlobalModel, Knowledge, Recipe, UpdateKind
 from medpfl.federation.channels import Channel
 
+BYTES_PER_ADDED = 28
+"""Bytes at the peak per entry that a crafted model has more: sent, trained, received, and read out in float64."""
+
 
 @dataclass(frozen=True)
 class ServerView:
@@ -46,6 +49,10 @@ class CraftedAttack(Attack):
 
     sends: ClassVar[str]
     """What the server sends in place of the agreed model: the end of the sentence "It sent ...", for the report."""
+
+    def simulated_steps(self, clients: int) -> int:
+        """Upper bound on the client steps that `prepare` plays through, where so many clients' updates arrive as one."""
+        return 0
 
     @abstractmethod
     def prepare(self, server_view: ServerView, generator: torch.Generator) -> Broadcast:

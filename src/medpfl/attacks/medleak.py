@@ -15,7 +15,7 @@ from medpfl.attacks.base import ATTACKS
 from medpfl.attacks.bin_readout import Candidates, between_neighbors, read_bins
 from medpfl.attacks.brightness_bins import alone, bin_counts, brightness, gaussian_edges, smoothed_edges
 from medpfl.attacks.calibration import Trial, best_of, drawn_batches, judged, simulated, together
-from medpfl.attacks.crafted import CraftedAttack, ServerView
+from medpfl.attacks.crafted import BYTES_PER_ADDED, CraftedAttack, ServerView
 from medpfl.attacks.leakage_module import BIAS, WEIGHT, LeakageModule, module_parameters
 from medpfl.attacks.updates import gradient_view, nothing_came_back, read_each, why_no_readout
 from medpfl.core.config import STRICT
@@ -41,9 +41,6 @@ FINER = 10**0.5
 
 TRIALS = 2
 """Simulated rounds per scale."""
-
-BYTES_PER_ENTRY = 28
-"""What one entry of the module takes at its peak: sent, trained and received (4 each), and differences in float64."""
 
 
 @ATTACKS.register(
@@ -109,13 +106,17 @@ class MedLeak(CraftedAttack):
         """The module's entries."""
         return module_parameters(model, self.bins)
 
+    def simulated_steps(self, clients: int) -> int:
+        """A step of every client that gets the module, in every trial of every scale."""
+        return TRIALS * (len(SCALES) + 3 if self.scale == "auto" else 1) * (1 if self.mode == "separate" else clients)
+
     def why_not(self, model: GlobalModel, recipe: Recipe | None, update: UpdateKind, examples: int) -> str | None:
         """Clients must train with SGD, the module must fit into memory, and calibration needs the recipe."""
         if (reason := why_no_readout(recipe)) is not None:
             return reason
         if self.scale == "auto" and recipe is None:
             return "the recipe is withheld, so no round can be played through: give `scale` a number"
-        needed, there = BYTES_PER_ENTRY * self.added_parameters(model), machine_memory()
+        needed, there = BYTES_PER_ADDED * self.added_parameters(model), machine_memory()
         if needed > there:
             return (
                 f"a module of {self.bins} bins for images {tuple(model.image_shape)} takes about {needed / 2**30:.1f} "

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from medpfl.attacks.crafted import CraftedAttack
 from medpfl.audit.entries import DataEntry
 from medpfl.audit.grid import Cell
 from medpfl.audit.materials import Materials
@@ -13,6 +14,17 @@ from medpfl.audit.spec import Spec
 from medpfl.audit.targets import why_no_masks
 from medpfl.data import check_named
 from medpfl.models import validate
+
+ABOUT_SEARCHES = frozenset(
+    {
+        "parameters_per_pixel",
+        "piecewise_linear_activations",
+        "max_pooling",
+        "last_layer_not_dense",
+        "last_layer_without_bias",
+    }
+)
+"""Codes of findings that concern attacks on the agreed model only."""
 
 _ALWAYS = (
     ("Simulated clients", "The victims' updates were computed by MedPFL's own client step on the images given here."),
@@ -48,6 +60,7 @@ def _data(spec: Spec, cells: Sequence[Cell], materials: Materials) -> list[dict[
                     "seed": seed,
                     "images": len(pool.dataset),
                     "victims": len(divided.victims),
+                    "bystanders": len(divided.bystanders),
                     "training": len(divided.training),
                     "auxiliary": len(divided.auxiliary),
                     "null": len(divided.null),
@@ -76,6 +89,7 @@ def _borrowed(spec: Spec, cells: Sequence[Cell], materials: Materials) -> list[d
                     "seed": seed,
                     "images": len(source),
                     "victims": 0,
+                    "bystanders": 0,
                     "training": 0,
                     "auxiliary": len(borrowed.indices),
                     "null": 0,
@@ -117,6 +131,16 @@ def _specific(cells: Sequence[Cell]) -> list[tuple[str, str]]:
             ("Batch norm in eval mode", "Where a model has batch norm, clients used its running statistics: easier to "
              "invert than batch statistics.")
         )  # fmt: skip
+    sent = {cell.attack.attack.sends: cell for cell in cells if isinstance(cell.attack.attack, CraftedAttack)}
+    for what, cell in sent.items():
+        found.append(
+            (f"The server sent a crafted model ({cell.attack.name})", f"In place of the agreed model it sent {what}. It "
+             "made this model once for each seed, from nothing but what the threat model grants: a client that trains "
+             "whatever it receives takes part. An honest server sends no such model.")
+        )  # fmt: skip
+    for entry in {cell.channel.id: cell.channel for cell in cells}.values():
+        if said := entry.channel.done():
+            found.append((f"What the channel {entry.id} does", said))
     if any(cell.channel.channel.client_count > 1 for cell in cells):
         found.append(
             ("Secure aggregation", "Only the mean of all clients' updates arrives. The clients beside the victim hold as "
@@ -127,16 +151,23 @@ def _specific(cells: Sequence[Cell]) -> list[tuple[str, str]]:
     return found
 
 
+def _about(cell: Cell) -> tuple[str, str, str]:
+    return cell.dataset.id, cell.model.id, cell.recipe.id
+
+
 def _findings(spec: Spec, cells: Sequence[Cell], materials: Materials) -> list[dict[str, Any]]:
     seen: dict[tuple[str, str, str], dict[str, Any]] = {}
     done: set[tuple[str, str, str]] = set()
     for cell in cells:
-        key = (cell.dataset.id, cell.model.id, cell.recipe.id)
+        key = _about(cell)
         if key in done or why_no_masks(materials.dataset(cell.dataset), cell.model) is not None:
             continue
         done.add(key)
         model = materials.initial_model(cell.dataset, cell.model, spec.seeds[0], 0)
+        honest = any(not isinstance(other.attack.attack, CraftedAttack) for other in cells if _about(other) == key)
         for finding in validate(model, cell.recipe.recipe, try_derivatives=False):
+            if finding.code in ABOUT_SEARCHES and not honest:
+                continue
             seen[(cell.model.id, finding.code, finding.message)] = {
                 "model": cell.model.id,
                 "severity": finding.severity,

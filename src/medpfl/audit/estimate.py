@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from medpfl.attacks.crafted import BYTES_PER_ADDED, CraftedAttack
 from medpfl.audit.grid import Cell
 from medpfl.audit.materials import training_kind
 from medpfl.audit.plan import SMALL_MODEL_PARAMETERS
@@ -24,6 +25,9 @@ MATCHING_STEP = 3.0
 """Cost of one gradient evaluation of an attack in units of one client gradient (measured 2.7 to 3 in eager mode)."""
 BATCHED_STEP = 1.0
 """The same per victim for small models, whose victims are computed together (measured 0.5 to 1.5 on LeNets)."""
+
+SECONDS_PER_ADDED = 1e-9
+"""Time of a step per image and entry that a crafted model has more (measured 0.1 to 0.5 ns on one core)."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,20 @@ def estimate(prepared: Prepared) -> list[CellEstimate]:
         evaluations = cell.attack.attack.evaluations(model, images)
         step = BATCHED_STEP if model.parameter_count <= SMALL_MODEL_PARAMETERS else MATCHING_STEP
         seconds, memory = timed[key]
-        found.append(CellEstimate(cell, cases, cases * evaluations * step * seconds, memory))
+        added = cell.attack.attack.added_parameters(model)
+        taken = cases * evaluations * step * seconds + _crafting_seconds(cell, prepared, cases, seconds, added)
+        found.append(CellEstimate(cell, cases, taken, memory + BYTES_PER_ADDED * added))
     return found
+
+
+def _crafting_seconds(cell: Cell, prepared: Prepared, cases: int, gradient: float, added: int) -> float:
+    """What simulated rounds and the clients' own steps take where the server sends a larger model than agreed."""
+    attack, clients = cell.attack.attack, cell.channel.channel.client_count
+    if not isinstance(attack, CraftedAttack):
+        return 0.0
+    models = len(prepared.spec.seeds) * (cell.victims if cell.model.state == "untrained_per_victim" else 1)
+    steps = models * attack.simulated_steps(clients) + cases * clients
+    return steps * (gradient + cell.recipe.recipe.private_images * added * SECONDS_PER_ADDED)
 
 
 def training_seconds(prepared: Prepared) -> float:
@@ -88,7 +104,7 @@ def _training_seconds(prepared: Prepared, cell: Cell) -> float:
 def _gradient_seconds(prepared: Prepared, cell: Cell) -> float:
     seed = prepared.spec.seeds[0]
     model = prepared.materials.initial_model(cell.dataset, cell.model, seed, 0)
-    truth = prepared.materials.truth(cell, seed, 0)
+    truth = prepared.materials.client(cell, seed, 0, 0)
     placed = moved((model, Batch(truth.images, truth.targets)), prepared.materials.device)
     generator = torch.Generator().manual_seed(0)
     return _seconds(lambda: client_step(*placed, cell.recipe.recipe, generator=generator), 5, prepared)
@@ -97,7 +113,7 @@ def _gradient_seconds(prepared: Prepared, cell: Cell) -> float:
 def _candidate_bytes(prepared: Prepared, cell: Cell) -> float:
     """The peak of what a matching attack computes for one candidate: its update, differentiated in its images."""
     model = prepared.materials.initial_model(cell.dataset, cell.model, prepared.spec.seeds[0], 0)
-    truth = prepared.materials.truth(cell, prepared.spec.seeds[0], 0)
+    truth = prepared.materials.client(cell, prepared.spec.seeds[0], 0, 0)
     recipe = replace(cell.recipe.recipe, precision="float32")
 
     def work() -> None:

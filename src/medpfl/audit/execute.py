@@ -45,10 +45,10 @@ def compute(materials: Materials, cell: Cell, chunk: Chunk, out: Path, session: 
     truths = {victim: materials.truth(cell, chunk.seed, victim) for victim in chunk.victims}
     observations: dict[int, Observation] = {}
     failures: dict[int, Failure] = {}
-    for victim, truth in truths.items():
+    for victim in truths:
         update = client_round(materials, cell, chunk.seed, victim)
         if all(bool(torch.isfinite(tensor).all()) for tensor in update.trainable.values()):
-            observations[victim] = _observe(materials, cell, chunk.seed, victim, truth, update)
+            observations[victim] = _observe(materials, cell, chunk.seed, victim, update)
         else:
             failures[victim] = Failure(
                 "the client's update is not finite: its own training diverged, nothing was attacked"
@@ -75,13 +75,11 @@ def failed_rows(materials: Materials, cell: Cell, chunk: Chunk, reason: str) -> 
     return rows
 
 
-def _observe(
-    materials: Materials, cell: Cell, seed: int, victim: int, truth: GroundTruth, update: Update
-) -> Observation:
+def _observe(materials: Materials, cell: Cell, seed: int, victim: int, update: Update) -> Observation:
     """What the adversary sees; granted knowledge that the attack does not read is left out."""
     sent = broadcast(materials, cell, seed, victim)
     model = sent.model(0)
-    read = cell.read
+    read, truth = cell.read, materials.everybody(cell, seed, victim)
     images = moved(truth.images, materials.device)
     knowledge = Knowledge(
         labels=truth.labels if "labels" in read else None,

@@ -78,7 +78,8 @@ def check(
     console.print(table)
     for line in context["data"]:
         console.print(
-            f"{line['dataset']}: {line['images']} images, {line['victims']} victims, pool {line['training']} training, "
+            f"{line['dataset']}: {line['images']} images, {line['victims']} victims, "
+            f"{line['bystanders']} bystanders, pool {line['training']} training, "
             f"{line['auxiliary']} auxiliary, {line['null']} null; left out: {line['near_duplicates']} near duplicates, "
             f"{line['dropped_by_patient']} of the victims' patients",
             markup=False,

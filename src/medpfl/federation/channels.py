@@ -30,6 +30,10 @@ class Channel(ABC):
         """How many of the clients are scored, the victim first."""
         return 1
 
+    def done(self) -> str:
+        """What it does to updates, as plain sentences for the report; empty where it does nothing."""
+        return ""
+
     @abstractmethod
     def send(self, updates: Iterable[Update], generator: torch.Generator) -> Update:
         """What the adversary receives when these clients send their updates; the victim's comes first.

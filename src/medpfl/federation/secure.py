@@ -57,6 +57,10 @@ class SecureSum(SecureChannel):
         Literal["examples", "equal"], Field(description="clients count by their numbers of examples, or all alike")
     ] = "examples"
 
+    def done(self) -> str:
+        """That only the mean arrives."""
+        return f"The server receives the mean of {self.clients} clients' updates, exactly, and no update of one client."
+
     def send(self, updates: Iterable[Update], generator: torch.Generator) -> Update:
         """The mean in float64; draws nothing."""
 
@@ -92,6 +96,15 @@ class SecAggPlus(SecureChannel):
     )
     modulus_range: Annotated[int, Field(ge=2, le=2**62, description="sums are taken modulo this number")] = 2**32
     max_weight: Annotated[float, Field(gt=0, description="number of examples that counts as weight 1")] = 1000.0
+
+    def done(self) -> str:
+        """How values are scaled, clipped and rounded on the way."""
+        return (
+            f"Each of {self.clients} clients multiplies what it sends by its number of examples / {self.max_weight:g}, "
+            f"clips it at +-{self.clipping_range:g} and rounds it at random to one of {self.quantization_range} steps; the "
+            "server receives only the sum of these whole numbers and computes the mean from it. Changes below a step, "
+            f"{2 * self.clipping_range / self.quantization_range * self.max_weight:.2g} / examples, drown in the rounding."
+        )
 
     def send(self, updates: Iterable[Update], generator: torch.Generator) -> Update:
         """The weighted mean as the server recovers it, in float64. Raises `ValueError` without any update."""

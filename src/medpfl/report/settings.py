@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
+from medpfl.attacks import ATTACKS
+from medpfl.attacks.crafted import CraftedAttack
 from medpfl.core.domain import KNOWLEDGE, Recipe
 from medpfl.report.formatting import count, listed
 from medpfl.report.views import NOTHING_THERE, Cell
@@ -126,6 +128,18 @@ def channel(cell: Cell) -> str:
     clients = params.get("clients")
     text = f"{identifier} over {count(clients, 'client')}" if isinstance(clients, int) else identifier
     return f"{text}{_CHANNELS.get(name, '')}"
+
+
+def crafted(cell: Cell) -> str:
+    """What the server sent in place of the agreed model; empty where the attack sends nothing of its own.
+
+    >>> crafted(Cell("c", {"attack": "medleak"}))[:15], crafted(Cell("c", {"attack": "dlg"}))
+    ('a crafted model', '')
+    """
+    identifier, params = _entry(cell, "attack")
+    name = str(params.get("name", identifier))
+    attack = ATTACKS[name].item if name in ATTACKS else None
+    return attack.sends if attack is not None and issubclass(attack, CraftedAttack) else ""
 
 
 def defense(cell: Cell) -> str:

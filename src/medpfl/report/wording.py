@@ -109,9 +109,11 @@ def assumptions(cell: Cell) -> str:
     """
     model = cell.axes.get("model", "")
     state = settings.model_state(cell.params.get("model", {}))
+    crafted = settings.crafted(cell)
     return " ".join(
         (
             f"The adversary is {settings.adversary(cell)}.",
+            *([f"It sent {crafted}."] if crafted else []),
             f"The client sends {settings.sent(cell)}.",
             f"The model is {model}{f', {state}' if state else ''}.",
             f"{_channel(cell)}.",
