@@ -38,6 +38,7 @@ DATA_COLUMNS = {
     "seed": "Seed",
     "images": "Images",
     "victims": "Victims",
+    "bystanders": "Bystanders",
     "training": "Pool: training",
     "auxiliary": "Pool: auxiliary",
     "null": "Pool: null baselines",
