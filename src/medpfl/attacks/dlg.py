@@ -8,7 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from medpfl.attacks.base import ATTACKS
 from medpfl.attacks.lbfgs_matching import PUBLISHED, QUICK, LBFGSMatching
-from medpfl.attacks.matching.inversion import Labels
+from medpfl.attacks.matching.settings import Labels
 from medpfl.core.config import STRICT
 
 

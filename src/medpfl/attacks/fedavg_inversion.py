@@ -14,8 +14,9 @@ from medpfl.attacks.labels import why_no_labels
 from medpfl.attacks.matching.adam import Adam, Schedule
 from medpfl.attacks.matching.epochs import Features, Pooling, same_images
 from medpfl.attacks.matching.initialization import input_units, normalized_start
-from medpfl.attacks.matching.inversion import Inversion, SearchSetup, invert
+from medpfl.attacks.matching.inversion import invert
 from medpfl.attacks.matching.priors import outside, smooth, together
+from medpfl.attacks.matching.settings import Inversion, SearchSetup
 from medpfl.attacks.updates import why_no_scale
 from medpfl.core.config import STRICT
 from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind

@@ -12,9 +12,10 @@ from pydantic.dataclasses import dataclass
 from medpfl.attacks.base import ATTACKS, Attack
 from medpfl.attacks.matching.adam import Adam
 from medpfl.attacks.matching.initialization import GREY, input_units, near, normalized_start
-from medpfl.attacks.matching.inversion import Inversion, SearchSetup, invert
+from medpfl.attacks.matching.inversion import invert
 from medpfl.attacks.matching.objectives import SCALE_FREE
 from medpfl.attacks.matching.priors import smooth
+from medpfl.attacks.matching.settings import Inversion, SearchSetup
 from medpfl.attacks.targets import Masks, target_source, why_no_targets
 from medpfl.attacks.updates import why_no_scale
 from medpfl.core.config import STRICT

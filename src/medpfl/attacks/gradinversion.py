@@ -13,8 +13,9 @@ from medpfl.attacks.base import ATTACKS, Attack
 from medpfl.attacks.batch_statistics import StatisticsSource, why_not_recovered
 from medpfl.attacks.matching.adam import Adam
 from medpfl.attacks.matching.initialization import input_units, normalized_start
-from medpfl.attacks.matching.inversion import Group, Inversion, SearchSetup, invert
+from medpfl.attacks.matching.inversion import invert
 from medpfl.attacks.matching.priors import VariationForm, small, smooth, together
+from medpfl.attacks.matching.settings import Group, Inversion, SearchSetup
 from medpfl.attacks.targets import Masks, target_source, why_no_targets
 from medpfl.attacks.updates import why_no_scale
 from medpfl.core.config import STRICT

@@ -13,8 +13,9 @@ from medpfl.attacks.base import Attack
 from medpfl.attacks.labels import why_no_labels
 from medpfl.attacks.matching.curvature import columns
 from medpfl.attacks.matching.initialization import INITIALIZATIONS
-from medpfl.attacks.matching.inversion import Inversion, Labels, invert
+from medpfl.attacks.matching.inversion import invert
 from medpfl.attacks.matching.lbfgs import LBFGS, Preconditioner
+from medpfl.attacks.matching.settings import Inversion, Labels
 from medpfl.attacks.targets import Masks, target_source, why_no_targets
 from medpfl.attacks.updates import why_no_scale
 from medpfl.core.config import STRICT

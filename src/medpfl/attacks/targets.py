@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from medpfl.attacks.labels import why_no_labels
-from medpfl.attacks.matching.inversion import Labels
+from medpfl.attacks.matching.settings import Labels
 from medpfl.core.domain import GlobalModel
 
 Masks = Literal["joint", "given"]

@@ -12,7 +12,7 @@ from medpfl.attacks.gradinv import GradInv
 from medpfl.attacks.matching.adam import Adam
 from medpfl.attacks.matching.gradients import Layout, Method, matching_objective
 from medpfl.attacks.matching.initialization import picture
-from medpfl.attacks.matching.inversion import Inversion, invert
+from medpfl.attacks.matching.inversion import invert
 from medpfl.attacks.matching.likelihood import negative_log_likelihood
 from medpfl.attacks.matching.objectives import (
     DISTANCES,
@@ -26,6 +26,7 @@ from medpfl.attacks.matching.objectives import (
 )
 from medpfl.attacks.matching.priors import no_prior
 from medpfl.attacks.matching.problem import build_problem
+from medpfl.attacks.matching.settings import Inversion
 from medpfl.core.domain import Batch, Failure, GlobalModel, Knowledge, Observation, Recipe, Reconstruction
 from medpfl.core.mechanisms import GaussianNoise, LaplaceNoise, Mechanism, Unchanged
 from medpfl.core.session import NO_SESSION
