@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -81,8 +82,14 @@ def test_a_stopped_audit_ends_its_workers_and_goes_on(
 ) -> None:
     spec, out = write_spec(tmp_path, attacks=[{"name": "cpl", "iterations": 20}], defenses=DEFENSES), tmp_path / "out"
     command = [sys.executable, "-m", "medpfl", "audit", str(spec), "--out", str(out), "--workers", "2"]
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=heeding,
     ) as process:
         workers = wait_for_workers(process.pid)
         stop(process.pid, number)

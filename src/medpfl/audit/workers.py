@@ -142,8 +142,8 @@ class Computer:
 
 
 def _work(job: Job, number: int, connection: Connection) -> None:
-    for number in _STOPPING:  # the parent decides when its workers end, also when both get the signal
-        signal.signal(number, signal.SIG_IGN)
+    for stopping in _STOPPING:  # the parent decides when its workers end, also when both get the signal
+        signal.signal(stopping, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     computer = Computer(job, number)
     while True:

@@ -134,7 +134,7 @@ def test_largest_entries_of_an_update_are_matched(model: GlobalModel) -> None:
 
 
 def test_the_likelihood_reads_the_defense_and_nothing_else(model: GlobalModel) -> None:
-    attack = GradInv(distance="likelihood", iterations=10)
+    attack = GradInv(distance="likelihood", iterations=10, output_error="candidate")
     assert attack.uses() == {"defense"}
     assert GradInv().uses() == frozenset()
     image = torch.rand(1, 1, 12, 12)
