@@ -193,7 +193,7 @@ def test_the_scale_changes_no_output_and_the_victims_model_predicts_from_brightn
 
 
 def test_a_dead_module_gets_no_gradient_whatever_the_images_are(films: Dataset) -> None:
-    sent = attacked(MedLeak(scale=1e-4), films, 8).broadcast
+    sent = attacked(MedLeak(scale=1e-4), films, 8, channel=SecureSum(clients=2)).broadcast
     images = torch.stack([torch.zeros(1, 28, 28), torch.ones(1, 28, 28), films.images[0]])
     dead = sent.model(1)
     parameters = {name: tensor.clone().requires_grad_() for name, tensor in dead.parameters.items()}

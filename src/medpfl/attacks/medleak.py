@@ -79,7 +79,6 @@ class MedLeak(CraftedAttack):
         Field(description="bins from the smoothed distribution of auxiliary brightness, or from a normal one"),
     ] = "smoothed"
     gain: Annotated[float, Field(gt=0, description="length of the second layer's columns, times K and scale")] = 10.0
-
     balance: Annotated[
         bool, Field(description="shift the last layer's biases so that no class is favored and errors are of one size")
     ] = True
@@ -144,7 +143,7 @@ class MedLeak(CraftedAttack):
             server_view = replace(server_view, model=model)
         if server_view.recipe is None:
             assert self.scale != "auto"  # `why_not` refuses that
-            return self._broadcast(replace(module, scale=self.scale), server_view.model)
+            return self._broadcast(replace(module, scale=self.scale), server_view)
         return self._calibrated(module, server_view, generator)
 
     def reconstruct(
@@ -157,11 +156,11 @@ class MedLeak(CraftedAttack):
         return read_each(observations, session, lambda _, observation: self._read(observation))
 
     def _broadcast(
-        self, module: LeakageModule, model: GlobalModel, floor: float = 0.0, notes: tuple[str, ...] = ()
+        self, module: LeakageModule, view: ServerView, floor: float = 0.0, notes: tuple[str, ...] = ()
     ) -> Broadcast:
-        models: tuple[GlobalModel, ...] = (module.in_front_of(model),)
-        if self.mode == "separate":
-            models += (module.dead_in_front_of(model),)
+        models: tuple[GlobalModel, ...] = (module.in_front_of(view.model),)
+        if self.mode == "separate" and view.clients > 1:
+            models += (module.dead_in_front_of(view.model),)
         return Broadcast(models, {"edges": module.edges, "floor": torch.tensor(floor)}, notes)
 
     def _calibrated(self, module: LeakageModule, view: ServerView, generator: torch.Generator) -> Broadcast:
@@ -172,7 +171,7 @@ class MedLeak(CraftedAttack):
         rounds = [drawn_batches(view, auxiliary, leaking, generator) for _ in range(TRIALS)]
 
         def attempt(scale: float) -> Trial:
-            broadcast = self._broadcast(replace(module, scale=scale), view.model)
+            broadcast = self._broadcast(replace(module, scale=scale), view)
             seen = [(batches, simulated(view, broadcast, batches, (WEIGHT, BIAS), generator)) for batches in rounds]
             return together([self._tried(batches, observation) for batches, observation in seen])
 
@@ -183,7 +182,7 @@ class MedLeak(CraftedAttack):
             f"scale {scale:g}{' was calibrated' if self.scale == 'auto' else ''}: in {TRIALS} rounds on auxiliary images "
             f"{trial.share:.0%} of the images alone in their bin came back above 30 dB"
         )
-        return self._broadcast(replace(module, scale=scale), view.model, trial.floor, (note,))
+        return self._broadcast(replace(module, scale=scale), view, trial.floor, (note,))
 
     def _tried(self, batches: Sequence[Batch], observation: Observation) -> Trial:
         """How a simulated round went, whose images the attacker knows."""

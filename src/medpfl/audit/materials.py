@@ -87,6 +87,15 @@ class Materials:
         found: T = self._kept[key]
         return found
 
+    def latest(self, kind: str, key: tuple[Any, ...], make: Callable[[], T]) -> T:
+        """As `once`, but only the last value of a kind is kept: for what is large and used for a while."""
+        held = self._kept.get((kind,))
+        if held is None or held[0] != key:
+            self._kept.pop((kind,), None)
+            held = self._kept[(kind,)] = (key, make())
+        found: T = held[1]
+        return found
+
     def dataset(self, entry: DataEntry) -> Dataset:
         """All images of a data entry at its size. Raises DataError."""
         settings = entry.settings

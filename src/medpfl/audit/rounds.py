@@ -37,7 +37,7 @@ def broadcast(materials: Materials, cell: Cell, seed: int, victim: int) -> Broad
         knowledge=moved(Knowledge(auxiliary=auxiliary), materials.device),
     )
     stream = generator("prepare", seed, cell.stream, *(() if own is None else (own,)))
-    return materials.once(("broadcast", cell.id, seed, own), lambda: attack.prepare(view, stream))
+    return materials.latest("broadcast", (cell.id, seed, own), lambda: attack.prepare(view, stream))
 
 
 def known_recipe(cell: Cell) -> Recipe | None:
