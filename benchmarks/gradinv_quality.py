@@ -182,7 +182,7 @@ def table(rows: Sequence[Row], options: argparse.Namespace) -> str:
                 )
                 lines += [f"| {size} | {state} | {budget} | {line} |"] if line else []
     used = sorted({(row["side"], row["settings"]) for row in rows})
-    lines += ["", *(f"Settings of {side}: {settings or 'its preset'}." for side, settings in used), ""]
+    lines += ["", *(f"Settings of {side}: {settings or 'its defaults'}." for side, settings in used), ""]
     return "\n".join(lines)
 
 

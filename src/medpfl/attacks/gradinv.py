@@ -21,6 +21,7 @@ from medpfl.attacks.updates import why_no_scale
 from medpfl.core.config import STRICT
 from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
 from medpfl.core.session import NO_SESSION, Session
+from medpfl.federation.recipes import has_batch_norm
 
 NOISE = 0.02
 """Standard deviation of the noise around middle grey that restarts differ by."""
@@ -59,8 +60,8 @@ class GradInv(Attack):
     kept. Starts and steps are in units of the model's normalized input where it normalizes.
 
     Beyond the paper, which takes one cosine over all tensors, starts from normal noise, and divides the learning rate
-    by ten after 3/8, 5/8 and 7/8 of the iterations: `layer_cosine` takes one cosine per tensor and weights them by the
-    tensors' sizes. The many weights of deep layers hold most of what there is to know about an image, while the norm of
+    by ten after 3/8, 5/8 and 7/8 of the iterations: on nets with batch norm, `layer_cosine` takes one cosine per tensor and
+    weights them by the tensors' sizes (on nets without it came out worse than one cosine over all). The many weights of deep layers hold most of what there is to know about an image, while the norm of
     a trained net's gradient may lie in its few first weights. Where the update shows the output error of its single image
     exactly (`matching.output_error`), candidates are given it, and tensors are compared in length too, which noise or
     the candidate's own error would spoil. benchmarks/gradinv_quality.py measures what this brings.
@@ -98,12 +99,12 @@ class GradInv(Attack):
         int, Field(ge=0, description="iterations without a fall of the objective that end a restart, 0 for never")
     ] = 500
     distance: Annotated[
-        Literal["cosine", "layer_cosine", "l2", "l1", "likelihood"],
+        Literal["auto", "cosine", "layer_cosine", "l2", "l1", "likelihood"],
         Field(
-            description="one cosine over all tensors, or a weighted mean of one cosine per tensor; squared or absolute"
-            " differences; or the likelihood under the noise of a defense that is known"
+            description="one cosine over all tensors, or a weighted mean of one cosine per tensor (auto: this one for"
+            " models with batch norm); squared or absolute differences; or the likelihood under a known defense's noise"
         ),
-    ] = "layer_cosine"
+    ] = "auto"
     size_power: Annotated[
         float, Field(ge=0, description="with layer_cosine, a tensor counts as its number of entries to this power")
     ] = 0.75
@@ -139,7 +140,7 @@ class GradInv(Attack):
 
         For distances other than cosines, gradients of unknown scale.
         """
-        scale = None if self.distance in SCALE_FREE else why_no_scale(recipe, update)
+        scale = None if self.distance in {"auto", *SCALE_FREE} else why_no_scale(recipe, update)
         return scale or why_no_targets(model, examples, self.labels, self.masks)
 
     def uses(self) -> frozenset[str]:
@@ -159,6 +160,9 @@ class GradInv(Attack):
         """Minimizes the angle between the candidate's and the observed gradient plus the prior."""
         model = observations[0].model
         mean, std = input_units(model)
+        distance = self.distance
+        if distance == "auto":
+            distance = "layer_cosine" if has_batch_norm(model) else "cosine"
         return invert(
             observations,
             generators,
@@ -167,10 +171,10 @@ class GradInv(Attack):
                 labels=target_source(model, self.labels, self.masks),
                 start=normalized_start(mean, std) if self.start == "normal" else near(GREY, NOISE),
                 solver=lambda setup: self._solver(setup, std),
-                distance=self.distance,
+                distance=distance,
                 size_power=self.size_power,
                 known_error=self.output_error == "observed",
-                distance_with_error="layer_cosine_and_norm" if self.distance == "layer_cosine" else None,
+                distance_with_error="layer_cosine_and_norm" if distance == "layer_cosine" else None,
                 precision=self.precision,
                 restarts=self.restarts,
                 largest_tensors=TOP_TENSORS if self.layers == "top10" else None,
