@@ -225,7 +225,8 @@ def figure(rows: Sequence[Row], path: Path) -> None:
             for seconds, value, budget in points:
                 axes.annotate(str(budget), (seconds, value), textcoords="offset points", xytext=(0, 6), fontsize=7)
         axes.set(title=f"{size}x{size}, {state}", xlabel="seconds per victim (one thread)", ylabel="mean PSNR, dB")
-        axes.set_xscale("log")
+        axes.set_xlim(left=0.0)
+        axes.margins(y=0.15)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     drawing.savefig(path, dpi=110)
