@@ -4,8 +4,9 @@
 
 Both sides attack the same victims (one image each, plain gradient, batch norm in eval mode), the same net, and infer
 the label themselves. One iteration of either is one gradient evaluation. Seconds are process time of one thread per
-victim. Rows that the CSV file has already are not measured again. `--peer-set` and `--set` change settings of a side;
-what both use by default was chosen on other victims and nets (`--first-seed 100`) from grids of equal size.
+victim. Rows that the CSV file has already are not measured again. `--peer-set` and `--set` change settings of a side. MedPFL's
+defaults were chosen on other victims and nets (`--first-seed 100`) among about forty, breaching's weight of total
+variation there among two: the tuning budgets are not equal.
 """
 
 from __future__ import annotations
