@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from medpfl.attacks.crafted import ServerView
+from medpfl.attacks.front import BIAS, WEIGHT
 from medpfl.core.domain import Auxiliary, Batch, Broadcast, GlobalModel, Observation, Recipe, Tensors, Update
 from medpfl.core.functional import MSE_FLOOR
 from medpfl.federation.client import client_step
@@ -23,6 +24,16 @@ CLEAR = 60.0
 """Images that are clearer than so many dB count as equally clear, so that no value at the edge of failing is chosen."""
 
 
+SCALES = tuple(10.0**-power for power in range(13))
+"""What a scale is sought among first."""
+
+FINER = 10**0.5
+"""Factor to both sides of the best of them that is tried then."""
+
+TRIALS = 2
+"""Simulated rounds per scale."""
+
+
 @dataclass(frozen=True)
 class Trial:
     """What simulated rounds gave back of the images that can be read: their share above 30 dB, and mean PSNR (dB).
@@ -33,6 +44,42 @@ class Trial:
     share: float
     psnr: float
     floor: float
+
+
+def calibrated(
+    view: ServerView,
+    scale: float | None,
+    sent: Callable[[float], Broadcast],
+    read: Callable[[Sequence[Batch], Observation], Trial],
+    *,
+    leaking: int,
+    names: Sequence[str] = (WEIGHT, BIAS),
+    generator: torch.Generator,
+) -> tuple[float, Trial]:
+    """The scale of a crafted model that recovers most in rounds on auxiliary images, and how these went.
+
+    scale: the only one that is tried, None to seek it. sent: the broadcast with a scale. read: how a round went, from
+    its clients' batches and what the server sees of the tensors in `names`. leaking: how many clients, the first ones,
+    change these tensors. Needs auxiliary images and the recipe.
+    """
+    auxiliary = view.knowledge.auxiliary
+    assert auxiliary is not None  # the attacks see to that
+    rounds = [drawn_batches(view, auxiliary, leaking, generator) for _ in range(TRIALS)]
+
+    def attempt(value: float) -> Trial:
+        broadcast = sent(value)
+        seen = [(batches, simulated(view, broadcast, batches, names, generator)) for batches in rounds]
+        return together([read(batches, observation) for batches, observation in seen])
+
+    if scale is not None:
+        return scale, attempt(scale)
+    best, _ = best_of(SCALES, attempt)
+    return best_of((best, best * FINER, best / FINER), attempt)
+
+
+def rounds_played(scale: float | None) -> int:
+    """How many rounds `calibrated` simulates."""
+    return TRIALS * (len(SCALES) + 3 if scale is None else 1)
 
 
 def simulated(

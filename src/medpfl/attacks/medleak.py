@@ -14,9 +14,10 @@ from medpfl.attacks.balance import balanced
 from medpfl.attacks.base import ATTACKS
 from medpfl.attacks.bin_readout import Candidates, between_neighbors, read_bins
 from medpfl.attacks.brightness_bins import alone, bin_counts, brightness, gaussian_edges, smoothed_edges
-from medpfl.attacks.calibration import Trial, best_of, drawn_batches, judged, simulated, together
+from medpfl.attacks.calibration import TRIALS, Trial, calibrated, judged, rounds_played
 from medpfl.attacks.crafted import BYTES_PER_ADDED, CraftedAttack, ServerView
-from medpfl.attacks.leakage_module import BIAS, WEIGHT, LeakageModule, module_parameters
+from medpfl.attacks.front import BIAS, WEIGHT, dense_front_parameters
+from medpfl.attacks.leakage_module import LeakageModule
 from medpfl.attacks.updates import gradient_view, nothing_came_back, read_each, why_no_readout
 from medpfl.core.config import STRICT
 from medpfl.core.domain import (
@@ -32,15 +33,6 @@ from medpfl.core.domain import (
 from medpfl.core.errors import AttackFailure
 from medpfl.core.memory import machine_memory
 from medpfl.core.session import NO_SESSION, Session
-
-SCALES = tuple(10.0**-power for power in range(13))
-"""What `scale: auto` tries first."""
-
-FINER = 10**0.5
-"""Factor to both sides of the best of them that it tries then."""
-
-TRIALS = 2
-"""Simulated rounds per scale."""
 
 
 @ATTACKS.register(
@@ -103,11 +95,11 @@ class MedLeak(CraftedAttack):
 
     def added_parameters(self, model: GlobalModel) -> int:
         """The module's entries."""
-        return module_parameters(model, self.bins)
+        return dense_front_parameters(model, self.bins)
 
     def simulated_steps(self, clients: int) -> int:
         """A step of every client that gets the module, in every trial of every scale."""
-        return TRIALS * (len(SCALES) + 3 if self.scale == "auto" else 1) * (1 if self.mode == "separate" else clients)
+        return rounds_played(None if self.scale == "auto" else self.scale) * (1 if self.mode == "separate" else clients)
 
     def why_not(self, model: GlobalModel, recipe: Recipe | None, update: UpdateKind, examples: int) -> str | None:
         """Clients must train with SGD, the module must fit into memory, and calibration needs the recipe."""
@@ -139,7 +131,7 @@ class MedLeak(CraftedAttack):
             gain=self.gain,
         )
         if self.balance:
-            model = balanced(server_view.model, module, auxiliary.images, server_view.recipe)
+            model = balanced(server_view.model, module.in_front_of, auxiliary.images, server_view.recipe)
             server_view = replace(server_view, model=model)
         if server_view.recipe is None:
             assert self.scale != "auto"  # `why_not` refuses that
@@ -165,19 +157,14 @@ class MedLeak(CraftedAttack):
 
     def _calibrated(self, module: LeakageModule, view: ServerView, generator: torch.Generator) -> Broadcast:
         """The module with the scale that recovers most in simulated rounds, and what rounding leaves in empty bins."""
-        auxiliary = view.knowledge.auxiliary
-        assert auxiliary is not None  # checked by `prepare`
-        leaking = 1 if self.mode == "separate" else view.clients
-        rounds = [drawn_batches(view, auxiliary, leaking, generator) for _ in range(TRIALS)]
-
-        def attempt(scale: float) -> Trial:
-            broadcast = self._broadcast(replace(module, scale=scale), view)
-            seen = [(batches, simulated(view, broadcast, batches, (WEIGHT, BIAS), generator)) for batches in rounds]
-            return together([self._tried(batches, observation) for batches, observation in seen])
-
-        scale, trial = best_of(SCALES if self.scale == "auto" else (self.scale,), attempt)
-        if self.scale == "auto":
-            scale, trial = best_of((scale, scale * FINER, scale / FINER), attempt)
+        scale, trial = calibrated(
+            view,
+            None if self.scale == "auto" else self.scale,
+            lambda scale: self._broadcast(replace(module, scale=scale), view),
+            self._tried,
+            leaking=1 if self.mode == "separate" else view.clients,
+            generator=generator,
+        )
         note = (
             f"scale {scale:g}{' was calibrated' if self.scale == 'auto' else ''}: in {TRIALS} rounds on auxiliary images "
             f"{trial.share:.0%} of the images alone in their bin came back above 30 dB"

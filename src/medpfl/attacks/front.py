@@ -1,0 +1,85 @@
+"""Puts layers of the server's making in front of any model, as a malicious server sends them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from medpfl.core.domain import GlobalModel, Tensors
+
+FRONT, BODY = "front", "body"
+"""Prefixes of the names of the server's own tensors and of the model's."""
+
+WEIGHT, BIAS = f"{FRONT}.first.weight", f"{FRONT}.first.bias"
+"""Names of the tensors of a dense front whose change is read out: (K, D) and (K,)."""
+
+SECOND_WEIGHT, SECOND_BIAS = f"{FRONT}.second.weight", f"{FRONT}.second.bias"
+"""Names of the tensors that lead back to the image's shape: (D, K) and (D,)."""
+
+
+def dense_in_front(
+    model: GlobalModel,
+    tensors: Tensors,
+    *,
+    activation: Callable[[Tensor], Tensor] = torch.relu,
+    residual: bool = False,
+) -> GlobalModel:
+    """`model` behind two dense layers with an activation between them, whose output has the image's shape.
+
+    tensors: the four of the names above. residual: the image itself is added, so that the model still sees it.
+    """
+    units, inputs = tensors[WEIGHT].shape
+    return in_front(model, _Dense(inputs, units, activation, residual), tensors)
+
+
+def dense_front_parameters(model: GlobalModel, units: int) -> int:
+    """Trainable entries of two dense layers with so many units in front of `model`."""
+    inputs = torch.Size(model.image_shape).numel()
+    return 2 * units * inputs + units + inputs
+
+
+def in_front(model: GlobalModel, front: nn.Module, tensors: Tensors) -> GlobalModel:
+    """`model` fed with what `front` makes of the images, which must have the images' shape.
+
+    tensors: all trainable tensors of `front`, their names with the prefix `front.`; the model's own get `body.`. The
+    module's own tensors are never used, so they may be on the `meta` device and take no memory.
+    """
+
+    def named(values: Tensors) -> dict[str, Tensor]:
+        return {f"{BODY}.{name}": tensor for name, tensor in values.items()}
+
+    return replace(
+        model,
+        module=_InFront(front, model.module).eval(),
+        parameters={**tensors, **named(model.parameters)},
+        buffers=named(model.buffers),
+        counters=named(model.counters),
+        constants=named(model.constants),
+    )
+
+
+class _Dense(nn.Module):
+    def __init__(self, inputs: int, units: int, activation: Callable[[Tensor], Tensor], residual: bool) -> None:
+        super().__init__()
+        self.first = nn.Linear(inputs, units, device="meta")
+        self.second = nn.Linear(units, inputs, device="meta")
+        self.activation = activation
+        self.residual = residual
+
+    def forward(self, images: Tensor) -> Tensor:
+        output: Tensor = self.second(self.activation(self.first(images.flatten(1)))).reshape(images.shape)
+        return output + images if self.residual else output
+
+
+class _InFront(nn.Module):
+    def __init__(self, front: nn.Module, body: nn.Module) -> None:
+        super().__init__()
+        self.front = front
+        self.body = body
+
+    def forward(self, images: Tensor) -> Tensor:
+        output: Tensor = self.body(self.front(images))
+        return output
