@@ -25,21 +25,48 @@ class Candidates:
 
 
 def read_bins(
-    weight: Tensor, bias: Tensor, edges: Tensor, image_shape: tuple[int, ...], most: int, floor: float = 0.0
+    weight: Tensor,
+    bias: Tensor,
+    edges: Tensor,
+    image_shape: tuple[int, ...],
+    most: int,
+    floor: float = 0.0,
+    query: Tensor | None = None,
 ) -> Candidates:
     """At most `most` images out of the gradients (K, D) of the weights and (K,) of the biases, in float64.
 
-    Units k and k + 1 differ by the images of bin k only, so their differences have the ratio dW / db of what is in it:
-    the image itself if it is alone, a mixture otherwise; the last unit stands for itself. What rounding leaves in
-    empty bins is told apart without any truth: an image lies in [0, 1] and its mean value in its bin, and its bias
-    gradient is above `floor`. Of what passes, the candidates with the largest bias gradients come first.
+    Units k and k + 1 differ by the images of bin k only, so their differences are what that bin gives; the last unit
+    stands for itself. query: (D,), what the bins divide, the mean value if None.
     """
-    weight_steps, bias_steps = between_neighbors(weight.double()), between_neighbors(bias.double())
-    read = (bias_steps.abs() > floor).nonzero().flatten()
-    found = weight_steps[read] / bias_steps[read, None]
-    deviations = _deviations(found, edges.to(found.device), read)
+    steps = between_neighbors(weight.double()), between_neighbors(bias.double())
+    above = torch.cat([edges[1:], edges.new_tensor([torch.inf])])
+    return read_single_bins(*steps, edges, above, image_shape, most, floor, query)
+
+
+def read_single_bins(
+    weight: Tensor,
+    bias: Tensor,
+    below: Tensor,
+    above: Tensor,
+    image_shape: tuple[int, ...],
+    most: int,
+    floor: float = 0.0,
+    query: Tensor | None = None,
+) -> Candidates:
+    """The same from gradients that each hold the images of one bin only, between `below` and `above` (K,).
+
+    They have the ratio dW / db of what is in it: the image itself if it is alone, a mixture otherwise. What rounding
+    leaves in empty bins is told apart without any truth: an image lies in [0, 1] and its value of the query in its
+    bin, and its bias gradient is above `floor`. Of what passes, the candidates with the largest bias gradients come
+    first.
+    """
+    weight, bias = weight.double(), bias.double()
+    read = (bias.abs() > floor).nonzero().flatten()
+    found = weight[read] / bias[read, None]
+    bounds = below.to(found)[read], above.to(found)[read]
+    deviations = _deviations(found, *bounds, query)
     plausible = (deviations <= TOLERANCE).nonzero().flatten()
-    order = plausible[bias_steps[read[plausible]].abs().argsort(descending=True, stable=True)][:most]
+    order = plausible[bias[read[plausible]].abs().argsort(descending=True, stable=True)][:most]
     return Candidates(
         images=found[order].reshape(-1, *image_shape),
         bins=read[order],
@@ -57,10 +84,14 @@ def between_neighbors(values: Tensor) -> Tensor:
     return torch.cat([values[:-1] - values[1:], values[-1:]])
 
 
-def _deviations(found: Tensor, edges: Tensor, bins: Tensor) -> Tensor:
-    """The larger of how far candidates leave [0, 1] and their mean values leave their bins; NaN counts as infinite."""
+def _deviations(found: Tensor, below: Tensor, above: Tensor, query: Tensor | None) -> Tensor:
+    """The larger of how far candidates leave [0, 1] and how far their values leave their bins; NaN counts as infinite.
+
+    The latter is told by how much all values of an image must change to make up for it.
+    """
+    if query is None:
+        query = found.new_full((found.shape[1],), 1 / found.shape[1])
     outside = (found - found.clamp(0, 1)).square().mean(dim=1).sqrt()
-    above = torch.cat([edges[1:], edges.new_tensor([torch.inf])])
-    means = found.mean(dim=1)
-    missed = torch.maximum(edges[bins] - means, means - above[bins]).clamp_min(0)
+    values = found @ query.to(found)
+    missed = torch.maximum(below - values, values - above).clamp_min(0) / query.abs().sum()
     return torch.maximum(outside, missed).nan_to_num(nan=torch.inf)

@@ -32,8 +32,8 @@ def gaussian_edges(values: Tensor, bins: int) -> Tensor:
     return edges
 
 
-def smoothed_edges(values: Tensor, bins: int) -> Tensor:
-    """Edges of bins of equal mass 1 / bins under a smoothed distribution of the values; the first is below all images.
+def smoothed_edges(values: Tensor, bins: int, first: float = BELOW_ALL) -> Tensor:
+    """Edges of bins of equal mass 1 / bins under a smoothed distribution of the values; the `first` is below all images.
 
     The distribution is the values' own, smoothed by normal kernels of Silverman's width, so that there can be more
     bins than values.
@@ -50,23 +50,27 @@ def smoothed_edges(values: Tensor, bins: int) -> Tensor:
     low, high = cumulative[above - 1], cumulative[above]
     share = ((levels - low) / (high - low).clamp_min(1e-300)).clamp(0, 1)
     inner = grid[above - 1] + share * (grid[above] - grid[above - 1])
-    return torch.cat([torch.tensor([BELOW_ALL], dtype=torch.float64), inner])
+    return torch.cat([torch.tensor([first], dtype=torch.float64), inner])
 
 
-def bins_of(images: Tensor, edges: Tensor) -> Tensor:
-    """The bin of each image (N,), -1 below the first edge. Bin k holds what is above edge k and not above edge k + 1."""
-    return torch.searchsorted(edges, brightness(images).to(edges.device)) - 1
+def bins_of(values: Tensor, edges: Tensor) -> Tensor:
+    """The bin of each value (N,), -1 below the first edge. Bin k holds what is above edge k and not above edge k + 1.
+
+    >>> bins_of(torch.tensor([0.0, 0.2, 0.9]), torch.tensor([0.1, 0.5])).tolist()
+    [-1, 0, 1]
+    """
+    return torch.searchsorted(edges, values.to(edges)) - 1
 
 
-def bin_counts(images: Tensor, edges: Tensor) -> Tensor:
-    """How many of the images are in each bin (K,)."""
-    bins = bins_of(images, edges)
+def bin_counts(values: Tensor, edges: Tensor) -> Tensor:
+    """How many of the values are in each bin (K,)."""
+    bins = bins_of(values, edges)
     return torch.bincount(bins[bins >= 0], minlength=len(edges))
 
 
-def alone(images: Tensor, edges: Tensor) -> Tensor:
-    """Which images are the only ones in their bin, bool (N,): those that a read-out can give back."""
-    bins, counts = bins_of(images, edges), bin_counts(images, edges)
+def alone(values: Tensor, edges: Tensor) -> Tensor:
+    """Which values are the only ones in their bin, bool (N,): those of images that a read-out can give back."""
+    bins, counts = bins_of(values, edges), bin_counts(values, edges)
     return (bins >= 0) & (counts[bins.clamp_min(0)] == 1)
 
 

@@ -175,10 +175,10 @@ class MedLeak(CraftedAttack):
         """How a simulated round went, whose images the attacker knows."""
         assert observation.broadcast is not None  # `simulated` sees to that
         secret, images = observation.broadcast.secret, torch.cat([batch.images for batch in batches])
-        counts = bin_counts(images, secret["edges"])
+        counts = bin_counts(brightness(images), secret["edges"])
         steps = between_neighbors(gradient_view(observation).tensors[BIAS])[counts == 0].abs()
         floor = float(steps.max()) if len(steps) else 0.0
-        readable = images[alone(images, secret["edges"])]
+        readable = images[alone(brightness(images), secret["edges"])]
         return judged(readable, self._candidates(observation, floor).images, floor)
 
     def _candidates(self, observation: Observation, floor: float) -> Candidates:
