@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from medpfl.attacks.updates import gradient_view, nothing_came_back
+from medpfl.core.domain import Observation, Reconstruction
+
 TOLERANCE = 0.03
 """How far a candidate may leave [0, 1] (root mean square) or its bin (mean value): 30 dB, what counts as recovered."""
 
@@ -72,6 +75,28 @@ def read_single_bins(
         bins=read[order],
         deviations=deviations[order],
         bins_read=len(read),
+    )
+
+
+def read_out(observation: Observation, found: Candidates) -> Reconstruction:
+    """What the read-out of a crafted model's bins comes to. The observation must be of a broadcast."""
+    assert observation.broadcast is not None  # the callers see to that
+    if not len(found.images):
+        return nothing_came_back(observation, f"none of {found.bins_read} bins with a gradient holds an image")
+    deviation = float(found.deviations.mean())
+    return Reconstruction(
+        images=found.images.clamp(0.0, 1.0),
+        labels=None,
+        objective=deviation,
+        trace=((0, deviation),),
+        gradient_evaluations=0,
+        stop_reason="read out in closed form",
+        unclamped=found.images,
+        notes=(
+            *observation.broadcast.notes,
+            *gradient_view(observation).notes,
+            f"{len(found.images)} candidates out of {found.bins_read} bins with a gradient",
+        ),
     )
 
 

@@ -8,7 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from medpfl.attacks.crafted import BYTES_PER_ADDED
 from medpfl.core.domain import GlobalModel, Tensors
+from medpfl.core.memory import machine_memory
 
 FRONT, BODY = "front", "body"
 """Prefixes of the names of the server's own tensors and of the model's."""
@@ -39,6 +41,17 @@ def dense_front_parameters(model: GlobalModel, units: int) -> int:
     """Trainable entries of two dense layers with so many units in front of `model`."""
     inputs = torch.Size(model.image_shape).numel()
     return 2 * units * inputs + units + inputs
+
+
+def why_no_memory(model: GlobalModel, units: int) -> str | None:
+    """The reason why so many units in front of `model` cannot be sent, trained and read on this machine."""
+    needed, there = BYTES_PER_ADDED * dense_front_parameters(model, units), machine_memory()
+    if needed <= there:
+        return None
+    return (
+        f"a module of {units} units for images {tuple(model.image_shape)} takes about {needed / 2**30:.1f} GiB "
+        f"and this machine has {there / 2**30:.1f}: use fewer of them or smaller images"
+    )
 
 
 def in_front(model: GlobalModel, front: nn.Module, tensors: Tensors) -> GlobalModel:

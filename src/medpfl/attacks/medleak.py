@@ -12,13 +12,13 @@ from pydantic.dataclasses import dataclass
 
 from medpfl.attacks.balance import balanced
 from medpfl.attacks.base import ATTACKS
-from medpfl.attacks.bin_readout import Candidates, between_neighbors, read_bins
+from medpfl.attacks.bin_readout import Candidates, between_neighbors, read_bins, read_out
 from medpfl.attacks.brightness_bins import alone, bin_counts, brightness, gaussian_edges, smoothed_edges
 from medpfl.attacks.calibration import TRIALS, Trial, calibrated, judged, rounds_played
-from medpfl.attacks.crafted import BYTES_PER_ADDED, CraftedAttack, ServerView
-from medpfl.attacks.front import BIAS, WEIGHT, dense_front_parameters
+from medpfl.attacks.crafted import CraftedAttack, ServerView
+from medpfl.attacks.front import BIAS, WEIGHT, dense_front_parameters, why_no_memory
 from medpfl.attacks.leakage_module import LeakageModule
-from medpfl.attacks.updates import gradient_view, nothing_came_back, read_each, why_no_readout
+from medpfl.attacks.updates import gradient_view, read_each, why_no_readout
 from medpfl.core.config import STRICT
 from medpfl.core.domain import (
     Batch,
@@ -31,7 +31,6 @@ from medpfl.core.domain import (
     UpdateKind,
 )
 from medpfl.core.errors import AttackFailure
-from medpfl.core.memory import machine_memory
 from medpfl.core.session import NO_SESSION, Session
 
 
@@ -107,13 +106,7 @@ class MedLeak(CraftedAttack):
             return reason
         if self.scale == "auto" and recipe is None:
             return "the recipe is withheld, so no round can be played through: give `scale` a number"
-        needed, there = BYTES_PER_ADDED * self.added_parameters(model), machine_memory()
-        if needed > there:
-            return (
-                f"a module of {self.bins} bins for images {tuple(model.image_shape)} takes about {needed / 2**30:.1f} "
-                f"GiB and this machine has {there / 2**30:.1f}: use fewer bins or smaller images"
-            )
-        return None
+        return why_no_memory(model, self.bins)
 
     def prepare(self, server_view: ServerView, generator: torch.Generator) -> Broadcast:
         """The module in front of the model. Raises `AttackFailure` without auxiliary images of different brightness."""
@@ -199,20 +192,4 @@ class MedLeak(CraftedAttack):
         if observation.broadcast is None or "edges" not in observation.broadcast.secret:
             return Failure("medleak reads the update of a model that it prepared, and this server sent another")
         found = self._candidates(observation, float(observation.broadcast.secret["floor"]))
-        if not len(found.images):
-            return nothing_came_back(observation, f"none of {found.bins_read} bins with a gradient holds an image")
-        deviation = float(found.deviations.mean())
-        return Reconstruction(
-            images=found.images.clamp(0.0, 1.0),
-            labels=None,
-            objective=deviation,
-            trace=((0, deviation),),
-            gradient_evaluations=0,
-            stop_reason="read out in closed form",
-            unclamped=found.images,
-            notes=(
-                *observation.broadcast.notes,
-                *gradient_view(observation).notes,
-                f"{len(found.images)} candidates out of {found.bins_read} bins with a gradient",
-            ),
-        )
+        return read_out(observation, found)
