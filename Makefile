@@ -7,6 +7,8 @@ PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 INSTALL := $(BIN)/python $(PIP)
 BENCH := .venv-bench
 BENCH_OPTIONS ?=
+SHORT := docs/benchmarks/short
+PEER := regularization.total_variation.scale=0.01
 
 .PHONY: demo test lint types imports pytest bench bench-env clean help
 
@@ -14,7 +16,8 @@ help:
 	@echo "make demo   install and audit real medical images, report in out/demo/"
 	@echo "make test   install, lint, types, import rule, doctests and tests"
 	@echo "make lint   ruff, mypy and import-linter only"
-	@echo "make bench  speed beside breaching (installed into .venv-bench), table in docs/benchmarks/, under 10 minutes"
+	@echo "make bench  speed and quality beside breaching (installed into .venv-bench) and the papers' recipes: tables and"
+	@echo "            figures in docs/benchmarks/, under 10 minutes; on a GPU where there is one"
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "MedPFL needs Python 3.11 or newer; set PYTHON=python3.11")'
@@ -49,6 +52,11 @@ bench-env: $(BENCH)/.installed
 
 bench: bench-env
 	$(BENCH)/bin/python benchmarks/speed.py --short $(BENCH_OPTIONS)
+	mkdir -p $(SHORT)
+	$(BENCH)/bin/python benchmarks/reference_recipes.py --victims 4 --most-calls 100 --out $(SHORT)
+	rm -f $(SHORT)/gradinv.csv
+	$(BENCH)/bin/python benchmarks/gradinv_quality.py --victims 4 --budgets 25 50 --csv $(SHORT)/gradinv.csv \
+	    --peer-set $(PEER) --table $(SHORT)/gradinv.md --figure $(SHORT)/gradinv.png
 
 clean:
 	rm -rf $(VENV) $(BENCH) out

@@ -4,40 +4,40 @@
 
 Both sides attack the same victims (one image each, plain gradient, batch norm in eval mode), the same net, and infer
 the label themselves. One iteration of either is one gradient evaluation. Seconds are process time of one thread per
-victim. Rows that the CSV file has already are not measured again. `--peer-set` and `--set` change settings of a side. MedPFL's
-defaults were chosen on other victims and nets (`--first-seed 100`) among about forty, breaching's weight of total
-variation there among two: the tuning budgets are not equal.
+victim (wall time on a GPU). Rows that the CSV file has already are not measured again. `--peer-set` and `--set` change
+settings of a side. Beside both stands the best null baseline: another image of the same data set, or the class mean.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import yaml
+from gradinv_page import NULLS, Row, figure, table
 from peer import make_peer
+from pictures import KINDS, ROOT, load_pictures
 from torch import Tensor, nn
 
 from medpfl.attacks.gradinv import GradInv
+from medpfl.core.devices import choose_device, moved
 from medpfl.core.domain import Batch, GlobalModel, Observation, Recipe, Reconstruction
 from medpfl.core.functional import psnr, ssim
 from medpfl.core.seeding import generator
 from medpfl.core.tasks import SingleLabel
-from medpfl.data import Dataset, load_dataset
-from medpfl.data.readers.folder import FolderReader
+from medpfl.data import Dataset
 from medpfl.federation.client import client_step
 from medpfl.federation.training import TrainingConfig, train
-from medpfl.metrics.statistics import bootstrap_mean, paired_difference
+from medpfl.metrics.nulls import null_baselines
+from medpfl.metrics.truth import GroundTruth
 from medpfl.models import MODELS, prepare
 
-HERE = Path(__file__).resolve().parent
 NETWORKS = {32: "resnet18_cifar", 224: "resnet18"}
 TRAINING = TrainingConfig(epochs=5, batch_size=8, learning_rate=0.001)
 COLUMNS = (
@@ -55,14 +55,14 @@ COLUMNS = (
 )
 
 State = Literal["untrained", "trained"]
-Row = dict[str, str]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One net and its victims. net: the plain module, for the peer; model: the same for MedPFL."""
+    """One net and its victims. net: the plain module, for the peer; model: the same for MedPFL. title: of the data."""
 
     dataset: Dataset
+    title: str
     net: nn.Module
     model: GlobalModel
     victims: list[int]
@@ -77,30 +77,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for size in options.sizes:
         for state in options.states:
             setting = None
-            for budget in options.budgets:
-                for side, settings in (("breaching", options.peer_set), ("medpfl", options.set)):
-                    key = {"size": size, "state": state, "seed": options.first_seed, "side": side}
-                    key |= {"settings": " ".join(settings), "iterations": budget}
-                    if side not in options.sides or any(_matches(row, key) for row in rows):
-                        continue
-                    setting = setting or make_setting(options, size, state)
-                    attack = _breaching if side == "breaching" else _medpfl
-                    found = [key | one for one in attack(setting, budget, settings, options.first_seed)]
-                    rows += [{name: str(value) for name, value in one.items()} for one in found]
-                    _write(options.csv, rows)
-                    mean = sum(one["psnr"] for one in found) / len(found)
-                    print({**key, "mean_psnr": round(mean, 2), "seconds": round(found[0]["seconds"], 1)}, flush=True)
+            for side, settings, budget in _measurements(options):
+                key = {"size": size, "state": state, "seed": options.first_seed, "side": side}
+                key |= {"settings": " ".join(settings), "iterations": budget}
+                if any(_matches(row, key) for row in rows):
+                    continue
+                setting = setting or make_setting(options, size, state)
+                found = [key | one for one in _measured(side, setting, budget, settings, options.first_seed)]
+                rows += [{name: str(value) for name, value in one.items()} for one in found]
+                _write(options.csv, rows)
+                mean = sum(one["psnr"] for one in found) / len(found)
+                print({**key, "mean_psnr": round(mean, 2), "seconds": round(found[0]["seconds"], 1)}, flush=True)
     if options.table:
-        options.table.write_text(table(rows, options), encoding="utf-8")
+        title = load_pictures(options.root, options.data, min(options.sizes), channels=3)[1]
+        options.table.write_text(table(rows, title, options.victims), encoding="utf-8")
     if options.figure:
         figure(rows, options.figure)
+
+
+def _measurements(options: argparse.Namespace) -> Iterator[tuple[str, Sequence[str], int]]:
+    """Side, its settings and its iterations: the nulls first, then both sides in turns."""
+    for null in NULLS:
+        yield null, (), 0
+    for budget in options.budgets:
+        for side, settings in (("breaching", options.peer_set), ("medpfl", options.set)):
+            if side in options.sides:
+                yield side, settings, budget
 
 
 def make_setting(options: argparse.Namespace, size: int, state: State) -> Setting:
     """Net, victims and what they send; a trained net has seen the other images of the data set."""
     seed = options.first_seed
-    reader = FolderReader(path=options.root / options.data)
-    dataset = load_dataset(reader, name=options.data, size=size, channels=3, aspect="squash")
+    dataset, title = load_pictures(options.root, options.data, size, channels=3)
+    device = torch.device(choose_device(options.device))
     shape, classes = (3, size, size), len(dataset.class_names)
     order = torch.randperm(len(dataset.images), generator=generator("victims", seed, options.data)).tolist()
     victims, rest = order[: options.victims], order[options.victims :]
@@ -114,15 +123,24 @@ def make_setting(options: argparse.Namespace, size: int, state: State) -> Settin
     for index in victims:
         update, _ = client_step(model, Batch(dataset.images[[index]], dataset.targets[[index]]), Recipe())
         observations.append(Observation(model, update, Recipe(), "honest_server"))
-    return Setting(dataset, net, model, victims, observations)
+    return Setting(dataset, title, net.to(device), moved(model, device), victims, moved(observations, device))
+
+
+def _measured(side: str, setting: Setting, budget: int, settings: Sequence[str], seed: int) -> list[dict[str, Any]]:
+    """Scores of all victims after so many iterations of a side, or of a null baseline."""
+    if side in NULLS:
+        return _null(side, setting, seed)
+    attack = _breaching if side == "breaching" else _medpfl
+    return attack(setting, budget, settings, seed)
 
 
 def _medpfl(setting: Setting, budget: int, settings: Sequence[str], seed: int) -> list[dict[str, Any]]:
     """All victims side by side; the last evaluation is of the last iterate, as many as the peer's iterations in all."""
     attack = GradInv(iterations=budget - 1, **_values(settings))
-    start = time.process_time()
+    clock = _clock(setting)
+    start = clock()
     results = attack.reconstruct(setting.observations, [generator("attack", seed, one) for one in setting.victims])
-    seconds = (time.process_time() - start) / len(results)
+    seconds = (clock() - start) / len(results)
     scores = []
     for place, result in enumerate(results):
         assert isinstance(result, Reconstruction)
@@ -134,7 +152,7 @@ def _medpfl(setting: Setting, budget: int, settings: Sequence[str], seed: int) -
 
 def _breaching(setting: Setting, budget: int, settings: Sequence[str], seed: int) -> list[dict[str, Any]]:
     """One victim after the other."""
-    scores = []
+    scores, clock = [], _clock(setting)
     for place, observation in enumerate(setting.observations):
         gradients = [observation.update.trainable[name] for name, _ in setting.net.named_parameters()]
         peer = make_peer(
@@ -145,17 +163,42 @@ def _breaching(setting: Setting, budget: int, settings: Sequence[str], seed: int
             [f"optim.max_iterations={budget}", *settings],
         )
         torch.manual_seed(seed + place)
-        start = time.process_time()
+        start = clock()
         image, label, _ = peer.reconstruct()
-        scores.append(_score(setting, place, image, label, time.process_time() - start))
+        scores.append(_score(setting, place, image, label, clock() - start))
     mean = sum(one["seconds"] for one in scores) / len(scores)
     return [{**one, "seconds": mean} for one in scores]
+
+
+def _null(name: str, setting: Setting, seed: int) -> list[dict[str, Any]]:
+    """What the null baseline `name` makes of every victim."""
+    images, targets = setting.dataset.images, setting.dataset.targets
+    others = [place for place in range(len(images)) if place not in setting.victims]
+    truth = GroundTruth(images[setting.victims], targets[setting.victims], ("",) * len(setting.victims))
+    null = null_baselines(truth, images[others], targets[others], generator("noise", seed))[name]
+    return [
+        {"victim": place, "psnr": float(null.psnr[place]), "ssim": float(null.ssim[place]), "right_label": ""}
+        | {"seconds": 0.0}
+        for place in range(len(setting.victims))
+    ]
+
+
+def _clock(setting: Setting) -> Callable[[], float]:
+    """Process time of the CPU; wall time once the GPU has done its work, where that is used."""
+    if setting.model.device.type == "cpu":
+        return time.process_time
+
+    def clock() -> float:
+        torch.cuda.synchronize(setting.model.device)
+        return time.perf_counter()
+
+    return clock
 
 
 def _score(setting: Setting, place: int, image: Tensor, label: Tensor, seconds: float) -> dict[str, Any]:
     index = setting.victims[place]
     truth = setting.dataset.images[[index]].double()
-    found = image.double().clamp(0.0, 1.0)
+    found = image.cpu().double().clamp(0.0, 1.0)
     return {
         "victim": place,
         "psnr": float(psnr(truth, found)[0]),
@@ -163,74 +206,6 @@ def _score(setting: Setting, place: int, image: Tensor, label: Tensor, seconds: 
         "right_label": int(label[0]) == int(setting.dataset.targets[index]),
         "seconds": seconds,
     }
-
-
-def table(rows: Sequence[Row], options: argparse.Namespace) -> str:
-    """Markdown: one line per size, state and budget, the sides beside each other, with the paired difference."""
-    lines = [
-        f"# GradInv on ResNet18, beside breaching\n\n{options.data}, {options.victims} victims, one image each, color, "
-        "plain gradient, batch norm in eval mode, no defense. `trained`: 5 epochs of Adam on the other images. Intervals "
-        "resample victims (95 %). s: process time of one thread per victim.\n",
-        "| size | state | evaluations | breaching PSNR | MedPFL PSNR | difference, dB | breaching SSIM | MedPFL SSIM |"
-        " breaching s | MedPFL s |",
-        "|" + " --- |" * 10,
-    ]
-    for size in sorted({int(row["size"]) for row in rows}):
-        for state in ("untrained", "trained"):
-            for budget in sorted({int(row["iterations"]) for row in rows}):
-                line = _line(
-                    [r for r in rows if (r["size"], r["state"], r["iterations"]) == (str(size), state, str(budget))]
-                )
-                lines += [f"| {size} | {state} | {budget} | {line} |"] if line else []
-    used = sorted({(row["side"], row["settings"]) for row in rows})
-    lines += ["", *(f"Settings of {side}: {settings or 'its defaults'}." for side, settings in used), ""]
-    return "\n".join(lines)
-
-
-def _line(rows: Sequence[Row]) -> str | None:
-    sides = {side: [row for row in rows if row["side"] == side] for side in ("breaching", "medpfl")}
-    if not all(sides.values()):
-        return None
-
-    def values(side: str, name: str) -> list[float]:
-        return [float(row[name]) for row in sorted(sides[side], key=lambda row: int(row["victim"]))]
-
-    def interval(side: str, name: str, digits: int) -> str:
-        found = bootstrap_mean(values(side, name), range(len(sides[side])), seed=0)
-        return f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
-
-    gain = paired_difference(values("medpfl", "psnr"), values("breaching", "psnr"), range(len(sides["medpfl"])), seed=0)
-    cells = [interval(side, name, digits) for name, digits in (("psnr", 1), ("ssim", 2)) for side in sides]
-    cells.insert(2, f"{gain.mean:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}]")
-    return " | ".join([*cells, *(f"{values(side, 'seconds')[0]:.0f}" for side in sides)])
-
-
-def figure(rows: Sequence[Row], path: Path) -> None:
-    """Mean PSNR against seconds per victim, one panel per size and state, one line per side."""
-    from matplotlib.figure import Figure
-
-    panels = sorted(
-        {(int(row["size"]), row["state"]) for row in rows}, key=lambda panel: (panel[0], panel[1][0] == "t")
-    )
-    drawing = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
-    for axes, (size, state) in zip(drawing.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for side, color, marker in (("breaching", "#b3541e", "s"), ("medpfl", "#1f5fa8", "o")):
-            chosen = [r for r in rows if (r["size"], r["state"], r["side"]) == (str(size), state, side)]
-            points = []
-            for budget in sorted({int(row["iterations"]) for row in chosen}):
-                of_budget = [row for row in chosen if row["iterations"] == str(budget)]
-                psnrs = [float(row["psnr"]) for row in of_budget]
-                points.append((float(of_budget[0]["seconds"]), sum(psnrs) / len(psnrs), budget))
-            if points:
-                axes.plot([p[0] for p in points], [p[1] for p in points], marker=marker, color=color, label=side)
-            for seconds, value, budget in points:
-                axes.annotate(str(budget), (seconds, value), textcoords="offset points", xytext=(0, 6), fontsize=7)
-        axes.set(title=f"{size}x{size}, {state}", xlabel="seconds per victim (one thread)", ylabel="mean PSNR, dB")
-        axes.set_xlim(left=0.0)
-        axes.margins(y=0.15)
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
-    drawing.savefig(path, dpi=110)
 
 
 def _values(settings: Sequence[str]) -> Mapping[str, Any]:
@@ -256,10 +231,9 @@ def _write(path: Path, rows: Sequence[Row]) -> None:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    default = os.environ.get("MEDPFL_DATA", str(HERE.parents[1] / "shared" / "data"))
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--root", type=Path, default=Path(default), help="folder of the data sets (MEDPFL_DATA)")
-    parser.add_argument("--data", default="melanoma", help="sub-folder of the root; breaching takes color images only")
+    parser.add_argument("--root", type=Path, default=ROOT, help="folder of the data sets (MEDPFL_DATA)")
+    parser.add_argument("--data", choices=list(KINDS), default="melanoma", help="read in color, as breaching needs")
     parser.add_argument("--sizes", nargs="+", type=int, choices=sorted(NETWORKS), default=[32])
     parser.add_argument("--states", nargs="+", choices=["untrained", "trained"], default=["untrained", "trained"])
     parser.add_argument("--budgets", nargs="+", type=int, default=[50, 100, 200, 400], help="gradient evaluations")
@@ -267,6 +241,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--victims", type=int, default=8)
     parser.add_argument("--first-seed", type=int, default=0, help="of net, victims and starts; 100 was tuned on")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda:N")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of GradInv")
     parser.add_argument("--peer-set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of breaching")
     parser.add_argument("--csv", type=Path, required=True, help="measured rows, kept and added to")

@@ -42,7 +42,7 @@ def make_peer(
     with contextlib.redirect_stdout(io.StringIO()):
         breaching: Any = __import__("breaching")
         config = breaching.get_attack_config("invertinggradients", list(settings))
-    setup = {"dtype": torch.float, "device": torch.device("cpu")}
+    setup = {"dtype": torch.float, "device": next(net.parameters()).device}
     attacker = breaching.attacks.prepare_attack(net, nn.CrossEntropyLoss(), config, setup)
     channels = shape[0]
     metadata = SimpleNamespace(

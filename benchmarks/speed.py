@@ -22,6 +22,8 @@ from pathlib import Path
 import torch
 from speed_cases import CASES, Case, Side
 
+from medpfl.core.devices import choose_device
+
 HERE = Path(__file__).resolve().parent
 
 COLUMNS = (
@@ -69,22 +71,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda:N")
     parser.add_argument("--short", action="store_true", help="a third of the repetitions")
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "benchmarks")
     arguments = parser.parse_args()
-    rows = []
+    rows, device = [], choose_device(arguments.device)
     for name in arguments.cases:
         case = CASES[name].shortened() if arguments.short else CASES[name]
-        rows.append(compared(case, arguments.threads))
+        rows.append(compared(case, arguments.threads, device))
         print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_csv(arguments.out / "speed.csv", rows)
-    (arguments.out / "speed.md").write_text(page(rows, arguments.threads))
+    (arguments.out / "speed.md").write_text(page(rows, arguments.threads, device))
 
 
-def compared(case: Case, threads: int) -> dict[str, str]:
+def compared(case: Case, threads: int, device: str) -> dict[str, str]:
     """One row: medians of both sides and the median of the paired ratios with its quartiles."""
-    with worker("medpfl", case, threads) as ours, worker(case.against, case, threads) as other:
+    with worker("medpfl", case, threads, device) as ours, worker(case.against, case, threads, device) as other:
         ready, other_ready = ours.read(), other.read()
         if case.against == "breaching" and abs(ready["objective"] - other_ready["objective"]) > 1e-4:
             raise RuntimeError(f"{case.name}: objectives differ, {ready['objective']} and {other_ready['objective']}")
@@ -113,9 +116,10 @@ def ratio(case: Case, pair: tuple[Timing, Timing], key: str) -> float:
 
 
 @contextmanager
-def worker(side: Side, case: Case, threads: int) -> Iterator[Worker]:
+def worker(side: Side, case: Case, threads: int, device: str) -> Iterator[Worker]:
     """Starts a side and ends it afterwards."""
     command = [sys.executable, str(HERE / "speed_worker.py"), side, case.name, "--threads", str(threads)]
+    command += ["--device", device]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
@@ -136,13 +140,14 @@ def write_csv(path: Path, rows: list[dict[str, str]]) -> None:
         writer.writerows(rows)
 
 
-def page(rows: list[dict[str, str]], threads: int) -> str:
+def page(rows: list[dict[str, str]], threads: int, device: str) -> str:
     """The table with what it means."""
+    where = "the CPU" if device == "cpu" else torch.cuda.get_device_name(device)
     lines = [
         "# Speed of gradient matching",
         "",
         f"Measured by `make bench` with PyTorch {torch.__version__} on {platform.machine()}, {threads} CPU threads, "
-        "float32, RGB. Times are per candidate and iteration; only ratios travel between machines.",
+        f"on {where}, float32, RGB. Times are per candidate and iteration; only ratios travel between machines.",
         "",
         "| " + " | ".join(title for _, title in COLUMNS) + " |",
         "|" + " --- |" * len(COLUMNS),

@@ -41,30 +41,33 @@ def main() -> None:
     parser.add_argument("side", choices=["medpfl", "breaching", "training"])
     parser.add_argument("case", choices=list(CASES))
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--device", required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     case: Case = CASES[arguments.case]
+    device = torch.device(arguments.device)
     net = MODELS[case.network].item((3, case.size, case.size), CLASSES, torch.Generator().manual_seed(0)).eval()
+    net.to(device)
     generator = torch.Generator().manual_seed(1)
-    images = torch.rand(case.victims, 1, 3, case.size, case.size, generator=generator)
-    labels = torch.randint(CLASSES, (case.victims, 1), generator=generator)
-    probe = torch.rand(1, 3, case.size, case.size, generator=generator)
+    images = torch.rand(case.victims, 1, 3, case.size, case.size, generator=generator).to(device)
+    labels = torch.randint(CLASSES, (case.victims, 1), generator=generator).to(device)
+    probe = torch.rand(1, 3, case.size, case.size, generator=generator).to(device)
     sides: dict[Side, Callable[[], tuple[Run, float]]] = {
         "medpfl": lambda: ours(case, net, images, labels, probe),
         "breaching": lambda: breaching(case, net, images, labels, probe),
-        "training": lambda: training(case, net),
+        "training": lambda: training(case, net, device),
     }
-    before = peak()
+    before = peak(device)
     run, value = sides[arguments.side]()
     start = time.perf_counter()
     run()
-    first = time.perf_counter() - start
+    first = finished(device) - start
     report({"objective": value, "first_s": first, "before_mb": before})
     for _ in sys.stdin:
         wall, busy = time.perf_counter(), time.process_time()
         count = run()
-        wall, busy = time.perf_counter() - wall, time.process_time() - busy
-        report({"wall_ms": 1e3 * wall / count, "busy_ms": 1e3 * busy / count, "peak_mb": peak() - before})
+        wall, busy = finished(device) - wall, time.process_time() - busy
+        report({"wall_ms": 1e3 * wall / count, "busy_ms": 1e3 * busy / count, "peak_mb": peak(device) - before})
 
 
 def report(line: dict[str, float]) -> None:
@@ -72,8 +75,17 @@ def report(line: dict[str, float]) -> None:
     print(json.dumps(line), flush=True)
 
 
-def peak() -> float:
-    """Most memory that the process has held so far, in MB."""
+def finished(device: torch.device) -> float:
+    """The time once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def peak(device: torch.device) -> float:
+    """Most memory that the process has held so far, in MB: of the GPU where it computes there."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -89,7 +101,7 @@ def ours(case: Case, net: torch.nn.Module, images: Tensor, labels: Tensor, probe
     observations = [observation(model, net, image, label) for image, label in zip(images, labels, strict=True)]
     problem = build_problem(observations, "float32")
     layout = Layout((1, 3, case.size, case.size))
-    weights = torch.ones(case.victims, len(problem.names))
+    weights = torch.ones(case.victims, len(problem.names), device=images.device)
     plain, objective = (
         matching_objective(
             problem,
@@ -102,14 +114,14 @@ def ours(case: Case, net: torch.nn.Module, images: Tensor, labels: Tensor, probe
         )
         for prior in (no_prior, smooth(TOTAL_VARIATION))
     )
-    value = float(plain(probe.reshape(1, -1), torch.zeros(1, dtype=torch.int64))[0])
+    value = float(plain(probe.reshape(1, -1), torch.zeros(1, dtype=torch.int64, device=probe.device))[0])
     del plain
     solver = Adam(
         layout=layout, iterations=10**6, learning_rate=LEARNING_RATE, scale=(1.0, 1.0, 1.0), block=case.iterations
     )
-    victims = torch.arange(case.victims).repeat_interleave(case.candidates // case.victims)
-    start = torch.randn(case.candidates, layout.size, generator=torch.Generator().manual_seed(2))
-    state = solver.start(objective, start, victims, torch.zeros(case.candidates))
+    victims = torch.arange(case.victims, device=images.device).repeat_interleave(case.candidates // case.victims)
+    start = torch.randn(case.candidates, layout.size, generator=torch.Generator().manual_seed(2)).to(images.device)
+    state = solver.start(objective, start, victims, torch.zeros(case.candidates, device=images.device))
 
     def run() -> int:
         nonlocal state
@@ -146,9 +158,9 @@ def breaching(case: Case, net: torch.nn.Module, images: Tensor, labels: Tensor, 
     return run, value
 
 
-def training(case: Case, net: torch.nn.Module) -> tuple[Run, float]:
+def training(case: Case, net: torch.nn.Module, device: torch.device) -> tuple[Run, float]:
     """Forward and backward pass of a batch of 8 through the plain module."""
-    batch, targets = torch.rand(8, 3, case.size, case.size), torch.arange(8)
+    batch, targets = torch.rand(8, 3, case.size, case.size, device=device), torch.arange(8, device=device)
 
     def run() -> int:
         for _ in range(case.other_iterations):
