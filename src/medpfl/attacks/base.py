@@ -40,8 +40,8 @@ class Attack(ABC):
         """What the server must be able to change (keys of `CAPABILITIES`); nothing unless the attack crafts models."""
         return frozenset()
 
-    def added_parameters(self, model: GlobalModel) -> int:
-        """By how many trainable entries what the server sends is larger than `model`."""
+    def added_parameters(self, model: GlobalModel, clients: int) -> int:
+        """By how many trainable entries what the server sends to one of so many clients is larger than `model`."""
         return 0
 
     def told(self, word: str) -> Attack | None:

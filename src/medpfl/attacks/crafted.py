@@ -10,6 +10,7 @@ import torch
 
 from medpfl.attacks.base import Attack
 from medpfl.core.domain import Broadcast, GlobalModel, Knowledge, Recipe, UpdateKind
+from medpfl.core.memory import machine_memory
 from medpfl.federation.channels import Channel
 
 BYTES_PER_ADDED = 28
@@ -57,3 +58,14 @@ class CraftedAttack(Attack):
     @abstractmethod
     def prepare(self, server_view: ServerView, generator: torch.Generator) -> Broadcast:
         """What the server sends. Raises `AttackFailure` where no crafted model can be made of what it has."""
+
+
+def why_no_room(what: str, added: int) -> str | None:
+    """The reason why a model with so many entries more cannot be sent, trained and read here; None if it can."""
+    needed, there = BYTES_PER_ADDED * added, machine_memory()
+    if needed <= there:
+        return None
+    return (
+        f"{what} takes about {needed / 2**30:.1f} GiB and this machine has {there / 2**30:.1f}: "
+        "use fewer of them or smaller images"
+    )

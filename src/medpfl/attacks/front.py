@@ -8,9 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from medpfl.attacks.crafted import BYTES_PER_ADDED
+from medpfl.attacks.crafted import why_no_room
 from medpfl.core.domain import GlobalModel, Tensors
-from medpfl.core.memory import machine_memory
 
 FRONT, BODY = "front", "body"
 """Prefixes of the names of the server's own tensors and of the model's."""
@@ -45,13 +44,8 @@ def dense_front_parameters(model: GlobalModel, units: int) -> int:
 
 def why_no_memory(model: GlobalModel, units: int) -> str | None:
     """The reason why so many units in front of `model` cannot be sent, trained and read on this machine."""
-    needed, there = BYTES_PER_ADDED * dense_front_parameters(model, units), machine_memory()
-    if needed <= there:
-        return None
-    return (
-        f"a module of {units} units for images {tuple(model.image_shape)} takes about {needed / 2**30:.1f} GiB "
-        f"and this machine has {there / 2**30:.1f}: use fewer of them or smaller images"
-    )
+    what = f"a module of {units} units for images {tuple(model.image_shape)}"
+    return why_no_room(what, dense_front_parameters(model, units))
 
 
 def in_front(model: GlobalModel, front: nn.Module, tensors: Tensors) -> GlobalModel:

@@ -92,7 +92,7 @@ class MedLeak(CraftedAttack):
         own = {"inconsistent_models"} if self.mode == "separate" else set()
         return frozenset({"parameters", "architecture", *own})
 
-    def added_parameters(self, model: GlobalModel) -> int:
+    def added_parameters(self, model: GlobalModel, clients: int) -> int:
         """The module's entries."""
         return dense_front_parameters(model, self.bins)
 

@@ -58,7 +58,7 @@ def estimate(prepared: Prepared) -> list[CellEstimate]:
         evaluations = cell.attack.attack.evaluations(model, images)
         step = BATCHED_STEP if model.parameter_count <= SMALL_MODEL_PARAMETERS else MATCHING_STEP
         seconds, memory = timed[key]
-        added = cell.attack.attack.added_parameters(model)
+        added = cell.attack.attack.added_parameters(model, cell.channel.channel.client_count)
         taken = cases * evaluations * step * seconds + _crafting_seconds(cell, prepared, cases, seconds, added)
         found.append(CellEstimate(cell, cases, taken, memory + BYTES_PER_ADDED * added))
     return found

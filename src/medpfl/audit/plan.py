@@ -94,7 +94,7 @@ def case_id(cell: str, seed: int, victim: int) -> str:
 
 def chunks(spec: Spec, cell: Cell, model: GlobalModel, plan: Plan) -> Iterable[Chunk]:
     """The chunks of one cell, over all seeds."""
-    parameters = model.parameter_count + cell.attack.attack.added_parameters(model)
+    parameters = model.parameter_count + cell.attack.attack.added_parameters(model, cell.channel.channel.client_count)
     size = plan.chunk_victims if parameters <= SMALL_MODEL_PARAMETERS else 1
     victims = range(cell.victims)
     for seed in spec.seeds:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medpfl.attacks.crafted import why_no_room
 from medpfl.audit.diagnosis import ALL, Change, extra_cells, sweep
 from medpfl.audit.grid import Cell, cells, refusal
 from medpfl.audit.identity import identity
@@ -111,6 +112,10 @@ def _refused_by_model(cell: Cell, materials: Materials, seed: int) -> str | None
     refused = [finding.message for finding in findings if finding.severity == "refusal"]
     if refused:
         return refused[0]
-    recipe = cell.recipe.recipe
-    examples = recipe.private_images * cell.channel.channel.client_count
-    return cell.attack.attack.why_not(model, known_recipe(cell), recipe.update, examples)
+    recipe, attack, clients = cell.recipe.recipe, cell.attack.attack, cell.channel.channel.client_count
+    reason = attack.why_not(model, known_recipe(cell), recipe.update, recipe.private_images * clients)
+    if reason is not None:
+        return reason
+    return why_no_room(
+        f"what {cell.attack.name} sends to one of {clients} clients", attack.added_parameters(model, clients)
+    )

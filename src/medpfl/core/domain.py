@@ -218,7 +218,14 @@ class Broadcast:
         if len(self.models) == 1 or clients == 1:
             return self.models[0].parameters
         sent = [self.model(client).parameters for client in range(clients)]
-        return {name: torch.stack([one[name].double() for one in sent]).mean(dim=0) for name in sent[0]}
+        return {name: _mean([one[name] for one in sent]) for name in sent[0]}
+
+
+def _mean(tensors: list[Tensor]) -> Tensor:
+    """The mean in float64; a tensor that all share as it is, without rounding and without copies."""
+    if all(tensor is tensors[0] for tensor in tensors):
+        return tensors[0]
+    return sum((tensor.double() for tensor in tensors[1:]), tensors[0].double()) / len(tensors)
 
 
 KNOWLEDGE: Mapping[str, str] = {
@@ -297,6 +304,9 @@ class Reconstruction:
     gradient_evaluations: model gradient computations spent on this observation, all restarts and line searches.
     unclamped: the same images before clamping, for the papers' legacy metrics only.
     notes: what the attack can tell about why it worked or failed, in plain sentences.
+    clients: (K,) int64, which client of an aggregate each image came from, None if the attack does not tell. Equal
+    numbers mean the same client; they are the clients' own numbers (0 the victim) unless a note says otherwise, and -1
+    where an image could not be attributed.
     """
 
     images: Tensor
@@ -308,6 +318,7 @@ class Reconstruction:
     unclamped: Tensor | None = None
     notes: tuple[str, ...] = ()
     masks: Tensor | None = None
+    clients: Tensor | None = None
 
 
 @dataclass(frozen=True)
