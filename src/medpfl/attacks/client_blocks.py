@@ -90,7 +90,7 @@ def blocks_parameters(model: GlobalModel, units: int, clients: int, constant: bo
     inputs, colors = torch.Size(model.image_shape).numel(), model.image_shape[0]
     channels, pixels = clients * (colors + constant), inputs // colors
     kernels = channels * (colors * KERNEL ** (len(model.image_shape) - 1) + 1)
-    return kernels + units * channels * pixels + units + units * inputs + inputs
+    return int(kernels + units * channels * pixels + units + units * inputs + inputs)
 
 
 def block_of(weight: Tensor, client: int, clients: int, image_shape: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
