@@ -199,6 +199,7 @@ def page(rows: Sequence[Row], options: argparse.Namespace) -> str:
 def figure(rows: Sequence[Row], path: Path) -> None:
     """Median PSNR and share come back against seconds per victim, one column per data set and attack."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, NullLocator
 
     panels = list(dict.fromkeys((str(one["data"]), str(one["attack"])) for one in rows))
     drawing = Figure(figsize=(3.6 * len(panels), 5.6), layout="constrained")
@@ -217,6 +218,9 @@ def figure(rows: Sequence[Row], path: Path) -> None:
             xscale="log", xlabel="seconds per victim (one thread)", ylabel=f"share above {SUCCESS:.0f} dB"
         )
         grid[1][column].set_ylim(-0.05, 1.05)
+        grid[1][column].xaxis.set_major_locator(FixedLocator([0.1, 0.3, 1, 3, 10, 30]))
+        grid[1][column].xaxis.set_major_formatter("{x:g}")
+        grid[1][column].xaxis.set_minor_locator(NullLocator())
         for axes in grid[:, column]:
             axes.grid(alpha=0.3)
     grid[1][0].legend(frameon=False, fontsize=8)
