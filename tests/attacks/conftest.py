@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from medpfl.core.domain import GlobalModel, Knowledge, Observation, Recipe, Update
 from medpfl.core.tasks import MultiLabel, SingleLabel, Task
+from medpfl.data import Dataset, MedMnistReader, PhantomReader, load_dataset
 from medpfl.models import prepare
 
 MakeModel = Callable[..., GlobalModel]
@@ -161,3 +163,22 @@ def smooth_images(count: int, shape: tuple[int, ...], seed: int = 0) -> Tensor:
 def blobs() -> Callable[..., Tensor]:
     """`smooth_images` for tests."""
     return smooth_images
+
+
+@pytest.fixture(scope="session")
+def films() -> Dataset:
+    """Phantoms of chest films, 28x28."""
+    return load_dataset(PhantomReader(kind="chest", count=1500, resolution=28), name="films", size=28, channels=1)
+
+
+@pytest.fixture(scope="session")
+def skin() -> Dataset:
+    """Phantoms of skin lesions, 28x28 in color."""
+    return load_dataset(PhantomReader(kind="skin", count=600, resolution=28), name="skin", size=28, channels=3)
+
+
+@pytest.fixture(scope="session")
+def pneumonia(shared_data: Path) -> Dataset:
+    """PneumoniaMNIST, 28x28; skips where it is not there."""
+    reader = MedMnistReader(path=shared_data / "medmnist" / "pneumoniamnist_subset.npz")
+    return load_dataset(reader, name="pneumonia", size=28, channels=1)

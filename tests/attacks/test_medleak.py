@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from itertools import pairwise
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from crafted_rounds import SGD, Round, alone_between, lenet
+from crafted_rounds import attacked as attacked_round
 from torch import Tensor, nn
 
 from medpfl.attacks.bin_readout import read_bins
@@ -20,113 +20,34 @@ from medpfl.attacks.medleak import MedLeak
 from medpfl.core.domain import (
     Auxiliary,
     Batch,
-    Broadcast,
     Failure,
-    GlobalModel,
     Knowledge,
     Observation,
     Recipe,
     Reconstruction,
 )
 from medpfl.core.errors import AttackFailure
-from medpfl.core.functional import assignment
 from medpfl.core.tasks import Segmentation, SingleLabel, Task
-from medpfl.data import load_dataset
 from medpfl.data.dataset import Dataset
-from medpfl.data.readers.medmnist import MedMnistReader
-from medpfl.data.readers.phantom import PhantomReader
 from medpfl.federation import Channel, Plain, SecAggPlus, SecureSum, run_round
-from medpfl.metrics.scoring import pairwise_mse
-from medpfl.models import build_model, prepare
+from medpfl.models import prepare
 
 SHARED = os.environ.get("MEDPFL_DATA")
-SGD = Recipe(update="weights", learning_rate=0.1)
 LOSS = 0.02
 """Share of the images alone in their bin that may get lost."""
 
 
-@dataclass(frozen=True)
-class Round:
-    """One attacked round: the private images that the attack is after, and what came back."""
-
-    private: Tensor
-    broadcast: Broadcast
-    observation: Observation
-    result: Reconstruction
-
-    @property
-    def recovered(self) -> int:
-        """Private images above 30 dB, one candidate each."""
-        if not len(self.result.images):
-            return 0
-        errors = pairwise_mse(self.private.double(), self.result.images.double())
-        rows, columns = assignment(errors)
-        return int((errors[rows, columns] < 1e-3).sum())
-
-    @property
-    def alone(self) -> int:
-        """How many of them are the only ones between two edges, counted one by one."""
-        edges = [*self.broadcast.secret["edges"].tolist(), float("inf")]
-        means = self.private.double().flatten(1).mean(dim=1).tolist()
-        held = [sum(low < mean <= high for mean in means) for low, high in pairwise(edges)]
-        return sum(count == 1 for count in held)
+def attacked(attack: MedLeak, data: Dataset, size: int, **other: Any) -> Round:
+    """A round whose images the attack is after are the victim's only, or all."""
+    return attacked_round(attack, data, size, sought=1 if attack.mode == "separate" else None, **other)
 
 
-def lenet(images: Dataset, seed: int) -> GlobalModel:
-    shape, generator = tuple(images.images.shape[1:]), torch.Generator().manual_seed(seed)
-    return build_model("lenet_idlg", image_shape=shape, task=images.task, generator=generator)
-
-
-def attacked(
-    attack: MedLeak,
-    data: Dataset,
-    size: int,
-    *,
-    channel: Channel | None = None,
-    recipe: Recipe = SGD,
-    model: GlobalModel | None = None,
-    seed: int = 0,
-) -> Round:
-    """One round with private images that are not among the auxiliary ones."""
-    channel = channel or Plain()
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(data), generator=generator)
-    held, owned = order[: size * channel.client_count], order[size * channel.client_count :]
-    recipe = replace(recipe, batch_size=size)
-    auxiliary = Auxiliary(data.images[owned], data.targets[owned])
-    view = ServerView(
-        model=model or lenet(data, seed),
-        recipe=recipe,
-        update=recipe.update,
-        channel=channel,
-        examples=size,
-        threat_model="malicious_server",
-        can=attack.needs(),
-        knowledge=Knowledge(auxiliary=auxiliary),
+def alone(found: Round) -> int:
+    """How many of the images that the attack is after are the only ones between two edges."""
+    edges = found.broadcast.secret["edges"]
+    return alone_between(
+        torch.cat([edges, edges.new_tensor([torch.inf])]), found.private.double().flatten(1).mean(dim=1)
     )
-    broadcast = attack.prepare(view, generator)
-    batches = [Batch(data.images[part], data.targets[part]) for part in torch.split(held, size)]
-    clients = [(batch, generator) for batch in batches]
-    update = run_round(broadcast, clients, recipe, channel=channel, generator=generator)
-    observation = Observation(
-        broadcast.model(0), update, recipe, "malicious_server", clients=len(batches), broadcast=broadcast
-    )
-    (result,) = attack.reconstruct([observation], [generator])
-    assert isinstance(result, Reconstruction), result
-    sought = batches[:1] if attack.mode == "separate" else batches
-    return Round(torch.cat([batch.images for batch in sought]), broadcast, observation, result)
-
-
-@pytest.fixture(scope="session")
-def films() -> Dataset:
-    """Phantoms of chest films, 28x28."""
-    return load_dataset(PhantomReader(kind="chest", count=1500, resolution=28), name="films", size=28, channels=1)
-
-
-@pytest.fixture(scope="session")
-def skin() -> Dataset:
-    """Phantoms of skin lesions, 28x28 in color."""
-    return load_dataset(PhantomReader(kind="skin", count=600, resolution=28), name="skin", size=28, channels=3)
 
 
 CHANNELS: list[Any] = [
@@ -140,8 +61,8 @@ CHANNELS: list[Any] = [
 
 def check(found: Round) -> None:
     """Nearly all that can be read came back, and no more candidates than images."""
-    assert found.alone >= 10
-    assert found.recovered >= (1 - LOSS) * found.alone
+    assert alone(found) >= 10
+    assert found.recovered >= (1 - LOSS) * alone(found)
     assert len(found.result.images) <= len(found.private)
 
 
@@ -158,12 +79,6 @@ def test_the_same_on_pneumoniamnist(mode: Any, channel: Channel, size: int, pneu
     check(attacked(MedLeak(mode=mode), pneumonia, size, channel=channel))
 
 
-@pytest.fixture(scope="session")
-def pneumonia() -> Dataset:
-    reader = MedMnistReader(path=Path(SHARED or "", "medmnist", "pneumoniamnist_subset.npz"))
-    return load_dataset(reader, name="pneumonia", size=28, channels=1)
-
-
 @pytest.mark.parametrize("kind", ["gradient", "delta", "weights"])
 def test_every_kind_of_update_and_colors(kind: Any, skin: Dataset) -> None:
     found = attacked(MedLeak(bins=256), skin, 16, recipe=replace(SGD, update=kind))
@@ -177,7 +92,7 @@ def test_the_published_scale_is_lost_in_rounding_and_the_calibrated_one_is_not(f
     published = attacked(MedLeak(scale=1.0), films, 32, channel=channel)
     calibrated = attacked(MedLeak(), films, 32, channel=channel)
     assert published.recovered == 0
-    assert calibrated.recovered >= (1 - LOSS) * calibrated.alone > 20
+    assert calibrated.recovered >= (1 - LOSS) * alone(calibrated) > 20
     assert "calibrated" in calibrated.broadcast.notes[0]
 
 
@@ -234,7 +149,7 @@ def test_any_model_takes_the_module(
     (result,) = attack.reconstruct([observation], [generator])
     assert isinstance(result, Reconstruction)
     found = Round(images[:8], broadcast, observation, result)
-    assert found.recovered >= found.alone >= 4
+    assert found.recovered >= alone(found) >= 4
 
 
 def test_smoothed_bins_hold_equal_shares_of_images_that_were_not_seen(films: Dataset) -> None:

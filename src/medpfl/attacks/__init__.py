@@ -13,6 +13,7 @@ from medpfl.attacks import (
     loki,
     medleak,
     peeling,
+    robbing_the_fed,
     spear,
 )
 from medpfl.attacks.base import ATTACKS, Attack
@@ -32,5 +33,6 @@ __all__ = [
     "loki",
     "medleak",
     "peeling",
+    "robbing_the_fed",
     "spear",
 ]

@@ -1,0 +1,99 @@
+"""One round that a malicious server prepared, played through on images, for the tests of crafted attacks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from medpfl.attacks.crafted import CraftedAttack, ServerView
+from medpfl.core.domain import Auxiliary, Batch, Broadcast, GlobalModel, Knowledge, Observation, Recipe, Reconstruction
+from medpfl.core.functional import assignment
+from medpfl.data.dataset import Dataset
+from medpfl.federation import Channel, Plain, run_round
+from medpfl.metrics.scoring import pairwise_mse
+from medpfl.models import build_model
+
+SGD = Recipe(update="weights", learning_rate=0.1)
+
+
+@dataclass(frozen=True)
+class Round:
+    """One attacked round: the private images that the attack is after, and what came back."""
+
+    private: Tensor
+    broadcast: Broadcast
+    observation: Observation
+    result: Reconstruction
+
+    @property
+    def recovered(self) -> int:
+        """Private images above 30 dB, one candidate each."""
+        if not len(self.result.images):
+            return 0
+        errors = pairwise_mse(self.private.double(), self.result.images.double())
+        rows, columns = assignment(errors)
+        return int((errors[rows, columns] < 1e-3).sum())
+
+
+def lenet(images: Dataset, seed: int) -> GlobalModel:
+    """An untrained LeNet for these images."""
+    shape, generator = tuple(images.images.shape[1:]), torch.Generator().manual_seed(seed)
+    return build_model("lenet_idlg", image_shape=shape, task=images.task, generator=generator)
+
+
+def attacked(
+    attack: CraftedAttack,
+    data: Dataset,
+    size: int,
+    *,
+    channel: Channel | None = None,
+    recipe: Recipe = SGD,
+    model: GlobalModel | None = None,
+    seed: int = 0,
+    sought: int | None = None,
+    places: Tensor | None = None,
+) -> Round:
+    """One round of clients with `size` images each that are not among the auxiliary ones.
+
+    sought: how many clients' images the attack is after, all by default. places: those of the private images in the
+    data; drawn by default.
+    """
+    channel = channel or Plain()
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(data), generator=generator)
+    held = order[: size * channel.client_count] if places is None else places
+    owned = order[~torch.isin(order, held)]
+    recipe = replace(recipe, batch_size=size)
+    auxiliary = Auxiliary(data.images[owned], data.targets[owned])
+    view = ServerView(
+        model=model or lenet(data, seed),
+        recipe=recipe,
+        update=recipe.update,
+        channel=channel,
+        examples=size,
+        threat_model="malicious_server",
+        can=attack.needs(),
+        knowledge=Knowledge(auxiliary=auxiliary),
+    )
+    broadcast = attack.prepare(view, generator)
+    batches = [Batch(data.images[part], data.targets[part]) for part in torch.split(held, size)]
+    clients = [(batch, generator) for batch in batches]
+    update = run_round(broadcast, clients, recipe, channel=channel, generator=generator)
+    observation = Observation(
+        broadcast.model(0), update, recipe, "malicious_server", clients=len(batches), broadcast=broadcast
+    )
+    (result,) = attack.reconstruct([observation], [generator])
+    assert isinstance(result, Reconstruction), result
+    private = torch.cat([batch.images for batch in batches[:sought]])
+    return Round(private, broadcast, observation, result)
+
+
+def alone_between(edges: Tensor, values: Tensor) -> int:
+    """How many values are the only ones between two neighbors of the edges, counted one by one."""
+    counted = [
+        [value for value in values.tolist() if low < value <= high]
+        for low, high in zip(edges.tolist(), edges.tolist()[1:], strict=False)
+    ]
+    return sum(len(held) == 1 for held in counted)
