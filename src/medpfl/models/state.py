@@ -8,11 +8,14 @@ import os
 import pickle
 import struct
 import warnings
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -20,6 +23,7 @@ from torch import Tensor
 
 from medpfl.core.domain import GlobalModel, Tensors
 from medpfl.core.errors import ModelError, StoreError
+from medpfl.core.memory import machine_memory
 from medpfl.models.probe import summary_of
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
@@ -59,13 +63,24 @@ def load_checkpoint(model: GlobalModel, path: Path) -> GlobalModel:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The named tensors in a checkpoint file; raises `ModelError` if it holds code or is damaged."""
+    """The named tensors in a checkpoint file: PyTorch state dict, safetensors or npz (arrays by name, in their order).
+
+    Raises `ModelError` if it holds code, is damaged, or is larger than this machine's memory.
+    """
     try:
         with path.open("rb") as file:
             start = file.read(9)
+            size = path.stat().st_size
     except OSError as error:
         raise ModelError(f"checkpoint '{path}' cannot be opened: {summary_of(error)}") from error
+    if size > machine_memory():
+        raise ModelError(
+            f"checkpoint '{path}' has {size / 2**30:.1f} GiB and this machine {machine_memory() / 2**30:.1f} GiB of "
+            "memory: read it on a larger one"
+        )
     safetensors = start[8:] == b"{"  # its header is JSON after eight bytes of length, which may look like a pickle
+    if start[:2] == b"PK" and (names := _arrays_in(path)):
+        return _read_npz(path, names)
     if not safetensors and (start[:2] == b"PK" or start[:1] == b"\x80"):
         return _tensors_in(_read_torch(path), path)
     try:
@@ -74,6 +89,27 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ModelError(
             f"checkpoint '{path}' is neither a readable safetensors file nor a PyTorch state dict "
             f"({summary_of(error)}): it may be truncated, copy it again"
+        ) from error
+
+
+def _arrays_in(path: Path) -> list[str]:
+    """Names of the arrays of an npz file, in their order; none of a PyTorch file or a damaged one."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return []
+    return [name.removesuffix(".npy") for name in names] if all(name.endswith(".npy") for name in names) else []
+
+
+def _read_npz(path: Path, names: list[str]) -> dict[str, Tensor]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: torch.from_numpy(archive[name]) for name in names}
+    except (*TORCH_ERRORS, zipfile.BadZipFile, zlib.error, NotImplementedError, MemoryError) as error:
+        raise ModelError(
+            f"checkpoint '{path}' is an npz file with objects beside numbers, or damaged ({summary_of(error)}): "
+            "save arrays of numbers only"
         ) from error
 
 

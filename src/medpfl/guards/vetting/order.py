@@ -1,0 +1,32 @@
+"""What comes first: a dense layer in front of everything else sees the images themselves."""
+
+from __future__ import annotations
+
+from medpfl.guards.vetting.base import Evidence, Measured, check
+from medpfl.guards.vetting.layers import first_trained
+
+
+@check(
+    "dense_first",
+    about="structure",
+    means="leaks",
+    threshold=0.0,
+    summary="a dense layer with biases before all others: its gradient holds its input, honest or not",
+    paper="Phong et al., IEEE TIFS 2018; Geiping et al., NeurIPS 2020, proposition 3.1",
+    limits="goes by the order of the tensors in the file; behavior shows what is used first",
+)
+def dense_first(evidence: Evidence) -> Measured | None:
+    """How many dense layers with biases come before any convolution, if the first layer is one."""
+    first = first_trained(evidence.tensors, evidence.layers)
+    if first is None:
+        return None
+    ahead = 0
+    for layer in evidence.layers.all:
+        if not layer.dense or layer.bias is None:
+            break
+        ahead += 1
+    if not first.dense or first.bias is None:
+        return Measured(0.0, first.name, "the first layer is no dense layer with biases")
+    before = " and stands before the first convolution" if evidence.layers.convolutions else ""
+    seen = f"the first layer is dense with biases{before}, so its gradient gives single images away"
+    return Measured(float(ahead), first.name, seen)

@@ -1,0 +1,128 @@
+"""What changed since a model that was trusted, such as the one of the round before."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from medpfl.core.domain import Tensors
+from medpfl.guards.vetting.base import Evidence, Measured, check, worst
+
+FEWEST_ENTRIES = 256
+"""Smaller tensors are not compared: a round of training may turn them around."""
+
+
+@check(
+    "other_tensors",
+    about="reference",
+    means="crafted",
+    threshold=0.0,
+    summary="tensors that the reference does not have, lacks, or has in another shape",
+    paper="Fowl et al.: Robbing the Fed, ICLR 2022: the modified architecture",
+)
+def other_tensors(evidence: Evidence) -> Measured | None:
+    """The number of tensors that differ in name or shape."""
+    assert evidence.reference is not None  # `vet` measures only where there is one
+    sentences = differences(evidence.tensors, evidence.reference)
+    if not sentences:
+        return Measured(0.0, "", "the same tensors in the same shapes")
+    more = f" and {len(sentences) - 3} more" if len(sentences) > 3 else ""
+    return Measured(float(len(sentences)), "", f"unlike the reference: {'; '.join(sentences[:3])}{more}")
+
+
+def differences(tensors: Tensors, reference: Tensors) -> list[str]:
+    """Half a sentence for every tensor that differs in name or shape, sorted by kind.
+
+    >>> differences({"a": torch.zeros(2)}, {"a": torch.zeros(3), "b": torch.zeros(1)})
+    ["'b' is missing", "'a' is (2,) instead of (3,)"]
+    """
+    new = [f"'{name}' is new" for name in tensors if name not in reference]
+    missing = [f"'{name}' is missing" for name in reference if name not in tensors]
+    shapes = [
+        f"'{name}' is {tuple(tensor.shape)} instead of {tuple(reference[name].shape)}"
+        for name, tensor in tensors.items()
+        if name in reference and tensor.shape != reference[name].shape
+    ]
+    return [*new, *missing, *shapes]
+
+
+@check(
+    "replaced_tensor",
+    about="reference",
+    means="crafted",
+    threshold=0.8,
+    summary="a weight that has nothing to do with the reference's any more",
+    limits="small changes that craft only some units stay below",
+)
+def replaced_tensor(evidence: Evidence) -> Measured | None:
+    """1 minus the cosine of a weight and its reference, at most 1: training for a round leaves it near 0."""
+    found = []
+    for name, tensor, before in _shared(evidence):
+        cosine = float((tensor * before).sum() / (tensor.norm() * before.norm()).clamp_min(1e-300))
+        seen = f"the weight has a cosine of {cosine:.2f} with the reference's, as if replaced"
+        found.append(Measured(min(1.0, 1.0 - cosine), name, seen))
+    return worst(found)
+
+
+@check(
+    "rescaled_tensor",
+    about="reference",
+    means="crafted",
+    threshold=1.0,
+    summary="a weight that is more than ten times as long or short as the reference's",
+)
+def rescaled_tensor(evidence: Evidence) -> Measured | None:
+    """|log10| of the ratio of the two lengths."""
+    found = []
+    for name, tensor, before in _shared(evidence):
+        ratio = float(tensor.norm() / before.norm())
+        seen = f"the weight is {ratio:.3g} times as long as the reference's"
+        found.append(Measured(abs(math.log10(max(ratio, 1e-300))), name, seen))
+    return worst(found)
+
+
+@check(
+    "other_distribution",
+    about="reference",
+    means="crafted",
+    threshold=0.3,
+    summary="a weight whose values are distributed in another way than the reference's",
+)
+def other_distribution(evidence: Evidence) -> Measured | None:
+    """The largest distance of the two distribution functions, values divided by their root mean square (0 to 1)."""
+    found = []
+    for name, tensor, before in _shared(evidence):
+        distance = _distance(_normalized(tensor), _normalized(before))
+        seen = f"the distribution of its values is {distance:.2f} away from the reference's (Kolmogorov-Smirnov)"
+        found.append(Measured(distance, name, seen))
+    return worst(found)
+
+
+def _shared(evidence: Evidence) -> list[tuple[str, Tensor, Tensor]]:
+    """Weights that both have in one shape, with enough entries, none of them zero throughout; in float64."""
+    assert evidence.reference is not None  # `vet` measures only where there is one
+    return [
+        (name, tensor.double(), evidence.reference[name].double())
+        for name, tensor in evidence.tensors.items()
+        if name in evidence.reference
+        and evidence.reference[name].shape == tensor.shape
+        and tensor.is_floating_point()
+        and tensor.ndim >= 2
+        and tensor.numel() >= FEWEST_ENTRIES
+        and bool(evidence.reference[name].any())
+    ]
+
+
+def _normalized(tensor: Tensor) -> Tensor:
+    """Up to 20,000 of the values, sorted, divided by their root mean square."""
+    step = max(1, tensor.numel() // 20_000)
+    values = tensor.flatten()[::step]
+    return (values / values.square().mean().sqrt().clamp_min(1e-300)).sort().values
+
+
+def _distance(first: Tensor, second: Tensor) -> float:
+    points = torch.cat([first, second]).sort().values
+    below = [torch.searchsorted(values, points, right=True) / len(values) for values in (first, second)]
+    return float((below[0] - below[1]).abs().max())
