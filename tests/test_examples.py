@@ -176,3 +176,31 @@ def test_the_medleak_example_reads_through_every_channel_and_is_not_refused() ->
     ways = {(cell.channel.name, cell.attack.params["mode"]) for cell in found}
     assert ways >= {(name, mode) for name in ("secure_sum", "secagg_plus") for mode in ("separate", "joint")}
     assert {cell.recipe.recipe.private_images for cell in found} == {16, 64}
+
+
+MEDLEAK = {
+    "medleak_medmnist": ({"pneumoniamnist", "isic2017", "mednist"}, {16, 64}),
+    "medleak_medmnist_phantom": ({"films", "skin", "brain"}, {16, 64}),
+    "medleak_224": ({"covid_cxr", "brain_mri", "melanoma"}, {8}),
+    "medleak_224_phantom": ({"films"}, {8}),
+    "medleak_own": ({"own"}, {64, 256}),
+}
+
+
+@pytest.mark.parametrize("name", MEDLEAK)
+def test_medleak_on_published_kinds_of_images_is_not_refused(name: str) -> None:
+    """Every setting meets MedLeak; the plain recipe stands beside it, except on the user's own images."""
+    datasets, batches = MEDLEAK[name]
+    plain = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+    for entry in plain["data"]:
+        if entry.pop("path", None) is not None:
+            entry["reader"] = "phantom"
+    found = cells(parse_spec(plain, base=FOLDER))
+    assert [refusal(cell) for cell in found] == [None] * len(found)
+    assert {cell.dataset.id for cell in found} == datasets
+    assert {cell.recipe.recipe.private_images for cell in found} == batches
+    assert {cell.channel.name for cell in found} == {"plain", "secagg_plus"}
+    calibrated = {(cell.dataset.id, cell.recipe.id) for cell in found if cell.attack.params["scale"] == "auto"}
+    published = {(cell.dataset.id, cell.recipe.id) for cell in found if cell.attack.params["scale"] == 1}
+    assert published == (set() if name == "medleak_own" else calibrated)
+    assert {cell.dataset.settings.size for cell in found if "224" in name} <= {224}

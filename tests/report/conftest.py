@@ -17,6 +17,7 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from medpfl.metrics.cells import summarize_cell
+from medpfl.metrics.recovery import recovery_rates
 from medpfl.report.views import AXES
 
 HOSTILE = """<script>alert(1)</script>"'&{{ 7 * 7 }}$x_1$"""
@@ -164,6 +165,7 @@ def write_audit(
             rows = cell_rows(folder, spec, victims)
             results += rows
             row |= summarize_cell(pd.DataFrame(rows), threshold=0.9, seed=0)
+            row |= recovery_rates(pd.DataFrame(rows), seed=0)
             counts["cases"] += victims
             counts["failed"] += len(spec.failed)
             counts["blocked"] += len(spec.blocked)

@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from medpfl.report import settings
-from medpfl.report.curves import THRESHOLDS, columns, panels
+from medpfl.report.curves import DECIBELS, THRESHOLDS, columns, panels
 from medpfl.report.figures import success_svg
 from medpfl.report.formatting import DASH
 from medpfl.report.gallery import chosen_victims, gallery, picture
@@ -25,7 +25,7 @@ from medpfl.report.loading import load_audit
 from medpfl.report.problems import failure_groups, refusal_groups, silent_groups
 from medpfl.report.redaction import REMOVED, WITHHELD, without_items
 from medpfl.report.table import cell_table
-from medpfl.report.views import Audit, Cell, ImageResult, Measured
+from medpfl.report.views import Audit, Cell, ImageResult, Measured, Null
 
 MakeAudit = Callable[..., Path]
 MakeSpec = Callable[..., Any]
@@ -54,6 +54,32 @@ def test_a_curve_counts_failed_images_and_meets_the_stored_rate() -> None:
     assert panel.lines[0].values[0] == 0.75
     assert panel.lines[0].values[-1] == 0.0
     assert panel.images == 4
+
+
+def test_decibels_stand_beside_the_curve_for_attack_and_nulls_alike() -> None:
+    nulls = {"null_ssim": {"nearest": 0.5}, "null_psnr": {"nearest": 19.0}}
+    results = (
+        row(0, 0.95, psnr=30.0, **nulls),
+        row(1, 0.9, psnr=99.0, status="failed", **nulls),
+        row(2, 0.1, psnr=20.0),
+    )
+    panel = panels([Cell("c", axes(), results=results)], 0.9)[0]
+    assert dict(zip(DECIBELS, panel.lines[0].decibels, strict=True)) == {18: 2 / 3, 25: 1 / 3, 30: 1 / 3, 40: 0}
+    assert dict(zip(DECIBELS, panel.nulls[0].decibels, strict=True)) == {18: 1, 25: 0, 30: 0, 40: 0}
+
+
+def test_the_recovery_rate_is_shown_with_its_nulls_where_anything_was_recovered() -> None:
+    def column(rate: float) -> tuple[bool, str, str]:
+        cell = Cell("c", axes(), recovered=Measured(rate, 0.2, 0.9), nulls={"noise": Null("noise", recovered=0.25)})
+        table = cell_table([cell], 0.9)
+        ((place, found),) = [(place, one) for place, one in enumerate(table.columns) if one.title == "Above 30 dB"]
+        return found.essential, table.rows[0][place].text, table.rows[0][place].note
+
+    essential, text, note = column(0.5)
+    assert essential
+    assert text == "50%"
+    assert "nulls 25%" in note
+    assert not column(0.0)[0]
 
 
 def test_the_audits_own_threshold_is_written_out() -> None:

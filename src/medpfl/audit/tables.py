@@ -24,6 +24,7 @@ from medpfl.audit.spec import Spec
 from medpfl.audit.store import SCHEMA, Store
 from medpfl.core.version import __version__
 from medpfl.metrics.cells import summarize_cell, supplement_cell
+from medpfl.metrics.recovery import recovery_rates
 
 RESULT_COLUMNS = (
     "case", "cell", "seed", *AXES, "oracle", "adaptive", "victim", "client", "position", "item", "status", "reason",
@@ -41,6 +42,8 @@ CELL_COLUMNS = (
     "gain_psnr", "gain_ssim", "utility_balanced_accuracy", "utility_balanced_accuracy_low",
     "utility_balanced_accuracy_high", "utility_auc", "utility_auc_low", "utility_auc_high",
     "label_accuracy", "mask_dice_mean", "legacy_asr", "legacy_ssim_mean", "legacy_mse_mean", "diagnosis_of", "change",
+    "recovered", "recovered_low", "recovered_high",
+    *(f"null_{name}_recovered" for name in ("class_mean", "nearest", "noise")),
     "schema",
 )  # fmt: skip
 
@@ -118,6 +121,7 @@ def _cell_rows(store: Store, spec: Spec, frame: pd.DataFrame) -> list[dict[str, 
             rows = rows if rows is not None else frame.iloc[:0]
             row |= summarize_cell(rows, threshold=spec.success_threshold, seed=0)
             row |= supplement_cell(rows, threshold=spec.success_threshold)
+            row |= recovery_rates(rows, seed=0)
             expected = victims.get(str(cell.columns["dataset"]), 0)
             if is_extra(cell.cell) and spec.diagnose is not None:
                 expected = min(expected, spec.diagnose.victims * len(spec.seeds))

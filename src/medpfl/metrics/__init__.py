@@ -54,6 +54,13 @@ METRICS.add(
     summary="The attack success rate at every SSIM threshold.",
 )
 METRICS.add(
+    "recovered",
+    Metric("share, 0 to 1", "higher", "cell"),
+    summary="Recovery rate: share of all private images with a PSNR above 30 dB, beside the same of the null baselines.",
+    limits="Failed and blocked images count as not recovered. Papers also use 18 dB, which another patient's picture "
+    "often reaches.",
+)
+METRICS.add(
     "label_accuracy",
     Metric("share, 0 to 1", "higher", "cell"),
     summary="Share of the images with an inferred label whose label was inferred rightly.",

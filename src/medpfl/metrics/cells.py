@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from medpfl.metrics.nulls import NULLS
 from medpfl.metrics.statistics import Interval, bootstrap_mean, median, success_rate
@@ -29,11 +31,11 @@ def summarize_cell(rows: pd.DataFrame, *, threshold: float, seed: int) -> Summar
     - Intervals resample victims (`medpfl.metrics.statistics`).
     """
     rows = _with_columns(rows, "seed", "victim", "status")
-    victims = rows.groupby(["seed", "victim"], sort=True).ngroup().to_numpy()
+    victims = victims_of(rows)
     status = rows["status"].astype(str)
     done = (status == "done").to_numpy()
     finished = rows[done]
-    success = (_numbers(rows, "ssim") >= threshold).to_numpy() & done
+    success = (numbers(rows, "ssim") >= threshold).to_numpy() & done
 
     summary: Summary = {
         "victims": len(set(victims.tolist())),
@@ -43,16 +45,16 @@ def summarize_cell(rows: pd.DataFrame, *, threshold: float, seed: int) -> Summar
         "blocked": int((status == "blocked").sum()),
         "complete": len(rows) > 0 and bool(done.all()),
     }
-    summary |= _interval("asr", success_rate(success, victims, seed=seed), mean="asr")
+    summary |= interval_columns("asr", success_rate(success, victims, seed=seed), mean="asr")
     for name in FIDELITY:
-        values = _numbers(finished, name).to_numpy()
-        summary |= _interval(name, bootstrap_mean(values, victims[done], seed=seed), mean=f"{name}_mean")
+        values = numbers(finished, name).to_numpy()
+        summary |= interval_columns(name, bootstrap_mean(values, victims[done], seed=seed), mean=f"{name}_mean")
         summary[f"{name}_median"] = median(values)
     for name in NULLS:
-        summary[f"null_{name}_psnr"] = _mean(_numbers(finished, f"null_{name}_psnr"))
-        summary[f"null_{name}_ssim"] = _mean(_numbers(finished, f"null_{name}_ssim"))
-        everywhere = _numbers(rows, f"null_{name}_ssim").dropna()
-        summary[f"null_{name}_asr"] = _mean((everywhere >= threshold).astype(float))
+        summary[f"null_{name}_psnr"] = mean_or_none(numbers(finished, f"null_{name}_psnr"))
+        summary[f"null_{name}_ssim"] = mean_or_none(numbers(finished, f"null_{name}_ssim"))
+        everywhere = numbers(rows, f"null_{name}_ssim").dropna()
+        summary[f"null_{name}_asr"] = mean_or_none((everywhere >= threshold).astype(float))
     for name in ("psnr", "ssim"):
         summary[f"gain_{name}"] = _gain(summary, name)
     return summary
@@ -71,13 +73,13 @@ def supplement_cell(rows: pd.DataFrame, *, threshold: float) -> Summary:
     finished = rows[done]
     correct = finished["label_correct"].dropna().astype(str).str.lower()
     correct = correct[correct.isin(["true", "false"])]
-    legacy = (_numbers(rows, "legacy_ssim") >= threshold).to_numpy() & done
+    legacy = (numbers(rows, "legacy_ssim") >= threshold).to_numpy() & done
     return {
-        "label_accuracy": _mean((correct == "true").astype(float)),
-        "mask_dice_mean": _mean(_numbers(finished, "mask_dice").dropna()),
+        "label_accuracy": mean_or_none((correct == "true").astype(float)),
+        "mask_dice_mean": mean_or_none(numbers(finished, "mask_dice").dropna()),
         "legacy_asr": float(legacy.mean()) if len(rows) else None,
-        "legacy_ssim_mean": _mean(_numbers(finished, "legacy_ssim"), strict=True),
-        "legacy_mse_mean": _mean(_numbers(finished, "legacy_mse"), strict=True),
+        "legacy_ssim_mean": mean_or_none(numbers(finished, "legacy_ssim"), strict=True),
+        "legacy_mse_mean": mean_or_none(numbers(finished, "legacy_mse"), strict=True),
     }
 
 
@@ -86,19 +88,26 @@ def _with_columns(rows: pd.DataFrame, *columns: str) -> pd.DataFrame:
     return rows.reindex(columns=[*rows.columns, *(column for column in columns if column not in rows.columns)])
 
 
-def _numbers(rows: pd.DataFrame, column: str) -> pd.Series[float]:
+def victims_of(rows: pd.DataFrame) -> NDArray[np.int64]:
+    """The number of the victim that each row belongs to, counted over all seeds."""
+    return rows.groupby(["seed", "victim"], sort=True).ngroup().to_numpy(dtype=np.int64)
+
+
+def numbers(rows: pd.DataFrame, column: str) -> pd.Series[float]:
     """A column as floats; NaN where it is empty or not there."""
     if column not in rows.columns:
         return pd.Series(float("nan"), index=rows.index, dtype="float64")
     return pd.to_numeric(rows[column]).astype("float64")
 
 
-def _mean(values: pd.Series[float], *, strict: bool = False) -> float | None:
+def mean_or_none(values: pd.Series[float], *, strict: bool = False) -> float | None:
+    """The mean; None without values, and with `strict` as soon as one is missing."""
     mean = float(values.mean(skipna=not strict)) if len(values) else float("nan")
     return None if mean != mean else mean
 
 
-def _interval(name: str, interval: Interval, *, mean: str) -> Summary:
+def interval_columns(name: str, interval: Interval, *, mean: str) -> Summary:
+    """An interval as columns: the mean under its own name, then `name_low` and `name_high`."""
     return {mean: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 

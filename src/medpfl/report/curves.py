@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,17 +18,21 @@ Floats = NDArray[np.float64]
 THRESHOLDS: Floats = np.linspace(0.0, 1.0, 201)
 """SSIM thresholds at which curves are drawn."""
 
+DECIBELS = (18.0, 25.0, 30.0, 40.0)
+"""PSNR thresholds beside them: 18 dB is what some papers count as recovered, and other patients' pictures reach it."""
+
 MOST_LINES = 8
 """Lines that can be told apart in one panel."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """The success rate of one cell at every threshold. `values` is aligned with `THRESHOLDS`."""
+    """The success rate of one cell at every threshold. `values` is aligned with `THRESHOLDS`, `decibels` with `DECIBELS`."""
 
     label: str
     values: Floats
     at: tuple[float, ...]
+    decibels: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class NullMark:
     values: Floats | None
     rate: float | None
     at: tuple[float | None, ...]
+    decibels: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,7 @@ def _panel(cells: Sequence[Cell], title: str, threshold: float) -> Panel:
             _label(cell, one_attack),
             _curve(_scores(cell.results), THRESHOLDS),
             tuple(_curve(_scores(cell.results), at)),
+            tuple(_curve(_scores(cell.results, "psnr"), DECIBELS)),
         )
         for cell in cells
     )
@@ -95,18 +102,24 @@ def _null_mark(cells: Sequence[Cell], name: str, at: Sequence[float], threshold:
         scores = [result.null_ssim[name] for result in cell.results if name in result.null_ssim]
         if scores:
             values = np.asarray(scores, dtype=np.float64)
-            return NullMark(name, _curve(values, THRESHOLDS), _curve(values, [threshold])[0], tuple(_curve(values, at)))
+            decibels = np.asarray([result.null_psnr.get(name, np.nan) for result in cell.results], dtype=np.float64)
+            return NullMark(
+                name,
+                _curve(values, THRESHOLDS),
+                _curve(values, [threshold])[0],
+                tuple(_curve(values, at)),
+                tuple(_curve(decibels[~np.isnan(decibels)], DECIBELS)),
+            )
         null = cell.nulls.get(name)
         if null is not None and null.asr is not None:
             return NullMark(name, None, null.asr, tuple(null.asr if value == threshold else None for value in at))
     return None
 
 
-def _scores(results: Sequence[ImageResult]) -> Floats:
-    """SSIM of every private image; NaN where the case failed or a guard stopped it."""
-    return np.asarray(
-        [result.ssim if result.finished and result.ssim is not None else np.nan for result in results], dtype=np.float64
-    )
+def _scores(results: Sequence[ImageResult], metric: Literal["ssim", "psnr"] = "ssim") -> Floats:
+    """SSIM or PSNR of every private image; NaN where the case failed or a guard stopped it."""
+    values = [getattr(result, metric) if result.finished else None for result in results]
+    return np.asarray([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
 def _curve(values: Floats, at: Sequence[float] | Floats) -> Floats:

@@ -99,7 +99,10 @@ def _results_by_cell(rows: list[Row]) -> dict[str, tuple[ImageResult, ...]]:
 
 
 def _image_result(row: Row) -> ImageResult:
-    null_ssim = {null: number(row.get(f"null_{null}_ssim")) for null in NULLS}
+    null_ssim, null_psnr = (
+        {null: value for null in NULLS if (value := number(row.get(f"null_{null}_{metric}"))) is not None}
+        for metric in ("ssim", "psnr")
+    )
     return ImageResult(
         case=row.get("case", ""),
         cell=row.get("cell", ""),
@@ -127,13 +130,15 @@ def _image_result(row: Row) -> ImageResult:
         reconstruction_mask=row.get("reconstruction_mask", ""),
         mask_dice=number(row.get("mask_dice")),
         fallback=row.get("status") == "done" and row.get("candidate") == "",
-        null_ssim={null: value for null, value in null_ssim.items() if value is not None},
+        null_ssim=null_ssim,
+        null_psnr=null_psnr,
     )
 
 
 def _cell(row: Row, results: tuple[ImageResult, ...]) -> Cell:
     nulls = (
-        Null(null, *(number(row.get(f"null_{null}_{metric}")) for metric in ("psnr", "ssim", "asr"))) for null in NULLS
+        Null(null, *(number(row.get(f"null_{null}_{metric}")) for metric in ("psnr", "ssim", "asr", "recovered")))
+        for null in NULLS
     )
     utility = {name: _measured(row, name, name) for name in UTILITY}
     return Cell(
@@ -154,6 +159,7 @@ def _cell(row: Row, results: tuple[ImageResult, ...]) -> Cell:
         psnr=_measured(row, "psnr", "psnr_mean"),
         ssim=_measured(row, "ssim", "ssim_mean"),
         mse=_measured(row, "mse", "mse_mean"),
+        recovered=_measured(row, "recovered", "recovered"),
         nulls={null.name: null for null in nulls if (null.psnr, null.ssim, null.asr) != (None, None, None)},
         gain_psnr=number(row.get("gain_psnr")),
         gain_ssim=number(row.get("gain_ssim")),

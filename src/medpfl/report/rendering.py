@@ -17,7 +17,7 @@ from markupsafe import Markup
 from medpfl.audit.files import write_atomically
 from medpfl.report import answer, diagnosis_wording, formatting, settings, wording
 from medpfl.report.comparison import outcomes
-from medpfl.report.curves import Panel, columns, panels
+from medpfl.report.curves import DECIBELS, Panel, columns, panels
 from medpfl.report.diagnosis import Diagnosis, diagnoses, pictured, scale
 from medpfl.report.figures import NULL_STYLES, Style, line_style, success_svg
 from medpfl.report.gallery import Picture, gallery, picture
@@ -96,6 +96,7 @@ def render(audit: Audit, folder: Path, *, images: bool) -> str:
             table=cell_table(audit.cells, audit.threshold),
             chart_groups=_charts(audit),
             curve_columns=columns(audit.threshold),
+            curve_decibels=DECIBELS,
             diagnoses=[(one, _compared(one, folder) if images else ()) for one in diagnosed],
             decibels=scale(diagnosed),
             gallery=gallery(audit.cells, folder) if images else None,

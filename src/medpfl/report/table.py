@@ -148,6 +148,14 @@ def _number_columns(cells: Sequence[Cell], threshold: float) -> list[Column]:
             True,
             lambda cell: Value(percent(cell.best_null_asr), cell.best_null_asr),
         ),
+        Column(
+            "Above 30 dB",
+            "share of all private images with a PSNR above 30 dB (recovery rate), with its 95% interval and the highest "
+            "share of a null baseline",
+            True,
+            any(cell.recovered.value for cell in cells),
+            lambda cell: Value(percent(cell.recovered.value), cell.recovered.value, _recovered_note(cell)),
+        ),
         Column("PSNR", "mean in dB, with its 95% interval", True, True, lambda cell: _mean(cell.psnr, 1)),
         Column(
             "Best null PSNR",
@@ -264,6 +272,13 @@ def _null_column(null: str, title: str, metric: str, essential: bool) -> Column:
         return _number(getattr(found, metric) if found else None, 1 if metric == "psnr" else 2)
 
     return Column(title, f"null baseline: mean {metric.upper()}{unit} of {words}", True, essential, value)
+
+
+def _recovered_note(cell: Cell) -> str:
+    """Interval and best null of a recovery rate."""
+    null = cell.best_null_recovered
+    parts = (percent_interval(cell.recovered), "" if null is None else f"nulls {percent(null)}")
+    return "; ".join(part for part in parts if part)
 
 
 def _status(cell: Cell) -> Value:

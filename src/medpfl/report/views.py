@@ -38,11 +38,12 @@ class Null:
     psnr: float | None = None
     ssim: float | None = None
     asr: float | None = None
+    recovered: float | None = None
 
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One private image: a row of `results.csv`. `null_ssim` maps null baselines to this image's score, if stored.
+    """One private image: a row of `results.csv`. `null_ssim` and `null_psnr` map null baselines to this image's score, if stored.
 
     `truth_mask` and `reconstruction_mask` are pictures of a segmentation model's masks, empty where there are none.
 
@@ -76,6 +77,7 @@ class ImageResult:
     mask_dice: float | None = None
     fallback: bool = False
     null_ssim: Mapping[str, float] = field(default_factory=dict)
+    null_psnr: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -112,6 +114,7 @@ class Cell:
     psnr: Measured = Measured()
     ssim: Measured = Measured()
     mse: Measured = Measured()
+    recovered: Measured = Measured()
     nulls: Mapping[str, Null] = field(default_factory=dict)
     gain_psnr: float | None = None
     gain_ssim: float | None = None
@@ -160,6 +163,11 @@ class Cell:
     def best_null_asr(self) -> float | None:
         """The highest success rate of a null baseline."""
         return max((null.asr for null in self.nulls.values() if null.asr is not None), default=None)
+
+    @cached_property
+    def best_null_recovered(self) -> float | None:
+        """The highest recovery rate of a null baseline."""
+        return max((null.recovered for null in self.nulls.values() if null.recovered is not None), default=None)
 
     @cached_property
     def successes(self) -> int | None:
