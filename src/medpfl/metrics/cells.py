@@ -90,7 +90,8 @@ def _with_columns(rows: pd.DataFrame, *columns: str) -> pd.DataFrame:
 
 def victims_of(rows: pd.DataFrame) -> NDArray[np.int64]:
     """The number of the victim that each row belongs to, counted over all seeds."""
-    return rows.groupby(["seed", "victim"], sort=True).ngroup().to_numpy(dtype=np.int64)
+    found: NDArray[np.int64] = rows.groupby(["seed", "victim"], sort=True).ngroup().to_numpy(dtype=np.int64)
+    return found
 
 
 def numbers(rows: pd.DataFrame, column: str) -> pd.Series[float]:
