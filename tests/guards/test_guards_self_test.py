@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from medpfl.attacks.crafted import ServerView
-from medpfl.attacks.leakage_module import BIAS, FRONT, WEIGHT
+from medpfl.attacks.front import BIAS, FRONT, WEIGHT
+from medpfl.attacks.front import SECOND_WEIGHT as SECOND
 from medpfl.attacks.medleak import MedLeak
 from medpfl.core.domain import Auxiliary, Batch, GlobalModel, Knowledge, Recipe, Tensors
 from medpfl.core.tasks import SingleLabel
@@ -22,7 +23,6 @@ from medpfl.federation.client import client_step
 from medpfl.guards.self_test import SelfTest, self_test
 from medpfl.models import build_model, prepare
 
-SECOND = f"{FRONT}.second.weight"
 Disguise = Callable[[GlobalModel, torch.Generator], GlobalModel]
 
 
