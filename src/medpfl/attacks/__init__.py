@@ -2,6 +2,7 @@
 
 from medpfl.attacks import (
     april,
+    ares,
     cpl,
     dlg,
     feature_readout,
@@ -22,6 +23,7 @@ __all__ = [
     "ATTACKS",
     "Attack",
     "april",
+    "ares",
     "cpl",
     "dlg",
     "feature_readout",

@@ -31,7 +31,7 @@ def last_dense(model: GlobalModel) -> DenseLayer | str:
     names = [name for name, tensor in model.parameters.items() if tensor.ndim == 2]
     if not names:
         return "the model has no dense layer"
-    layer = _layer(model, names[-1])
+    layer = dense_layer(model, names[-1])
     rows, classes = int(model.parameters[layer.weight].shape[0]), model.task.classes
     if rows != classes:
         return f"the last dense layer '{layer.module}' has {rows} rows, not one per class ({classes})"
@@ -50,7 +50,7 @@ def first_dense(model: GlobalModel) -> DenseLayer | str:
     if model.parameters[name].ndim != 2:
         kind = "convolution or other" if model.parameters[name].ndim > 2 else "normalization or other"
         return f"the first trainable layer is no dense layer ('{name}' belongs to a {kind} layer)"
-    layer = _layer(model, name)
+    layer = dense_layer(model, name)
     if layer.bias is None:
         return f"the first dense layer '{layer.module}' has no bias, so nothing can be divided by its gradient"
     return layer
@@ -119,7 +119,8 @@ def pixel_map(model: GlobalModel, layer: DenseLayer) -> tuple[Tensor, Tensor] | 
     return shift, factor
 
 
-def _layer(model: GlobalModel, weight: str) -> DenseLayer:
+def dense_layer(model: GlobalModel, weight: str) -> DenseLayer:
+    """The dense layer whose weights have this name, with its bias where it has one."""
     module = weight.rpartition(".")[0]
     bias = f"{module}.bias" if module else "bias"
     tensor = model.parameters.get(bias)
