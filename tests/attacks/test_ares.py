@@ -141,7 +141,7 @@ def test_with_few_equations_the_sparse_image_is_found_where_least_squares_fail()
     images = smooth(300, (1, 16, 16))
     rounds = {}
     for solver in ("sparse", "least_squares"):
-        attack = Ares(solver=solver, iterations=1000, tolerance=10.0)  # type: ignore[arg-type]
+        attack = Ares(solver=solver, iterations=1000, tolerance=10.0)
         rounds[solver] = ares_round(attack, convolutional(2, (1, 16, 16)), images, 8)
     mask = readable(rounds["sparse"])
     private = rounds["sparse"].clients[0][mask]

@@ -108,7 +108,7 @@ def _neutral(model: GlobalModel) -> dict[str, Tensor]:
         prefix = f"{path}." if path else ""
         if getattr(module, "functional_batch_norm", False) and f"{prefix}running_var" in values:
             values[f"{prefix}running_mean"] = torch.zeros_like(values[f"{prefix}running_mean"])
-            values[f"{prefix}running_var"] = torch.full_like(values[f"{prefix}running_var"], 1.0 - float(module.eps))  # type: ignore[arg-type]
+            values[f"{prefix}running_var"] = torch.full_like(values[f"{prefix}running_var"], 1.0 - float(module.eps))
     return values
 
 
@@ -187,13 +187,14 @@ def sparsest(matrix: Tensor, offset: Tensor, seen: Tensor, shape: tuple[int, ...
     particular = right.T @ ((left[:, kept].T @ (seen - offset)[active]) / values[kept])
 
     def fulfilling(image: Tensor) -> Tensor:
-        return image - right.T @ (right @ image) + particular
+        onto: Tensor = image - right.T @ (right @ image) + particular
+        return onto
 
     transform, back = block_cosines(shape)
     coefficients = transform(particular)
     threshold = 0.1 * float(coefficients.abs().mean()) + 1e-12
     dual = torch.zeros_like(coefficients)
-    image = particular
+    image: Tensor = particular
     for _ in range(iterations):
         image = fulfilling(back(coefficients - dual))
         moved = transform(image) + dual
@@ -220,13 +221,18 @@ def block_cosines(shape: tuple[int, ...]) -> tuple[Callable[[Tensor], Tensor], C
 
 def _cosine_blocks(side: int) -> Tensor:
     blocks = [_cosines(min(BLOCK, side - start)) for start in range(0, side, BLOCK)]
-    return torch.block_diag(*blocks)
+    found = torch.zeros(side, side, dtype=torch.float64)
+    for place, block in enumerate(blocks):
+        here = slice(place * BLOCK, place * BLOCK + len(block))
+        found[here, here] = block
+    return found
 
 
 def _cosines(size: int) -> Tensor:
     places = torch.arange(size, dtype=torch.float64)
     rows = torch.cos(math.pi / size * (places + 0.5) * places[:, None])
-    return rows / rows.norm(dim=1, keepdim=True)
+    unit: Tensor = rows / rows.norm(dim=1, keepdim=True)
+    return unit
 
 
 def _squares(values: Tensor) -> Tensor:
