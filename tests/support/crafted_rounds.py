@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from attacked_rounds import attacked_round, count_recovered
 from torch import Tensor
 
-from medpfl.attacks.crafted import CraftedAttack, ServerView
-from medpfl.core.domain import Auxiliary, Batch, Broadcast, GlobalModel, Knowledge, Observation, Recipe, Reconstruction
-from medpfl.core.functional import assignment
+from medpfl.attacks.crafted import CraftedAttack
+from medpfl.core.domain import Auxiliary, Batch, Broadcast, GlobalModel, Observation, Recipe, Reconstruction
 from medpfl.data.dataset import Dataset
-from medpfl.federation import Channel, Plain, run_round
-from medpfl.metrics.scoring import pairwise_mse
+from medpfl.federation import Channel, Plain
 from medpfl.models import build_model
 
 SGD = Recipe(update="weights", learning_rate=0.1)
@@ -30,11 +29,7 @@ class Round:
     @property
     def recovered(self) -> int:
         """Private images above 30 dB, one candidate each."""
-        if not len(self.result.images):
-            return 0
-        errors = pairwise_mse(self.private.double(), self.result.images.double())
-        rows, columns = assignment(errors)
-        return int((errors[rows, columns] < 1e-3).sum())
+        return count_recovered(self.private, self.result.images)
 
 
 def lenet(images: Dataset, seed: int) -> GlobalModel:
@@ -61,33 +56,21 @@ def attacked(
     data; drawn by default.
     """
     channel = channel or Plain()
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(data), generator=generator)
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
     held = order[: size * channel.client_count] if places is None else places
     owned = order[~torch.isin(order, held)]
-    recipe = replace(recipe, batch_size=size)
-    auxiliary = Auxiliary(data.images[owned], data.targets[owned])
-    view = ServerView(
-        model=model or lenet(data, seed),
-        recipe=recipe,
-        update=recipe.update,
-        channel=channel,
-        examples=size,
-        threat_model="malicious_server",
-        can=attack.needs(),
-        knowledge=Knowledge(auxiliary=auxiliary),
-    )
-    broadcast = attack.prepare(view, generator)
     batches = [Batch(data.images[part], data.targets[part]) for part in torch.split(held, size)]
-    clients = [(batch, generator) for batch in batches]
-    update = run_round(broadcast, clients, recipe, channel=channel, generator=generator)
-    observation = Observation(
-        broadcast.model(0), update, recipe, "malicious_server", clients=len(batches), broadcast=broadcast
+    found = attacked_round(
+        attack,
+        model or lenet(data, seed),
+        batches,
+        Auxiliary(data.images[owned], data.targets[owned]),
+        replace(recipe, batch_size=size),
+        channel=channel,
+        seed=seed,
     )
-    (result,) = attack.reconstruct([observation], [generator])
-    assert isinstance(result, Reconstruction), result
     private = torch.cat([batch.images for batch in batches[:sought]])
-    return Round(private, broadcast, observation, result)
+    return Round(private, found.broadcast, found.observation, found.result)
 
 
 def alone_between(edges: Tensor, values: Tensor) -> int:
