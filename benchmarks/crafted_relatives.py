@@ -1,0 +1,204 @@
+"""MedLeak and its relatives on the same rounds: what comes back, and what can come back at most.
+
+    python benchmarks/crafted_relatives.py --data pneumonia skin --images 16 64 --rounds 5 --csv relatives.csv
+
+Every attack meets the same nets, private images and auxiliary images, and clients of one float32 SGD step that send
+weights. `read` is the share of the images that the attack is after which come back above 30 dB, one candidate each, with a 95%
+interval over rounds. `at most` is the share that can be read in closed form, counted from the truth (for scoring only),
+`closed form` its expectation. The last column is the share of images that have an auxiliary image above 30 dB: what an
+attacker has who sees no update.
+
+A new attack is one more `Case` in `crafted_cases.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from crafted_cases import CASES, Case
+from torch import Tensor
+
+from medpfl.attacks.crafted import ServerView
+from medpfl.core.domain import Auxiliary, Batch, Knowledge, Observation, Recipe, Reconstruction
+from medpfl.core.functional import assignment
+from medpfl.core.seeding import generator
+from medpfl.data import Dataset, MedMnistReader, PhantomReader, load_dataset
+from medpfl.federation import Channel, Plain, SecAggPlus, SecureSum, run_round
+from medpfl.metrics.scoring import pairwise_mse
+from medpfl.metrics.statistics import success_rate
+
+RECOVERED = 1e-3
+"""Mean squared error of 30 dB."""
+
+COLUMNS = (
+    "data", "channel", "clients", "images", "attack", "rounds", "after", "read", "low", "high", "psnr",
+    "at_most", "closed_form", "candidates", "nearest_auxiliary", "seconds",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Played:
+    """One round: which images the attack is after came back, which can at most, PSNR of the pairs, candidates, seconds."""
+
+    read: Tensor
+    at_most: Tensor | None
+    psnr: Tensor
+    candidates: int
+    near_auxiliary: Tensor
+    seconds: float
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints the table row by row as it is measured, and writes it as CSV."""
+    options = _options(arguments)
+    torch.set_num_threads(options.threads)
+    rows = []
+    print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}", flush=True)
+    for row in _rows(options):
+        rows.append(row)
+        print(f"| {' | '.join(row[column] for column in COLUMNS)} |", flush=True)
+    if options.csv:
+        with Path(options.csv).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def _rows(options: argparse.Namespace) -> Iterator[dict[str, str]]:
+    for name in options.data:
+        data = _dataset(name)
+        for channel_name in options.channels:
+            channel = _channel(channel_name, options.clients)
+            for images in options.images:
+                for case in CASES:
+                    wanted = any(part in case.label for part in options.attacks) if options.attacks else True
+                    if channel_name not in case.channels or not wanted:
+                        continue
+                    played = [_play(case, data, images, channel, options.units, seed) for seed in range(options.rounds)]
+                    yield {"data": name, "channel": channel_name, **_row(case, played, images, channel, options.units)}
+
+
+def _play(case: Case, data: Dataset, images: int, channel: Channel, units: int, seed: int) -> Played:
+    """The round of this seed: private images, net and auxiliary images are the same for every attack."""
+    started = time.process_time()
+    order = torch.randperm(len(data), generator=generator("division", seed))
+    held = torch.split(order[: images * channel.client_count], images)
+    owned = order[images * channel.client_count :]
+    clients = [Batch(data.images[part], data.targets[part]) for part in held]
+    recipe = Recipe(update="weights", learning_rate=0.1, batch_size=images)
+    attack, stream = case.attack(units), generator("attack", seed)
+    view = ServerView(
+        model=case.net(data, units, seed),
+        recipe=recipe,
+        update=recipe.update,
+        channel=channel,
+        examples=images,
+        threat_model="malicious_server",
+        can=attack.needs(),
+        knowledge=Knowledge(auxiliary=Auxiliary(data.images[owned], data.targets[owned])),
+    )
+    broadcast = attack.prepare(view, stream)
+    draws = generator("round", seed)
+    update = run_round(broadcast, [(one, draws) for one in clients], recipe, channel=channel, generator=draws)
+    seen = Observation(
+        broadcast.model(0), update, recipe, "malicious_server", clients=len(clients), broadcast=broadcast
+    )
+    (result,) = attack.reconstruct([seen], [stream])
+    if not isinstance(result, Reconstruction):
+        raise SystemExit(f"{case.label} failed: {result.reason}")
+    seconds = time.process_time() - started
+    private = clients[0].images if case.after == "victim" else torch.cat([one.images for one in clients])
+    errors = torch.full((len(private),), torch.inf, dtype=torch.float64)
+    if len(result.images):
+        pairs = pairwise_mse(private.double(), result.images.double())
+        rows, columns = assignment(pairs)
+        errors[rows] = pairs[rows, columns].double()
+    return Played(
+        read=errors < RECOVERED,
+        at_most=None if case.at_most is None else case.at_most(broadcast, private),
+        psnr=-10 * errors[errors < RECOVERED].clamp_min(1e-10).log10(),
+        candidates=len(result.images),
+        near_auxiliary=_nearest(private, data.images[owned]) < RECOVERED,
+        seconds=seconds,
+    )
+
+
+def _nearest(private: Tensor, auxiliary: Tensor) -> Tensor:
+    """Mean squared error of each private image's nearest auxiliary image."""
+    return torch.stack([pairwise_mse(image[None], auxiliary).amin() for image in private])
+
+
+def _row(case: Case, played: Sequence[Played], images: int, channel: Channel, units: int) -> dict[str, str]:
+    reads = torch.cat([one.read for one in played])
+    rounds = torch.cat([torch.full((len(one.read),), place) for place, one in enumerate(played)])
+    found = success_rate(reads.numpy(), rounds.numpy(), seed=0)
+    sought = len(played[0].read)
+    most = [one.at_most for one in played if one.at_most is not None]
+    values = {
+        "clients": channel.client_count,
+        "images": images,
+        "attack": case.label,
+        "rounds": len(played),
+        "after": case.after,
+        "read": found.mean,
+        "low": found.low,
+        "high": found.high,
+        "psnr": torch.cat([one.psnr for one in played]).median() if bool(reads.any()) else None,
+        "at_most": torch.cat(most).double().mean() if most else None,
+        "closed_form": None if case.closed_form is None else case.closed_form(sought, units),
+        "candidates": sum(one.candidates for one in played) / len(played),
+        "nearest_auxiliary": torch.cat([one.near_auxiliary for one in played]).double().mean(),
+        "seconds": sum(one.seconds for one in played) / len(played),
+    }
+    return {name: _text(name, value) for name, value in values.items()}
+
+
+def _text(name: str, value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, (int, str)):
+        return str(value)
+    number = float(value)  # type: ignore[arg-type]
+    return f"{number:.1f}" if name in {"psnr", "candidates", "seconds"} else f"{number:.3f}"
+
+
+def _dataset(name: str) -> Dataset:
+    if name == "films":
+        return load_dataset(PhantomReader(kind="chest", count=3000, resolution=28), name=name, size=28, channels=1)
+    files = {"pneumonia": ("pneumoniamnist_subset.npz", 1), "skin": ("isic2017_28.npz", 3)}
+    file, channels = files[name]
+    reader = MedMnistReader(path=Path(os.environ["MEDPFL_DATA"], "medmnist", file))
+    return load_dataset(reader, name=name, size=28, channels=channels)
+
+
+def _channel(name: str, clients: int) -> Channel:
+    return {"plain": Plain(), "secure_sum": SecureSum(clients=clients), "secagg_plus": SecAggPlus(clients=clients)}[
+        name
+    ]
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--data", nargs="+", default=["pneumonia", "skin"], choices=["pneumonia", "skin", "films"])
+    parser.add_argument(
+        "--channels", nargs="+", default=["plain", "secure_sum"], choices=["plain", "secure_sum", "secagg_plus"]
+    )
+    parser.add_argument("--clients", type=int, default=4, help="behind secure_sum and secagg_plus")
+    parser.add_argument("--images", nargs="+", type=int, default=[16, 64], help="of each client")
+    parser.add_argument("--units", type=int, default=512, help="bins or units of the crafted layer")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--attacks", nargs="*", default=[], help="only cases whose label holds one of these words")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--csv", metavar="FILE", help="where to write the table")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()
