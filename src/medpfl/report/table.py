@@ -275,10 +275,10 @@ def _null_column(null: str, title: str, metric: str, essential: bool) -> Column:
 
 
 def _recovered_note(cell: Cell) -> str:
-    """Interval and best null of a recovery rate."""
+    """Interval and best null of a recovery rate, a line each."""
     null = cell.best_null_recovered
     parts = (percent_interval(cell.recovered), "" if null is None else f"nulls {percent(null)}")
-    return "; ".join(part for part in parts if part)
+    return "\n".join(part for part in parts if part)
 
 
 def _status(cell: Cell) -> Value:
