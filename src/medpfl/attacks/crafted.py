@@ -13,8 +13,11 @@ from medpfl.core.domain import Broadcast, GlobalModel, Knowledge, Recipe, Update
 from medpfl.core.memory import machine_memory
 from medpfl.federation.channels import Channel
 
-BYTES_PER_ADDED = 28
-"""Bytes at the peak per entry that a crafted model has more: sent, trained, received, and read out in float64."""
+BYTES_PER_ADDED = 34
+"""Bytes at the peak per entry that a crafted model has more: sent, trained, received, and read out in float64.
+
+A channel takes its `bytes_per_entry` besides.
+"""
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,12 @@ class CraftedAttack(Attack):
         """What the server sends. Raises `AttackFailure` where no crafted model can be made of what it has."""
 
 
-def why_no_room(what: str, added: int) -> str | None:
-    """The reason why a model with so many entries more cannot be sent, trained and read here; None if it can."""
-    needed, there = BYTES_PER_ADDED * added, machine_memory()
+def why_no_room(what: str, added: int, each: int = BYTES_PER_ADDED) -> str | None:
+    """The reason why a model with so many entries more cannot be sent, trained and read here; None if it can.
+
+    each: bytes at the peak of a round per entry.
+    """
+    needed, there = each * added, machine_memory()
     if needed <= there:
         return None
     return (

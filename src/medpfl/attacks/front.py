@@ -48,6 +48,25 @@ def why_no_memory(model: GlobalModel, units: int) -> str | None:
     return why_no_room(what, dense_front_parameters(model, units))
 
 
+def why_no_front(model: GlobalModel) -> str | None:
+    """The reason why layers in front of `model` get no gradient; None if they do.
+
+    A model that rounds its input, or looks it up in a table, cannot be trained through it.
+    """
+    images = torch.rand((2, *model.image_shape), generator=torch.Generator().manual_seed(0), device="cpu")
+    images = images.to(model.device).requires_grad_()
+    output, _ = model.forward(images)
+    gradient = (
+        torch.autograd.grad(output.square().sum(), images, allow_unused=True)[0] if output.requires_grad else None
+    )
+    if gradient is not None and bool(gradient.any()):
+        return None
+    return (
+        f"the outputs of '{model.name}' have no derivative by its input (it rounds it, or looks it up in a table), so "
+        "layers in front of it get no gradient: attack it with its own layers"
+    )
+
+
 def in_front(model: GlobalModel, front: nn.Module, tensors: Tensors) -> GlobalModel:
     """`model` fed with what `front` makes of the images, which must have the images' shape.
 

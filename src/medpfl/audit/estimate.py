@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from medpfl.attacks.crafted import BYTES_PER_ADDED, CraftedAttack
+from medpfl.attacks.crafted import CraftedAttack
 from medpfl.audit.grid import Cell
 from medpfl.audit.materials import training_kind
 from medpfl.audit.plan import SMALL_MODEL_PARAMETERS
 from medpfl.audit.preparation import Prepared
+from medpfl.audit.sizes import added_entries, round_bytes
 from medpfl.audit.targets import targets_of
 from medpfl.core.devices import moved, repeatable
 from medpfl.core.domain import Batch
@@ -34,7 +35,8 @@ SECONDS_PER_ADDED = 1e-9
 class CellEstimate:
     """Upper bound on the seconds of one cell on one core, and the bytes of tensors that one candidate takes, measured.
 
-    A search computes as many candidates at once as fit the plan's memory.
+    A search computes as many candidates at once as fit the plan's memory. Where the server adds to the model, the bytes
+    of a round with all that it adds are counted too.
     """
 
     cell: Cell
@@ -58,9 +60,9 @@ def estimate(prepared: Prepared) -> list[CellEstimate]:
         evaluations = cell.attack.attack.evaluations(model, images)
         step = BATCHED_STEP if model.parameter_count <= SMALL_MODEL_PARAMETERS else MATCHING_STEP
         seconds, memory = timed[key]
-        added = cell.attack.attack.added_parameters(model, cell.channel.channel.client_count)
+        added = added_entries(cell, model)
         taken = cases * evaluations * step * seconds + _crafting_seconds(cell, prepared, cases, seconds, added)
-        found.append(CellEstimate(cell, cases, taken, memory + BYTES_PER_ADDED * added))
+        found.append(CellEstimate(cell, cases, taken, memory + round_bytes(cell, model)))
     return found
 
 

@@ -8,17 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from medpfl.attacks.crafted import why_no_room
+from medpfl.attacks.front import why_no_front
 from medpfl.audit.diagnosis import ALL, Change, extra_cells, sweep
 from medpfl.audit.grid import Cell, cells, refusal
 from medpfl.audit.identity import identity
 from medpfl.audit.materials import ClientsNeeded, Materials, clients_needed, model_key
 from medpfl.audit.plan import Chunk, Plan, chunks
 from medpfl.audit.rounds import known_recipe
+from medpfl.audit.sizes import added_entries, bytes_per_added, round_bytes
 from medpfl.audit.spec import Spec
 from medpfl.audit.targets import why_no_masks
 from medpfl.core.functional import require_ssim_size
 from medpfl.federation.recipes import check_recipe, has_batch_norm
 from medpfl.models import validate
+
+FEWEST_AUXILIARY = 2
+"""Images that an attack which requires auxiliary ones is not run without."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,15 @@ class Prepared:
     def runnable(self) -> list[Cell]:
         """Cells that were not refused, with those of the diagnosis."""
         return [cell for cell in self.all_cells if cell.id not in self.refusals]
+
+    @property
+    def round_sizes(self) -> list[int]:
+        """Bytes that one round of each of them takes for what a crafting server adds."""
+        first = self.spec.seeds[0]
+        return [
+            round_bytes(cell, self.materials.initial_model(cell.dataset, cell.model, first, 0))
+            for cell in self.runnable
+        ]
 
 
 def prepare(spec: Spec, cache: Path, plan: Plan) -> Prepared:
@@ -113,9 +127,16 @@ def _refused_by_model(cell: Cell, materials: Materials, seed: int) -> str | None
     if refused:
         return refused[0]
     recipe, attack, clients = cell.recipe.recipe, cell.attack.attack, cell.channel.channel.client_count
+    owned = materials.auxiliary(cell, seed)
+    if "auxiliary" in attack.requires() and owned is not None and len(owned.images) < FEWEST_AUXILIARY:
+        return (
+            f"{cell.attack.name} needs auxiliary images and '{cell.dataset.id}' leaves {len(owned.images)} of them: "
+            "take fewer victims or a smaller batch, give more images, or grant another data entry as `auxiliary: ID`"
+        )
     reason = attack.why_not(model, known_recipe(cell), recipe.update, recipe.private_images * clients)
+    if reason is None and "architecture" in attack.needs():
+        reason = why_no_front(model)
     if reason is not None:
         return reason
-    return why_no_room(
-        f"what {cell.attack.name} sends to one of {clients} clients", attack.added_parameters(model, clients)
-    )
+    what = f"what {cell.attack.name} sends to one of {clients} clients"
+    return why_no_room(what, added_entries(cell, model), bytes_per_added(cell))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from medpfl.audit.identity import is_same
 from medpfl.audit.materials import another_trained_model
 from medpfl.audit.plan import Chunk, Plan, cores, make_plan
 from medpfl.audit.preparation import Prepared, prepare
+from medpfl.audit.sizes import fitting_workers
 from medpfl.audit.spec import Diagnose, Spec
 from medpfl.audit.store import Store, StoredCell
 from medpfl.audit.tables import now, spec_as_run, write_tables
@@ -102,7 +103,9 @@ def _run(
     trained = store.get("trained_models") or {}
     job = Job(spec.plain, spec.base, out, dict(prepared.clients_needed), plan, trained)
     try:
-        _Loop(store, spec, job, listener).run(pending, default_workers(plan) if workers is None else workers)
+        _Loop(store, spec, job, listener).run(
+            pending, default_workers(plan, prepared.round_sizes) if workers is None else workers
+        )
     except KeyboardInterrupt:
         write_tables(store, spec)
         raise
@@ -110,11 +113,14 @@ def _run(
     return AuditSummary(out, store.counts(), tables.cells, len(pending), tables.diagnosis)
 
 
-def default_workers(plan: Plan) -> int:
-    """One process per core that this process may use, at most 8, or fewer with more threads; on GPUs one for each."""
+def default_workers(plan: Plan, round_sizes: Iterable[int] = ()) -> int:
+    """One process per core that this process may use, at most 8, or fewer with more threads; on GPUs one for each.
+
+    round_sizes: bytes of the cells' rounds with crafted models; as many processes as hold the largest side by side.
+    """
     if plan.where.type == "cuda":
         return torch.cuda.device_count() if plan.device == "cuda" else 1
-    return max(1, min(cores() // plan.threads, 8))
+    return fitting_workers(max(1, min(cores() // plan.threads, 8)), round_sizes)
 
 
 def _plan(store: Store, current: Plan) -> Plan:

@@ -47,7 +47,7 @@ def check(
         context = describe(loaded, prepared.cells, prepared.materials)
         estimates = {found.cell.id: found for found in estimate(prepared)}
         training = training_seconds(prepared)
-    workers = default_workers(plan)
+    workers = default_workers(plan, prepared.round_sizes)
     total = sum(found.seconds for found in estimates.values()) / workers + training
     own = len(prepared.cells)
     if as_json:
@@ -57,6 +57,7 @@ def check(
                 "refused": prepared.refusals.get(cell.id),
                 "cases": estimates[cell.id].cases if cell.id in estimates else 0,
                 "seconds": estimates[cell.id].seconds if cell.id in estimates else 0.0,
+                "memory_bytes": estimates[cell.id].memory if cell.id in estimates else 0.0,
             }
             for cell in prepared.all_cells
         ]
@@ -64,7 +65,7 @@ def check(
         times = {"seconds": total, "training_seconds": training, "workers": workers}
         typer.echo(json.dumps({"cells": rows[:own], **extra, **times, **context}))
         return
-    table = Table("cell", "cases", "at most", "memory of a candidate", "refused because")
+    table = Table("cell", "cases", "at most", "memory", "refused because")
     for place, cell in enumerate(prepared.all_cells):
         if place == own:
             table.add_section()
@@ -95,5 +96,6 @@ def check(
         + (f", and {len(prepared.all_cells) - own} to diagnose them" if loaded.diagnose is not None else "")
         + f"; at most about {duration(total)} on {workers} workers"
         + (f", {duration(training)} of it for training models" if training else "")
-        + f". On {plan.device}, where each worker computes as many candidates at once as fit {plan.memory / 2**20:.0f} MiB"
+        + f". On {plan.device}, where each worker computes as many candidates at once as fit {plan.memory / 2**20:.0f} MiB. "
+        "Memory is of one candidate of a search, or of one round with a crafted model"
     )

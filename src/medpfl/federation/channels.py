@@ -20,6 +20,9 @@ class Channel(ABC):
     reveals_individual_updates: ClassVar[bool]
     """Whether somebody who listens sees the update of a single client."""
 
+    bytes_per_entry: ClassVar[int] = 0
+    """Bytes at the peak per entry of an update that it takes besides the updates themselves."""
+
     @property
     def client_count(self) -> int:
         """How many clients' updates arrive as one."""

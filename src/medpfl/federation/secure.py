@@ -28,6 +28,7 @@ class SecureChannel(Channel):
     ] = "victim"
 
     reveals_individual_updates = False
+    bytes_per_entry = 16
 
     @property
     def client_count(self) -> int:
@@ -96,6 +97,8 @@ class SecAggPlus(SecureChannel):
     )
     modulus_range: Annotated[int, Field(ge=2, le=2**62, description="sums are taken modulo this number")] = 2**32
     max_weight: Annotated[float, Field(gt=0, description="number of examples that counts as weight 1")] = 1000.0
+
+    bytes_per_entry = 28
 
     def done(self) -> str:
         """How values are scaled, clipped and rounded on the way."""
