@@ -25,8 +25,8 @@ def adam_gradient(moved: Tensor, parameters: Tensor, recipe: Recipe, steps: int 
     moved: new minus old of what was `parameters`, in float64. The first step of Adam from zero moments is
     -learning_rate * g / (|g| + epsilon) (Kingma and Ba 2015, algorithm 1, where the bias corrections cancel the decay
     rates), so |g| = epsilon * a / (1 - a) for a = |step| / learning_rate, with the sign turned. `steps` above 1: only the
-    first of so many steps had a gradient, and its moments moved the parameters in all of them. Where a is so near to
-    its largest value that rounding hides the rest, the size is the largest that could be told.
+    first of so many steps had a gradient, and its moments moved the parameters in all of them. Where a is so near to its
+    largest value that rounding hides the rest, the size is the largest that could be told.
 
     >>> recipe = Recipe(update="delta", optimizer="adam", learning_rate=0.1, epsilon=1e-8)
     >>> step = torch.tensor([-0.1 * 3e-8 / (3e-8 + 1e-8), 0.0], dtype=torch.float64)
@@ -38,7 +38,7 @@ def adam_gradient(moved: Tensor, parameters: Tensor, recipe: Recipe, steps: int 
     taken = (old * shrink**steps - old - moved) / recipe.learning_rate
     terms = _terms(recipe, steps, shrink)
     most = sum(first / second for first, second in terms)
-    rounding = _rounding(old, moved, recipe) / most
+    rounding = (_rounding(old, moved, recipe) / most).clamp_max(0.5)
     share = taken.abs() / most
     lost = (1.0 - share) * KNOWN < rounding
     size = _sizes((share.clamp_max(1.0 - rounding)) * most, terms)
@@ -48,24 +48,13 @@ def adam_gradient(moved: Tensor, parameters: Tensor, recipe: Recipe, steps: int 
     return gradient, lost
 
 
-def adam_step_of(gradient: Tensor, recipe: Recipe) -> Tensor:
-    """The first step over -learning_rate of a gradient: g / (|g| + epsilon)."""
-    return gradient / (gradient.abs() + recipe.epsilon)
-
-
-def linear_step_weights(recipe: Recipe) -> list[float]:
-    """How often each step's gradient counts in the whole change, in units of learning_rate / epsilon.
-
-    That is what Adam does with gradients far below epsilon: its denominators are epsilon.
-
-    >>> linear_step_weights(Recipe(update="delta", optimizer="adam", local_steps=2))
-    [1.4736842105263157, 0.5263157894736843]
-    """
-    steps, decay = recipe.local_steps * recipe.epochs, recipe.betas[0]
-    return [
-        sum((1 - decay) * decay ** (later - step) / (1 - decay ** (later + 1)) for later in range(step, steps))
-        for step in range(steps)
-    ]
+def idle_change(parameters: Tensor, recipe: Recipe, steps: int) -> Tensor:
+    """How Adam or AdamW changes parameters without any gradient, by weight decay alone."""
+    old = parameters.double()
+    if recipe.optimizer == "adamw":
+        return old * ((1.0 - recipe.learning_rate * recipe.weight_decay) ** steps - 1.0)
+    penalty = recipe.weight_decay * old
+    return -recipe.learning_rate * steps * penalty / (penalty.abs() + recipe.epsilon)
 
 
 def _terms(recipe: Recipe, steps: int, shrink: float) -> list[tuple[float, float]]:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from medpfl.attacks.first_step import adam_gradient, idle_change
 from medpfl.core.devices import CPU, moved
 from medpfl.core.domain import Failure, Observation, Recipe, Reconstruction, UpdateKind
 from medpfl.core.session import Session
@@ -90,12 +91,16 @@ def change(observation: Observation) -> dict[str, Tensor]:
     return {name: tensor - old[name].double() for name, tensor in trainable.items()}
 
 
-def gradient_view(observation: Observation) -> GradientView:
-    """The gradient that the update shows, exactly where one SGD step (or a plain gradient) was sent.
+def gradient_view(observation: Observation, *, alone: bool = False, first_only: bool = False) -> GradientView:
+    """The gradient that the update shows, exactly where one optimizer step (or a plain gradient) was sent.
 
     One SGD step without clipping moves the model by -learning_rate * (gradient + weight_decay * parameters), so the
-    gradient follows exactly. Several steps give their mean, weighted as momentum weights them. Adam's steps show little but signs. A withheld recipe
-    leaves a positive factor open.
+    gradient follows exactly. Adam's first step is undone entry by entry (`first_step`); in large entries it shows little
+    but signs. Several steps give their mean, weighted as momentum weights them. A withheld recipe leaves a positive
+    factor open.
+
+    alone: of all clients behind an aggregate, only the first had gradients in the tensors of interest; the view is then
+    of its gradient. first_only: of all local steps, only the first had. Both matter to who made the model so.
     """
     recipe = observation.recipe
     if observation.update.kind == "gradient":
@@ -108,6 +113,8 @@ def gradient_view(observation: Observation) -> GradientView:
         tensors = {name: -tensor for name, tensor in moved.items()}
         return GradientView(tensors, ("the recipe is withheld, so the gradient's scale is unknown",))
     steps = recipe.local_steps * recipe.epochs
+    if recipe.optimizer != "sgd" and (steps == 1 or first_only):
+        return _adam_undone(observation, moved, recipe, alone, steps)
     counted = recipe.learning_rate * sum(step_weights(recipe))
     tensors = {name: -tensor / counted for name, tensor in moved.items()}
     if recipe.weight_decay and recipe.optimizer != "adam":
@@ -120,6 +127,35 @@ def gradient_view(observation: Observation) -> GradientView:
     if recipe.gradient_clip is not None and _norm(tensors) >= _almost(recipe.gradient_clip):
         return GradientView(tensors, ("the client's clipping scaled the gradient by an unknown factor",))
     return GradientView(tensors)
+
+
+def _adam_undone(
+    observation: Observation, moved: dict[str, Tensor], recipe: Recipe, alone: bool, steps: int
+) -> GradientView:
+    """The gradient behind the first of so many steps of Adam, all others having had none."""
+    sent = observation.model.parameters if alone else observation.sent_parameters
+    tensors: dict[str, Tensor] = {}
+    lost = entries = 0
+    for name, tensor in moved.items():
+        own = _own_change(observation, name, tensor, recipe, steps) if alone else tensor
+        tensors[name], hidden = adam_gradient(own, sent[name], recipe, steps)
+        lost, entries = lost + int(hidden.sum()), entries + hidden.numel()
+    notes: tuple[str, ...] = ()
+    if lost:
+        notes = (f"{recipe.optimizer} hides the gradient's size in {lost / entries:.1%} of its entries",)
+    if observation.clients > 1 and not alone:
+        notes = (*notes, f"{recipe.optimizer} scaled every client's gradient on its own, so their mean is not exact")
+    return GradientView(tensors, notes)
+
+
+def _own_change(observation: Observation, name: str, mean: Tensor, recipe: Recipe, steps: int) -> Tensor:
+    """The first client's change of a tensor that the others change by weight decay only, out of the mean over all."""
+    total = mean * observation.clients
+    if not recipe.weight_decay or observation.broadcast is None:
+        return total
+    for client in range(1, observation.clients):
+        total = total - idle_change(observation.broadcast.model(client).parameters[name], recipe, steps)
+    return total
 
 
 def step_weights(recipe: Recipe) -> list[float]:
