@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from medpfl.attacks.front import BIAS, WEIGHT
 from medpfl.core.domain import Auxiliary, Batch, Broadcast, GlobalModel, Observation, Recipe, Tensors, Update
 from medpfl.core.functional import MSE_FLOOR
 from medpfl.federation.client import client_step
+
+S = TypeVar("S")
 
 RECOVERED = 1e-3
 """Mean squared error of 30 dB."""
@@ -46,6 +49,24 @@ class Trial:
     floor: float
 
 
+FAILED = Trial(0.0, 0.0, 0.0)
+"""How a round went of whose update nothing can be read."""
+
+
+@dataclass(frozen=True)
+class Search(Generic[S]):
+    """Settings that are tried, best guesses first, and those that are tried then beside the best of them."""
+
+    first: Sequence[S]
+    then: Callable[[S], Sequence[S]] = lambda _: ()
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds it takes to simulate them all."""
+        then = self.then(self.first[0])
+        return TRIALS * (len(self.first) + (len(then) + 1 if then else 0))
+
+
 def calibrated(
     view: ServerView,
     scale: float | None,
@@ -58,28 +79,52 @@ def calibrated(
 ) -> tuple[float, Trial]:
     """The scale of a crafted model that recovers most in rounds on auxiliary images, and how these went.
 
-    scale: the only one that is tried, None to seek it. sent: the broadcast with a scale. read: how a round went, from
-    its clients' batches and what the server sees of the tensors in `names`. leaking: how many clients, the first ones,
-    change these tensors. Needs auxiliary images and the recipe.
+    scale: the only one that is tried, None to seek it. All else as in `sought`.
+    """
+    search = Search((scale,)) if scale is not None else Search(SCALES, finer_scales)
+    return sought(view, search, sent, read, leaking=leaking, names=names, generator=generator)
+
+
+def sought(
+    view: ServerView,
+    search: Search[S],
+    sent: Callable[[S], Broadcast],
+    read: Callable[[Sequence[Batch], Observation], Trial],
+    *,
+    leaking: int,
+    names: Sequence[str] = (WEIGHT, BIAS),
+    generator: torch.Generator,
+) -> tuple[S, Trial]:
+    """The setting of a crafted model that recovers most in rounds on auxiliary images, and how these went.
+
+    sent: the broadcast with a setting. read: how a round went, from its clients' batches and what the server sees of
+    the tensors in `names`; a round whose update is not finite, as where a client's precision overflows, is a failed
+    trial. leaking: how many clients, the first ones, change these tensors. Needs auxiliary images and the recipe.
     """
     auxiliary = view.knowledge.auxiliary
     assert auxiliary is not None  # the attacks see to that
     rounds = [drawn_batches(view, auxiliary, leaking, generator) for _ in range(TRIALS)]
 
-    def attempt(value: float) -> Trial:
-        broadcast = sent(value)
-        seen = [(batches, simulated(view, broadcast, batches, names, generator)) for batches in rounds]
-        return together([read(batches, observation) for batches, observation in seen])
+    def attempt(value: S) -> Trial:
+        broadcast, trials = sent(value), []
+        for batches in rounds:
+            observation = simulated(view, broadcast, batches, names, generator)
+            trials.append(read(batches, observation) if _finite(observation.update) else FAILED)
+        return together(trials)
 
-    if scale is not None:
-        return scale, attempt(scale)
-    best, _ = best_of(SCALES, attempt)
-    return best_of((best, best * FINER, best / FINER), attempt)
+    best, trial = best_of(search.first, attempt)
+    then = search.then(best)
+    return best_of((best, *then), attempt) if then else (best, trial)
+
+
+def finer_scales(scale: float) -> tuple[float, ...]:
+    """The scales beside one of `SCALES`."""
+    return scale * FINER, scale / FINER
 
 
 def rounds_played(scale: float | None) -> int:
     """How many rounds `calibrated` simulates."""
-    return TRIALS * (len(SCALES) + 3 if scale is None else 1)
+    return Search((scale,)).rounds if scale is not None else Search(SCALES, finer_scales).rounds
 
 
 def simulated(
@@ -147,11 +192,15 @@ def together(trials: Sequence[Trial]) -> Trial:
     )
 
 
-def best_of(values: Sequence[float], attempt: Callable[[float], Trial]) -> tuple[float, Trial]:
+def best_of(values: Sequence[S], attempt: Callable[[S], Trial]) -> tuple[S, Trial]:
     """The value whose trial recovered most; of those that are as good, the first of the ones with the clearest images."""
     trials = [(value, attempt(value)) for value in values]
     most = max(trial.share for _, trial in trials)
     return max((pair for pair in trials if pair[1].share >= most - AS_GOOD), key=lambda pair: min(pair[1].psnr, CLEAR))
+
+
+def _finite(update: Update) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in update.trainable.values())
 
 
 def _only(update: Update, names: Sequence[str]) -> Update:

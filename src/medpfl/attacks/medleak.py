@@ -14,11 +14,12 @@ from medpfl.attacks.balance import balanced
 from medpfl.attacks.base import ATTACKS
 from medpfl.attacks.bin_readout import Candidates, between_neighbors, read_bins, read_out
 from medpfl.attacks.brightness_bins import alone, bin_counts, brightness, gaussian_edges, smoothed_edges
-from medpfl.attacks.calibration import TRIALS, Trial, calibrated, judged, rounds_played
+from medpfl.attacks.calibration import TRIALS, Search, Trial, judged, sought
 from medpfl.attacks.crafted import CraftedAttack, ServerView
 from medpfl.attacks.front import BIAS, WEIGHT, dense_front_parameters, why_no_memory
 from medpfl.attacks.leakage_module import LeakageModule
-from medpfl.attacks.updates import gradient_view, read_each, why_no_readout
+from medpfl.attacks.sizes import GAIN, Sizes, most_rounds, sizes
+from medpfl.attacks.updates import GradientView, gradient_view, read_each
 from medpfl.core.config import STRICT
 from medpfl.core.domain import (
     Batch,
@@ -40,7 +41,7 @@ from medpfl.core.session import NO_SESSION, Session
     "through secure aggregation",
     paper="Shi et al.: MediLeak / MedLeak, arXiv 2407.09972 (module as in Scale-MIA's public code, arXiv 2311.05808; "
     "scale between the layers, calibration and candidate filter are ours)",
-    limits="images that share a brightness bin come back mixed; SGD clients; several local steps blur the read-out",
+    limits="images that share a brightness bin come back mixed; several local steps blur the read-out",
 )
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class MedLeak(CraftedAttack):
@@ -69,7 +70,10 @@ class MedLeak(CraftedAttack):
         Literal["smoothed", "gaussian"],
         Field(description="bins from the smoothed distribution of auxiliary brightness, or from a normal one"),
     ] = "smoothed"
-    gain: Annotated[float, Field(gt=0, description="length of the second layer's columns, times K and scale")] = 10.0
+    gain: Annotated[
+        Literal["auto"] | Annotated[float, Field(gt=0)],
+        Field(description="length of the second layer's columns, times K and scale; auto: calibrated where it matters"),
+    ] = "auto"
     balance: Annotated[
         bool, Field(description="shift the last layer's biases so that no class is favored and errors are of one size")
     ] = True
@@ -97,13 +101,11 @@ class MedLeak(CraftedAttack):
         return dense_front_parameters(model, self.bins)
 
     def simulated_steps(self, clients: int) -> int:
-        """A step of every client that gets the module, in every trial of every scale."""
-        return rounds_played(None if self.scale == "auto" else self.scale) * (1 if self.mode == "separate" else clients)
+        """A step of every client that gets the module, in every trial of all sizes."""
+        return most_rounds(*self._given()) * (1 if self.mode == "separate" else clients)
 
     def why_not(self, model: GlobalModel, recipe: Recipe | None, update: UpdateKind, examples: int) -> str | None:
-        """Clients must train with SGD, the module must fit into memory, and calibration needs the recipe."""
-        if (reason := why_no_readout(recipe)) is not None:
-            return reason
+        """The module must fit into memory, and calibration needs the recipe."""
         if self.scale == "auto" and recipe is None:
             return "the recipe is withheld, so no round can be played through: give `scale` a number"
         return why_no_memory(model, self.bins)
@@ -121,7 +123,7 @@ class MedLeak(CraftedAttack):
             direction=(direction / direction.norm()).to(values.device),
             offset=auxiliary.images.double().mean(dim=0).flatten(),
             scale=1.0,
-            gain=self.gain,
+            gain=GAIN if self.gain == "auto" else self.gain,
         )
         if self.balance:
             model = balanced(server_view.model, module.in_front_of, auxiliary.images, server_view.recipe)
@@ -149,27 +151,44 @@ class MedLeak(CraftedAttack):
         return Broadcast(models, {"edges": module.edges, "floor": torch.tensor(floor)}, notes)
 
     def _calibrated(self, module: LeakageModule, view: ServerView, generator: torch.Generator) -> Broadcast:
-        """The module with the scale that recovers most in simulated rounds, and what rounding leaves in empty bins."""
-        scale, trial = calibrated(
+        """The module with the sizes that recover most in simulated rounds, and what rounding leaves in empty bins."""
+
+        def sized(chosen: Sizes) -> LeakageModule:
+            return replace(module, scale=chosen.scale, gain=chosen.gain)
+
+        search = self._search(view.recipe)
+        chosen, trial = sought(
             view,
-            None if self.scale == "auto" else self.scale,
-            lambda scale: self._broadcast(replace(module, scale=scale), view),
+            search,
+            lambda chosen: self._broadcast(sized(chosen), view),
             self._tried,
             leaking=1 if self.mode == "separate" else view.clients,
             generator=generator,
         )
+        named = "scale and gain" if len({tried.gain for tried in search.first}) > 1 else "scale"
+        value = f"{chosen.scale:g}{f' and {chosen.gain:g}' if named != 'scale' else ''}"
         note = (
-            f"scale {scale:g}{' was calibrated' if self.scale == 'auto' else ''}: in {TRIALS} rounds on auxiliary images "
+            f"{named} {value}{' was calibrated' if len(search.first) > 1 else ''}: in {TRIALS} rounds on auxiliary images "
             f"{trial.share:.0%} of the images alone in their bin came back above 30 dB"
         )
-        return self._broadcast(replace(module, scale=scale), view, trial.floor, (note,))
+        return self._broadcast(sized(chosen), view, trial.floor, (note,))
+
+    def _search(self, recipe: Recipe | None) -> Search[Sizes]:
+        return sizes(recipe, *self._given())
+
+    def _given(self) -> tuple[float | None, float | None]:
+        return None if self.scale == "auto" else self.scale, None if self.gain == "auto" else self.gain
+
+    def _gradient(self, observation: Observation) -> GradientView:
+        """What the update shows of the module's own gradient."""
+        return gradient_view(observation, (WEIGHT, BIAS), alone=self.mode == "separate")
 
     def _tried(self, batches: Sequence[Batch], observation: Observation) -> Trial:
         """How a simulated round went, whose images the attacker knows."""
         assert observation.broadcast is not None  # `simulated` sees to that
         secret, images = observation.broadcast.secret, torch.cat([batch.images for batch in batches])
         counts = bin_counts(brightness(images), secret["edges"])
-        steps = between_neighbors(gradient_view(observation).tensors[BIAS])[counts == 0].abs()
+        steps = between_neighbors(self._gradient(observation).tensors[BIAS])[counts == 0].abs()
         floor = float(steps.max()) if len(steps) else 0.0
         readable = images[alone(brightness(images), secret["edges"])]
         return judged(readable, self._candidates(observation, floor).images, floor)
@@ -177,7 +196,7 @@ class MedLeak(CraftedAttack):
     def _candidates(self, observation: Observation, floor: float) -> Candidates:
         """What the update shows, whoever's images it is of."""
         assert observation.broadcast is not None  # the callers see to that
-        gradient = gradient_view(observation).tensors
+        gradient = self._gradient(observation).tensors
         sharing = observation.clients if self.mode == "separate" else 1
         return read_bins(
             gradient[WEIGHT],

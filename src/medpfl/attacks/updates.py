@@ -82,16 +82,18 @@ def nothing_came_back(observation: Observation, why: str) -> Reconstruction:
     )
 
 
-def change(observation: Observation) -> dict[str, Tensor]:
-    """New minus old trainable tensors of a `delta` or `weights` update, in float64."""
-    trainable = {name: tensor.double() for name, tensor in observation.update.trainable.items()}
+def change(observation: Observation, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+    """New minus old trainable tensors of a `delta` or `weights` update, in float64: all, or those in `names`."""
+    trainable = _chosen(observation, names)
     if observation.update.kind == "delta":
         return trainable
     old = observation.sent_parameters
     return {name: tensor - old[name].double() for name, tensor in trainable.items()}
 
 
-def gradient_view(observation: Observation, *, alone: bool = False, first_only: bool = False) -> GradientView:
+def gradient_view(
+    observation: Observation, names: Sequence[str] | None = None, *, alone: bool = False, first_only: bool = False
+) -> GradientView:
     """The gradient that the update shows, exactly where one optimizer step (or a plain gradient) was sent.
 
     One SGD step without clipping moves the model by -learning_rate * (gradient + weight_decay * parameters), so the
@@ -99,16 +101,17 @@ def gradient_view(observation: Observation, *, alone: bool = False, first_only: 
     but signs. Several steps give their mean, weighted as momentum weights them. A withheld recipe leaves a positive
     factor open.
 
-    alone: of all clients behind an aggregate, only the first had gradients in the tensors of interest; the view is then
+    names: the tensors of interest, all if None; clipping that changed all alike is noted only with all. alone: of all
+    clients behind an aggregate, only the first had gradients in the tensors of interest; the view is then
     of its gradient. first_only: of all local steps, only the first had. Both matter to who made the model so.
     """
     recipe = observation.recipe
     if observation.update.kind == "gradient":
-        tensors = {name: tensor.double() for name, tensor in observation.update.trainable.items()}
+        tensors = _chosen(observation, names)
         if recipe is not None and recipe.gradient_clip is not None and _norm(tensors) >= _almost(recipe.gradient_clip):
             return GradientView(tensors, ("the client's clipping scaled the gradient by an unknown factor",))
         return GradientView(tensors)
-    moved = change(observation)
+    moved = change(observation, names)
     if recipe is None:
         tensors = {name: -tensor for name, tensor in moved.items()}
         return GradientView(tensors, ("the recipe is withheld, so the gradient's scale is unknown",))
@@ -188,6 +191,11 @@ def why_no_scale(recipe: Recipe | None, update: UpdateKind) -> str | None:
 def batch_norm_mode(recipe: Recipe | None) -> Literal["train", "eval"]:
     """How the attacker runs batch norm: as the recipe says, `eval` when it is withheld."""
     return recipe.batch_norm if recipe is not None else "eval"
+
+
+def _chosen(observation: Observation, names: Sequence[str] | None) -> dict[str, Tensor]:
+    sent = observation.update.trainable
+    return {name: sent[name].double() for name in (sent if names is None else names)}
 
 
 def _norm(tensors: dict[str, Tensor]) -> float:

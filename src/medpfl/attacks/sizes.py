@@ -1,0 +1,65 @@
+"""Which sizes of a crafted module an attacker tries, from what it knows of the clients' arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from medpfl.attacks.calibration import FINER, SCALES, Search, finer_scales
+from medpfl.core.domain import Recipe
+
+GAIN = 10.0
+"""Where the gradient's size does not matter."""
+
+ADAM_SCALE = 1e-2
+"""First layers of this size are seen well beside Adam's steps, while gradients of all sizes are tried."""
+
+ADAM_GAINS = tuple(10.0**power for power in range(1, -13, -1))
+"""Among them are some that bring the gradient near Adam's epsilon, where a step shows its size."""
+
+HALF_SCALES = (1e-2, 1e-1, 1.0, 1e-3)
+HALF_GAINS = (1.0, 10.0, 100.0, 1000.0, 1e-2)
+"""What is neither lost nor overflows in the narrow range of half precision."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """scale: size of the first layer's weights. gain: size of what the module adds to the image it shows the body."""
+
+    scale: float
+    gain: float
+
+
+def sizes(recipe: Recipe | None, scale: float | None, gain: float | None) -> Search[Sizes]:
+    """What to try for clients with this recipe; what is given is not sought.
+
+    SGD keeps ratios whatever their size, so the gain is no matter. Adam's step shows a gradient's size only near its
+    epsilon, and half precision has a narrow range: both sizes are sought together.
+    """
+    if recipe is not None and recipe.precision in ("bfloat16", "float16"):
+        scales, gains = _given(scale, HALF_SCALES), _given(gain, HALF_GAINS)
+    elif recipe is not None and recipe.update != "gradient" and recipe.optimizer != "sgd":
+        scales, gains = _given(scale, (ADAM_SCALE,)), _given(gain, ADAM_GAINS)
+    else:
+        scales, gains = _given(scale, SCALES), (GAIN if gain is None else gain,)
+    first = [Sizes(one, other) for one in scales for other in gains]
+
+    def then(best: Sizes) -> Sequence[Sizes]:
+        found = []
+        if scale is None:
+            found += [replace(best, scale=value) for value in finer_scales(best.scale)]
+        if gain is None and len(gains) > 1:
+            found += [replace(best, gain=value) for value in (best.gain * FINER, best.gain / FINER)]
+        return found
+
+    return Search(first, then)
+
+
+def most_rounds(scale: float | None, gain: float | None) -> int:
+    """How many rounds are simulated at most, whatever the recipe."""
+    kinds = (Recipe(), Recipe(precision="float16"), Recipe(update="delta", optimizer="adam"))
+    return max(sizes(recipe, scale, gain).rounds for recipe in kinds)
+
+
+def _given(value: float | None, otherwise: tuple[float, ...]) -> tuple[float, ...]:
+    return otherwise if value is None else (value,)
