@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from medpfl.attacks.updates import gradient_view, nothing_came_back
+from medpfl.attacks.updates import GradientView, gradient_view, nothing_came_back
 from medpfl.core.domain import Observation, Reconstruction
 
 TOLERANCE = 0.03
@@ -78,8 +78,11 @@ def read_single_bins(
     )
 
 
-def read_out(observation: Observation, found: Candidates) -> Reconstruction:
-    """What the read-out of a crafted model's bins comes to. The observation must be of a broadcast."""
+def read_out(observation: Observation, found: Candidates, view: GradientView | None = None) -> Reconstruction:
+    """What the read-out of a crafted model's bins comes to. The observation must be of a broadcast.
+
+    view: what was read, `gradient_view(observation)` if None.
+    """
     assert observation.broadcast is not None  # the callers see to that
     if not len(found.images):
         return nothing_came_back(observation, f"none of {found.bins_read} bins with a gradient holds an image")
@@ -94,7 +97,7 @@ def read_out(observation: Observation, found: Candidates) -> Reconstruction:
         unclamped=found.images,
         notes=(
             *observation.broadcast.notes,
-            *gradient_view(observation).notes,
+            *(view or gradient_view(observation)).notes,
             f"{len(found.images)} candidates out of {found.bins_read} bins with a gradient",
         ),
     )

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from medpfl.attacks.crafted import ServerView
+from medpfl.attacks.first_step import idle_change
 from medpfl.attacks.front import BIAS, WEIGHT
-from medpfl.core.domain import Auxiliary, Batch, Broadcast, GlobalModel, Observation, Recipe, Tensors, Update
+from medpfl.core.domain import Auxiliary, Batch, Broadcast, GlobalModel, Observation, Recipe, Update
 from medpfl.core.functional import MSE_FLOOR
 from medpfl.federation.client import client_step
 
@@ -32,6 +33,9 @@ SCALES = tuple(10.0**-power for power in range(13))
 
 FINER = 10**0.5
 """Factor to both sides of the best of them that is tried then."""
+
+ROUNDING_MARGIN = 10.0
+"""So far below what full bins show is what empty bins show if no image is in a wrong bin."""
 
 TRIALS = 2
 """Simulated rounds per scale."""
@@ -172,6 +176,22 @@ def drawn_batches(view: ServerView, auxiliary: Auxiliary, clients: int, generato
     ]
 
 
+def rounding_floor(steps: Tensor, counts: Tensor) -> float:
+    """The size below which a bias gradient is rounding: the largest of what bins without images show.
+
+    steps: what each bin shows (K,). counts: how many images it holds (K,). Where an empty bin shows as much as full ones,
+    the client's precision moves images to other bins; rounding is then what most bins stay below, with a margin.
+    """
+    empty = steps[counts == 0].abs().double()
+    if not len(empty):
+        return 0.0
+    most = float(empty.max())
+    shown = steps.abs().double().sort(descending=True).values[: int((counts > 0).sum())]
+    if most * ROUNDING_MARGIN <= float(shown.median()):
+        return most
+    return min(most, ROUNDING_MARGIN * float(empty.quantile(0.75)))
+
+
 def judged(readable: Tensor, found: Tensor, floor: float) -> Trial:
     """How well the images that can be read (N, ...) came back among those that were found (M, ...)."""
     if not len(readable) or not len(found):
@@ -208,7 +228,13 @@ def _only(update: Update, names: Sequence[str]) -> Update:
 
 
 def _unchanged(model: GlobalModel, recipe: Recipe, names: Sequence[str], examples: int) -> Update:
-    sent: Tensors = {name: model.parameters[name] for name in names}
-    if recipe.update != "weights":
-        sent = {name: torch.zeros_like(tensor) for name, tensor in sent.items()}
+    """What a client sends of tensors that get no gradient."""
+    sent: dict[str, Tensor] = {}
+    for name in names:
+        old = model.parameters[name]
+        if recipe.update == "gradient":
+            sent[name] = torch.zeros_like(old)
+        else:
+            moved = idle_change(old, recipe).to(old.dtype)
+            sent[name] = moved if recipe.update == "delta" else old + moved
     return Update(recipe.update, sent, {}, {}, examples)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from medpfl.core.domain import Recipe
+from medpfl.federation.optimizers import OPTIMIZERS, OptimizerState
 
 KNOWN = 0.01
 """Entries of the gradient whose relative error by rounding is larger count as lost."""
@@ -48,13 +49,15 @@ def adam_gradient(moved: Tensor, parameters: Tensor, recipe: Recipe, steps: int 
     return gradient, lost
 
 
-def idle_change(parameters: Tensor, recipe: Recipe, steps: int) -> Tensor:
-    """How Adam or AdamW changes parameters without any gradient, by weight decay alone."""
-    old = parameters.double()
-    if recipe.optimizer == "adamw":
-        return old * ((1.0 - recipe.learning_rate * recipe.weight_decay) ** steps - 1.0)
-    penalty = recipe.weight_decay * old
-    return -recipe.learning_rate * steps * penalty / (penalty.abs() + recipe.epsilon)
+def idle_change(parameters: Tensor, recipe: Recipe) -> Tensor:
+    """How a client changes parameters (float64) that get no gradient in any of its steps: by weight decay alone."""
+    if not recipe.weight_decay:
+        return torch.zeros_like(parameters, dtype=torch.float64)
+    zero = {"": torch.zeros_like(parameters)}
+    now, state = {"": parameters}, OptimizerState(torch.zeros((), dtype=torch.int64), zero, zero)
+    for _ in range(recipe.local_steps * recipe.epochs):
+        now, state = OPTIMIZERS[recipe.optimizer](now, zero, state, recipe)
+    return now[""].double() - parameters.double()
 
 
 def _terms(recipe: Recipe, steps: int, shrink: float) -> list[tuple[float, float]]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from medpfl.attacks.front import BIAS, SECOND_BIAS, SECOND_WEIGHT, WEIGHT, dense_in_front
+from medpfl.attacks.number_grid import rows_and_biases
 from medpfl.core.domain import GlobalModel
 
 MOST_BRIGHT = 1.0
@@ -23,7 +24,8 @@ class LeakageModule:
     active unit gets the same error. The output does not depend on `scale`, but the first layer's gradient grows by
     1 / scale while its weights shrink by it.
 
-    edges: (K,) float64, rising. direction: (D,) of length 1. offset: (D,). scale and gain: above 0.
+    edges: (K,) float64, rising. direction: (D,) of length 1. offset: (D,). scale and gain: above 0. half: the type in
+    which clients compute, if it is a half precision; rows and biases are then numbers of that type (`number_grid`).
     """
 
     edges: Tensor
@@ -31,21 +33,26 @@ class LeakageModule:
     offset: Tensor
     scale: float
     gain: float
+    half: torch.dtype | None = None
 
     def in_front_of(self, model: GlobalModel) -> GlobalModel:
         """`model` with the module in front of it; the names of the model's own tensors get the prefix `body.`."""
-        return dense_in_front(model, self._tensors(-self.scale * self.edges))
+        rows, biases = torch.full_like(self.edges, self.scale / len(self.direction)), -self.scale * self.edges
+        if self.half is not None:
+            rows, biases = rows_and_biases(self.edges, len(self.direction), self.scale, self.half)
+        return dense_in_front(model, self._tensors(rows, biases))
 
     def dead_in_front_of(self, model: GlobalModel) -> GlobalModel:
         """The same with all units off for every image: its first layer gets no gradient, whatever the images are."""
-        return dense_in_front(model, self._tensors(torch.full_like(self.edges, -2 * self.scale * MOST_BRIGHT)))
+        rows = torch.full_like(self.edges, self.scale / len(self.direction))
+        return dense_in_front(model, self._tensors(rows, torch.full_like(rows, -2 * self.scale * MOST_BRIGHT)))
 
-    def _tensors(self, bias: Tensor) -> dict[str, Tensor]:
+    def _tensors(self, rows: Tensor, biases: Tensor) -> dict[str, Tensor]:
         units, inputs = len(self.edges), len(self.direction)
         column = self.gain * self.direction / (self.scale * units)
         tensors = {
-            WEIGHT: torch.full((units, inputs), self.scale / inputs),
-            BIAS: bias.float(),
+            WEIGHT: rows.float()[:, None].repeat(1, inputs),
+            BIAS: biases.float(),
             SECOND_WEIGHT: column.float()[:, None].repeat(1, units),
             SECOND_BIAS: self.offset.float(),
         }

@@ -14,10 +14,11 @@ from medpfl.attacks.balance import balanced
 from medpfl.attacks.base import ATTACKS
 from medpfl.attacks.bin_readout import Candidates, between_neighbors, read_bins, read_out
 from medpfl.attacks.brightness_bins import alone, bin_counts, brightness, gaussian_edges, smoothed_edges
-from medpfl.attacks.calibration import TRIALS, Search, Trial, judged, sought
+from medpfl.attacks.calibration import TRIALS, Search, Trial, judged, rounding_floor, sought
 from medpfl.attacks.crafted import CraftedAttack, ServerView
 from medpfl.attacks.front import BIAS, WEIGHT, dense_front_parameters, why_no_memory
 from medpfl.attacks.leakage_module import LeakageModule
+from medpfl.attacks.number_grid import HALF
 from medpfl.attacks.sizes import GAIN, Sizes, most_rounds, sizes
 from medpfl.attacks.updates import GradientView, gradient_view, read_each
 from medpfl.core.config import STRICT
@@ -124,9 +125,12 @@ class MedLeak(CraftedAttack):
             offset=auxiliary.images.double().mean(dim=0).flatten(),
             scale=1.0,
             gain=GAIN if self.gain == "auto" else self.gain,
+            half=None if server_view.recipe is None else HALF.get(server_view.recipe.precision),
         )
         if self.balance:
-            model = balanced(server_view.model, module.in_front_of, auxiliary.images, server_view.recipe)
+            model = balanced(
+                server_view.model, module.in_front_of, auxiliary.images, server_view.recipe, auxiliary.targets
+            )
             server_view = replace(server_view, model=model)
         if server_view.recipe is None:
             assert self.scale != "auto"  # `why_not` refuses that
@@ -188,8 +192,7 @@ class MedLeak(CraftedAttack):
         assert observation.broadcast is not None  # `simulated` sees to that
         secret, images = observation.broadcast.secret, torch.cat([batch.images for batch in batches])
         counts = bin_counts(brightness(images), secret["edges"])
-        steps = between_neighbors(self._gradient(observation).tensors[BIAS])[counts == 0].abs()
-        floor = float(steps.max()) if len(steps) else 0.0
+        floor = rounding_floor(between_neighbors(self._gradient(observation).tensors[BIAS]), counts)
         readable = images[alone(brightness(images), secret["edges"])]
         return judged(readable, self._candidates(observation, floor).images, floor)
 
@@ -211,4 +214,4 @@ class MedLeak(CraftedAttack):
         if observation.broadcast is None or "edges" not in observation.broadcast.secret:
             return Failure("medleak reads the update of a model that it prepared, and this server sent another")
         found = self._candidates(observation, float(observation.broadcast.secret["floor"]))
-        return read_out(observation, found)
+        return read_out(observation, found, self._gradient(observation))

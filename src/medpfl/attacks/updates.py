@@ -140,7 +140,7 @@ def _adam_undone(
     tensors: dict[str, Tensor] = {}
     lost = entries = 0
     for name, tensor in moved.items():
-        own = _own_change(observation, name, tensor, recipe, steps) if alone else tensor
+        own = _own_change(observation, name, tensor, recipe) if alone else tensor
         tensors[name], hidden = adam_gradient(own, sent[name], recipe, steps)
         lost, entries = lost + int(hidden.sum()), entries + hidden.numel()
     notes: tuple[str, ...] = ()
@@ -151,13 +151,13 @@ def _adam_undone(
     return GradientView(tensors, notes)
 
 
-def _own_change(observation: Observation, name: str, mean: Tensor, recipe: Recipe, steps: int) -> Tensor:
+def _own_change(observation: Observation, name: str, mean: Tensor, recipe: Recipe) -> Tensor:
     """The first client's change of a tensor that the others change by weight decay only, out of the mean over all."""
     total = mean * observation.clients
     if not recipe.weight_decay or observation.broadcast is None:
         return total
     for client in range(1, observation.clients):
-        total = total - idle_change(observation.broadcast.model(client).parameters[name], recipe, steps)
+        total = total - idle_change(observation.broadcast.model(client).parameters[name], recipe)
     return total
 
 
