@@ -65,7 +65,7 @@ def attacked(
         model or lenet(data, seed),
         batches,
         Auxiliary(data.images[owned], data.targets[owned]),
-        replace(recipe, batch_size=size),
+        replace(recipe, batch_size=size // recipe.local_steps),
         channel=channel,
         seed=seed,
     )

@@ -37,6 +37,9 @@ FINER = 10**0.5
 ROUNDING_MARGIN = 10.0
 """So far below what full bins show is what empty bins show if no image is in a wrong bin."""
 
+ANOTHER_ROUND = 2.0
+"""By how much the largest rounding of another round may exceed that of those played through."""
+
 TRIALS = 2
 """Simulated rounds per scale."""
 
@@ -188,7 +191,7 @@ def rounding_floor(steps: Tensor, counts: Tensor) -> float:
     most = float(empty.max())
     shown = steps.abs().double().sort(descending=True).values[: int((counts > 0).sum())]
     if most * ROUNDING_MARGIN <= float(shown.median()):
-        return most
+        return ANOTHER_ROUND * most
     return min(most, ROUNDING_MARGIN * float(empty.quantile(0.75)))
 
 

@@ -21,7 +21,7 @@ def rows_and_biases(edges: Tensor, inputs: int, scale: float, half: torch.dtype)
 
     >>> edges = torch.linspace(0.5, 0.6, 100, dtype=torch.float64)
     >>> len((-0.01 * edges).bfloat16().unique())
-    26
+    34
     >>> rows, biases = rows_and_biases(edges, 784, 0.01, torch.bfloat16)
     >>> len((-biases / (rows * 784)).unique())
     100
