@@ -46,7 +46,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 """Enough work for several restarts, blocks and snapshots, and no more."""
 
-CRAFTED = {"curious_abandon_honesty", "ares", "loki", "medleak", "robbing_the_fed"}
+CRAFTED = {
+    "ares",
+    "curious_abandon_honesty",
+    "loki",
+    "medleak",
+    "robbing_the_fed",
+    "scale_mia",
+}
 """Attacks that read only what they prepared themselves; their tests are in files of their own."""
 
 CLOSED_FORMS = {"april", "first_layer_readout", "peeling", "spear"}

@@ -16,6 +16,7 @@ from medpfl.attacks import (
     medleak,
     peeling,
     robbing_the_fed,
+    scale_mia,
     spear,
 )
 from medpfl.attacks.base import ATTACKS, Attack
@@ -38,5 +39,6 @@ __all__ = [
     "medleak",
     "peeling",
     "robbing_the_fed",
+    "scale_mia",
     "spear",
 ]

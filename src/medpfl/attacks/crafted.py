@@ -11,6 +11,7 @@ import torch
 from medpfl.attacks.base import Attack
 from medpfl.core.domain import Broadcast, GlobalModel, Knowledge, Recipe, UpdateKind
 from medpfl.core.memory import machine_memory
+from medpfl.core.session import NO_SESSION, Session
 from medpfl.federation.channels import Channel
 
 BYTES_PER_ADDED = 34
@@ -27,7 +28,7 @@ class ServerView:
     model: what it would send if it were honest. recipe: how clients train, None when withheld. update: the kind of
     what they send. channel: how that reaches the server, with all its public parameters. examples: private images of
     one client. can: what the server may change (keys of `CAPABILITIES`). knowledge: of the granted knowledge what is
-    there before the round, that is auxiliary images.
+    there before the round, that is auxiliary images. session: progress and snapshots of preparations that take long.
     """
 
     model: GlobalModel
@@ -38,6 +39,7 @@ class ServerView:
     threat_model: str
     can: frozenset[str]
     knowledge: Knowledge = field(default_factory=Knowledge)
+    session: Session = NO_SESSION
 
     @property
     def clients(self) -> int:

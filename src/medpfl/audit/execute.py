@@ -40,7 +40,7 @@ Nulls = Mapping[str, Mapping[str, list[float]]]
 
 def compute(materials: Materials, cell: Cell, chunk: Chunk, out: Path, session: Session) -> list[Row]:
     """Result rows of all cases of a chunk, one per private image; images are written below `out`."""
-    broadcast(materials, cell, chunk.seed, chunk.victims[0])  # training or crafting a model is no case's time
+    broadcast(materials, cell, chunk.seed, chunk.victims[0], session)  # training or crafting a model is no case's time
     started = time.perf_counter()
     truths = {victim: materials.truth(cell, chunk.seed, victim) for victim in chunk.victims}
     observations: dict[int, Observation] = {}

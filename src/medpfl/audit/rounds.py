@@ -12,13 +12,14 @@ from medpfl.audit.materials import Materials
 from medpfl.core.devices import moved
 from medpfl.core.domain import Batch, Broadcast, Knowledge, Recipe, Update
 from medpfl.core.seeding import generator
+from medpfl.core.session import NO_SESSION, Session
 from medpfl.federation.rounds import run_round
 
 
-def broadcast(materials: Materials, cell: Cell, seed: int, victim: int) -> Broadcast:
+def broadcast(materials: Materials, cell: Cell, seed: int, victim: int, session: Session = NO_SESSION) -> Broadcast:
     """What the cell's server sends: the model as agreed, or what a crafted attack prepared, once per cell and seed.
 
-    `victim` matters only for models of which every victim has its own.
+    `victim` matters only for models of which every victim has its own. session: of the chunk that it is prepared for.
     """
     model = materials.model(cell.dataset, cell.model, seed, victim)
     attack = cell.attack.attack
@@ -35,6 +36,7 @@ def broadcast(materials: Materials, cell: Cell, seed: int, victim: int) -> Broad
         threat_model=cell.threat_model.name,
         can=cell.threat_model.can,
         knowledge=moved(Knowledge(auxiliary=auxiliary), materials.device),
+        session=session,
     )
     stream = generator("prepare", seed, cell.stream, *(() if own is None else (own,)))
     return materials.latest("broadcast", (cell.id, seed, own), lambda: attack.prepare(view, stream))
