@@ -9,6 +9,7 @@ from typing import Literal
 from medpfl.core.domain import Tensors
 from medpfl.core.registry import Registry
 from medpfl.guards.vetting.layers import Layers
+from medpfl.guards.vetting.watch import Watched
 
 About = Literal["structure", "reference", "behavior"]
 Meaning = Literal["crafted", "leaks"]
@@ -16,11 +17,16 @@ Meaning = Literal["crafted", "leaks"]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What there is to look at: the tensors of a model, its layers, and the tensors of an earlier model, if any."""
+    """What there is to look at: the tensors of a model, its layers, those of an earlier one, the model at work.
+
+    misfit: why the tensors do not fit the agreed model, empty if they do; None where no model was agreed on.
+    """
 
     tensors: Tensors
     layers: Layers
     reference: Tensors | None = None
+    misfit: str | None = None
+    watched: Watched | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,22 @@ def check(
 
     def decorate(measure: Measure) -> Measure:
         CHECKS.add(name, Check(about, means, threshold, measure), summary=summary, paper=paper, limits=limits)
+        return measure
+
+    return decorate
+
+
+def behavior(
+    name: str, *, means: Meaning, threshold: float, summary: str, paper: str = "", limits: str = ""
+) -> Callable[[Callable[[Watched], Measured | None]], Callable[[Watched], Measured | None]]:
+    """Registers a measure of a model at work as a check; the function itself stays as it is."""
+
+    def decorate(measure: Callable[[Watched], Measured | None]) -> Callable[[Watched], Measured | None]:
+        def at_work(evidence: Evidence) -> Measured | None:
+            return None if evidence.watched is None else measure(evidence.watched)
+
+        found = Check("behavior", means, threshold, at_work)
+        CHECKS.add(name, found, summary=summary, paper=paper, limits=limits)
         return measure
 
     return decorate

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from medpfl.guards.vetting.base import Evidence, Measured, check
-from medpfl.guards.vetting.layers import first_trained
+from medpfl.guards.vetting.layers import Weighted, first_trained
 
 
 @check(
@@ -25,8 +25,14 @@ def dense_first(evidence: Evidence) -> Measured | None:
         if not layer.dense or layer.bias is None:
             break
         ahead += 1
-    if not first.dense or first.bias is None:
-        return Measured(0.0, first.name, "the first layer is no dense layer with biases")
+    if not first.dense or first.bias is None or _in_parts(evidence, first):
+        return Measured(0.0, first.name, "the first layer is no dense layer with biases that sees whole images")
     before = " and stands before the first convolution" if evidence.layers.convolutions else ""
     seen = f"the first layer is dense with biases{before}, so its gradient gives single images away"
     return Measured(float(ahead), first.name, seen)
+
+
+def _in_parts(evidence: Evidence, layer: Weighted) -> bool:
+    """Whether the layer is known to see images in parts, such as patches or tokens."""
+    views = [] if evidence.watched is None else evidence.watched.views
+    return any(view.path == layer.name and view.count != view.images for view in views)

@@ -15,6 +15,21 @@ FEWEST_ENTRIES = 256
 
 
 @check(
+    "agreed_model",
+    about="reference",
+    means="crafted",
+    threshold=0.0,
+    summary="tensors that do not fit the model that was agreed on",
+    paper="Fowl et al.: Robbing the Fed, ICLR 2022: the modified architecture",
+)
+def agreed_model(evidence: Evidence) -> Measured | None:
+    """1 if the tensors do not fit, else 0."""
+    if evidence.misfit is None:
+        return None
+    return Measured(1.0 if evidence.misfit else 0.0, "", evidence.misfit or "the tensors fit the agreed model")
+
+
+@check(
     "other_tensors",
     about="reference",
     means="crafted",
@@ -24,7 +39,8 @@ FEWEST_ENTRIES = 256
 )
 def other_tensors(evidence: Evidence) -> Measured | None:
     """The number of tensors that differ in name or shape."""
-    assert evidence.reference is not None  # `vet` measures only where there is one
+    if evidence.reference is None:
+        return None
     sentences = differences(evidence.tensors, evidence.reference)
     if not sentences:
         return Measured(0.0, "", "the same tensors in the same shapes")
@@ -102,7 +118,8 @@ def other_distribution(evidence: Evidence) -> Measured | None:
 
 def _shared(evidence: Evidence) -> list[tuple[str, Tensor, Tensor]]:
     """Weights that both have in one shape, with enough entries, none of them zero throughout; in float64."""
-    assert evidence.reference is not None  # `vet` measures only where there is one
+    if evidence.reference is None:
+        return []
     return [
         (name, tensor.double(), evidence.reference[name].double())
         for name, tensor in evidence.tensors.items()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from medpfl.core.domain import GlobalModel, Tensors
 from medpfl.core.errors import ModelError
 from medpfl.core.memory import machine_memory
 from medpfl.guards.vetting.base import CHECKS, Check, Evidence, Result
+from medpfl.guards.vetting.images import drawn_images
 from medpfl.guards.vetting.layers import layers_of
+from medpfl.guards.vetting.watch import MOST_IMAGES, watch
+from medpfl.models.state import apply_state
 
 Verdict = Literal["passed", "leaks", "crafted"]
 
@@ -35,13 +39,14 @@ class Vetting:
     """What was found about a model before any training on it.
 
     verdict: `crafted` if a check found what honest training does not make, else `leaks` if one found that updates give
-    single images away, else `passed`. behavior_checked: whether the model was run; else its verdict rests on tensors
-    alone, which a careful attacker disguises. not_covered: what no check looks at.
+    single images away, else `passed`. behavior: what the model was run on, or why it was not; without, the verdict
+    rests on tensors alone, which a careful attacker disguises. not_covered: what no check looks at.
     """
 
     verdict: Verdict
     results: tuple[Result, ...]
     behavior_checked: bool
+    behavior: str
     not_covered: tuple[str, ...] = NOT_COVERED
 
     @property
@@ -59,20 +64,69 @@ class Vetting:
         )
 
 
-def vet(model: GlobalModel | Tensors, reference: GlobalModel | Tensors | None = None) -> Vetting:
+def vet(
+    model: GlobalModel | Tensors,
+    reference: GlobalModel | Tensors | None = None,
+    images: Tensor | None = None,
+    *,
+    agreed: GlobalModel | None = None,
+) -> Vetting:
     """Looks at a model that came from a server, before training on it.
 
-    model: a model, or its tensors by name. reference: one that was trusted, such as that of the round before.
-    Raises `ModelError` if there are no tensors, or some hold numbers that are not finite.
+    model: a model, or its tensors by name. reference: one that was trusted, such as that of the round before. images:
+    some of the client's own (N, *image_shape) in [0, 1], 16 are enough; drawn ones if None. agreed: the client's own
+    build of the model, into which tensors are loaded; without it tensors cannot be run, so behavior is not checked.
+
+    Raises `ModelError` if there are no tensors, some hold numbers that are not finite, or the model cannot run on the
+    images.
+
+    >>> net = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))
+    >>> found = vet(net.state_dict())
+    >>> found.verdict, found.behavior_checked
+    ('leaks', False)
     """
     tensors = tensors_of(model)
     check_tensors(tensors, "the model")
     earlier = None if reference is None else tensors_of(reference)
     if earlier is not None:
         check_tensors(earlier, "the reference")
-    evidence = Evidence(tensors, layers_of(tensors), earlier)
+    built, misfit = model if isinstance(model, GlobalModel) else None, None
+    if built is None and agreed is not None:
+        built, misfit = _fitted(agreed, tensors)
+    watched = None
+    behavior = misfit or "no model was given that could be run"
+    if built is not None:
+        shown = drawn_images(built.image_shape, MOST_IMAGES) if images is None else _checked(images, built)
+        watched = watch(built, shown)
+        kind = "drawn images" if images is None else "given images"
+        behavior = f"one simulated client step on {len(watched.batch)} {kind} of shape {tuple(built.image_shape)}"
+    evidence = Evidence(tensors, layers_of(tensors), earlier, misfit, watched)
     results = tuple(_result(entry.name, entry.item, evidence) for entry in CHECKS)
-    return Vetting(_verdict(results), results, behavior_checked=False)
+    unseen = {} if watched is None else watched.not_seen
+    return Vetting(_verdict(results), results, watched is not None, behavior, (*_unseen_weights(unseen), *NOT_COVERED))
+
+
+def _fitted(agreed: GlobalModel, tensors: Tensors) -> tuple[GlobalModel | None, str]:
+    """The agreed model with these tensors, or None and why they do not fit."""
+    try:
+        return apply_state(agreed, tensors, "what was received"), ""
+    except ModelError as error:
+        return None, str(error)
+
+
+def _checked(images: Tensor, model: GlobalModel) -> Tensor:
+    if tuple(images.shape[1:]) != tuple(model.image_shape) or not len(images):
+        raise ModelError(
+            f"images to vet with have shape {tuple(images.shape)}, expected (N, {', '.join(map(str, model.image_shape))})"
+        )
+    return images
+
+
+def _unseen_weights(unseen: Mapping[str, str]) -> tuple[str, ...]:
+    if not unseen:
+        return ()
+    name, reason = next(iter(unseen.items()))
+    return (f"{len(unseen)} weights at work, such as '{name}': {reason}",)
 
 
 def tensors_of(model: GlobalModel | Tensors) -> Tensors:
@@ -103,15 +157,23 @@ def _result(name: str, check: Check, evidence: Evidence) -> Result:
     def unseen(why: str) -> Result:
         return Result(name, check.about, check.means, "not checked", float("nan"), check.threshold, "", why)
 
-    if check.about == "reference" and evidence.reference is None:
-        return unseen("no reference was given")
     measured = check.measure(evidence)
     if measured is None:
-        return unseen("the model has no layer that this applies to")
+        return unseen(_why_not_checked(name, check, evidence))
     status: Literal["clear", "found"] = "found" if measured.score > check.threshold else "clear"
     return Result(
         name, check.about, check.means, status, measured.score, check.threshold, measured.where, measured.seen
     )
+
+
+def _why_not_checked(name: str, check: Check, evidence: Evidence) -> str:
+    if check.about == "behavior" and evidence.watched is None:
+        return "needs a model that can be run"
+    if name == "agreed_model":
+        return "no agreed model was given"
+    if check.about == "reference" and evidence.reference is None:
+        return "no reference was given"
+    return "the model has no layer that this applies to"
 
 
 def _verdict(results: tuple[Result, ...]) -> Verdict:

@@ -1,0 +1,217 @@
+"""What a model does with images: bins, traps and dead layers at work, whatever the weights look like.
+
+No measure here depends on the order, the sign or the size of units.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from medpfl.core.tasks import SingleLabel
+from medpfl.guards.layer_views import LayerView
+from medpfl.guards.vetting.base import Measured, behavior, worst
+from medpfl.guards.vetting.dense import FEWEST, SAME_DIRECTION, SAMPLED
+from medpfl.guards.vetting.head import FISHING
+from medpfl.guards.vetting.watch import Watched, input_variation
+
+FEWEST_IMAGES = 4
+"""With fewer images units are alike by chance."""
+
+FLAT = 1e-5
+"""Answers that vary less than this share of their size are rounding."""
+
+
+@behavior(
+    "images_come_back",
+    means="leaks",
+    threshold=0.0,
+    summary="one simulated client step whose gradient gives the images back (read-out self-test)",
+    paper="Fowl et al.: Robbing the Fed, ICLR 2022; Boenisch et al., EuroS&P 2023",
+)
+def images_come_back(watched: Watched) -> Measured | None:
+    """The share of the images that come back from layers that see the images themselves."""
+    seen = [finding for finding in watched.test.layers if finding.sees == "image"]
+    if not seen:
+        return None
+    where = max(seen, key=lambda finding: finding.share).layer
+    count, images = watched.test.returned, watched.test.images
+    return Measured(count / images, where, f"{count} of {images} images came back from one simulated client step")
+
+
+@behavior(
+    "more_than_chance",
+    means="crafted",
+    threshold=0.3,
+    summary="a layer that gives back more of what it gets than a freshly drawn layer of its size would",
+)
+def more_than_chance(watched: Watched) -> Measured | None:
+    """The share of a layer's inputs that come back, less the share that chance gives."""
+    found = []
+    for finding in watched.test.layers:
+        seen = f"{finding.share:.0%} of its inputs came back from one simulated client step"
+        expected = f"{finding.chance.share:.0%} would by chance" if finding.chance else "none would by chance"
+        found.append(Measured(finding.excess, finding.layer, f"{seen}, {expected}"))
+    return worst(found)
+
+
+@behavior(
+    "bins_at_work",
+    means="crafted",
+    threshold=0.1,
+    summary="units that answer to images alike but for their thresholds: bins, however the weights are disguised",
+    paper="Fowl et al.: Robbing the Fed, ICLR 2022; Shi et al.: Scale-MIA, NDSS 2025, and MedLeak",
+    limits="bins that all images of the test fall into together are not seen: test with your own images",
+)
+def bins_at_work(watched: Watched) -> Measured | None:
+    """The share of units whose answer is another unit's up to scale and offset, while other images switch them on."""
+    return worst([_bins(watched, view) for view in _looked_at(watched)])
+
+
+def _bins(watched: Watched, view: LayerView) -> Measured:
+    answers = watched.answers(view)
+    chosen = _some(answers.shape[1])
+    answers, active = answers[:, chosen], _active(view, answers)[:, chosen]
+    free = answers - answers.mean(dim=0)
+    lengths = free.norm(dim=0)
+    varies = lengths > FLAT * answers.norm(dim=0)
+    unit = torch.where(varies, free / lengths.clamp_min(1e-300), 0.0)
+    alike = (unit.T @ unit).abs() >= SAME_DIRECTION
+    apart = (active.T[:, None] != active.T[None]).any(dim=2)
+    share = float((alike & apart).any(dim=1).double().mean())
+    seen = f"{share:.0%} of {len(chosen)} units answer to the images alike and are switched on by different ones"
+    return Measured(share, view.path, seen)
+
+
+@behavior(
+    "units_of_one_image",
+    means="crafted",
+    threshold=0.7,
+    summary="units that a single image switches on each, as traps and sparse bins are",
+    paper="Boenisch et al.: When the Curious Abandon Honesty, EuroS&P 2023",
+)
+def units_of_one_image(watched: Watched) -> Measured | None:
+    """The share of units on for one image among those that are on for any, where these show a quarter of the images."""
+    return worst([_singles(view) for view in _looked_at(watched) if _gated(view)])
+
+
+def _singles(view: LayerView) -> Measured:
+    active = view.errors != 0
+    counts = active.sum(dim=1)
+    single, alive = counts == 1, int((counts > 0).sum())
+    shown = int(active[single].any(dim=0).sum())
+    enough = alive >= FEWEST and shown >= view.images / 4
+    share = int(single.sum()) / alive if enough else 0.0
+    seen = f"{int(single.sum())} of {alive} units that are on at all are on for a single image, and show {shown} images"
+    return Measured(share, view.path, seen)
+
+
+@behavior(
+    "dead_layer",
+    means="crafted",
+    threshold=0.0,
+    summary="a layer none of whose units gets a gradient from any image, as clients beside a victim are sent",
+    paper="Pasquini, Francati, Ateniese: Eluding Secure Aggregation, CCS 2022",
+)
+def dead_layer(watched: Watched) -> Measured | None:
+    """The number of layers without any gradient, where others have one."""
+    dead = [view.path for view in watched.views if view.units >= FEWEST and not bool(view.errors.any())]
+    alive = any(bool(view.errors.any()) for view in watched.views)
+    if not alive:
+        return Measured(0.0, "", "no layer gets a gradient")
+    seen = f"{len(dead)} layers get no gradient from any image, others do"
+    return Measured(float(len(dead)), dead[0] if dead else "", seen)
+
+
+@behavior(
+    "blind_output",
+    means="crafted",
+    threshold=4.0,
+    summary="an output that does not depend on the image, lost between one layer and the next",
+    limits="untrained deep nets lose images little by little, which is not counted",
+)
+def blind_output(watched: Watched) -> Measured | None:
+    """Where the output is blind: the largest drop (powers of ten) of how much layers' inputs differ between images."""
+    variations = sorted((max(input_variation(view), 1e-9), view.path) for view in watched.views)
+    if not variations:
+        return None
+    if variations[0][0] > FLAT:
+        return Measured(0.0, "", "all layers see the image")
+    drops = [(math.log10(above[0] / below[0]), below[1]) for below, above in pairwise(variations)]
+    drop, where = max(drops, default=(0.0, variations[0][1]))
+    return Measured(drop, where, f"behind it images differ by a factor of 10^{drop:.0f} less than before")
+
+
+@behavior(
+    "one_class_sends",
+    means="crafted",
+    threshold=10.0,
+    summary="a last layer that passes the gradient of one class on and of no other",
+    paper=FISHING,
+    limits="needs three classes",
+)
+def one_class_sends(watched: Watched) -> Measured | None:
+    """The largest of the classes' mean gradients at the last layer's input over their median, labels not yet fitted."""
+    head = next((view for view in reversed(watched.views) if view.units == watched.model.task.classes), None)
+    if head is None or head.count != head.images or head.units < 3 or not isinstance(watched.model.task, SingleLabel):
+        return None
+    weight = watched.model.parameters[head.weight].double()
+    probabilities = watched.answers(head).softmax(dim=1)
+    sizes = torch.stack([_error_sizes(weight, probabilities, label) for label in range(head.units)])
+    sizes = sizes[~sizes.isnan()]
+    if len(sizes) < 2 or not bool(sizes.any()):
+        return Measured(0.0, head.path, "no class sends a gradient")
+    ratio = float(sizes.max() / sizes.sort().values[(len(sizes) - 1) // 2].clamp_min(1e-12 * sizes.max()))
+    return Measured(ratio, head.path, f"one class sends a gradient {ratio:.2g} times as large as the median class")
+
+
+def _error_sizes(weight: Tensor, probabilities: Tensor, label: int) -> Tensor:
+    """The mean length of the gradient that images of this label would send, of those not taken for it already."""
+    errors = probabilities.clone()
+    errors[:, label] -= 1.0
+    unfitted = probabilities[:, label] < 0.5
+    return (errors[unfitted] @ weight).norm(dim=1).mean()
+
+
+@behavior(
+    "one_image_dominates",
+    means="crafted",
+    threshold=4.0,
+    summary="a single image whose gradient is larger than those of all others together (D-SNR)",
+    paper="D-SNR: Garov et al.: Hiding in Plain Sight: Disguising Data Stealing Attacks in FL, ICLR 2024",
+    limits="of convolutions the size of the gradient is bounded from above, not computed",
+)
+def one_image_dominates(watched: Watched) -> Measured | None:
+    """The largest over layers of: largest gradient of one image over the sum of all others'."""
+    return worst([_dominance(view) for view in watched.views if view.images >= FEWEST_IMAGES])
+
+
+def _dominance(view: LayerView) -> Measured:
+    products = view.errors.double().square().sum(dim=0) * view.squares().double()
+    sizes = torch.zeros(view.images, dtype=torch.float64).index_add_(0, view.owners, products).sqrt()
+    largest, total = float(sizes.max()), float(sizes.sum())
+    ratio = largest / max(total - largest, 1e-9 * total) if total > 0 else 0.0
+    return Measured(ratio, view.path, f"one image's gradient is {ratio:.2g} times as large as all others' together")
+
+
+def _looked_at(watched: Watched) -> list[LayerView]:
+    """Layers that get one vector per image and have enough units and images to say something."""
+    return [view for view in watched.per_image if view.units >= FEWEST and view.images >= FEWEST_IMAGES]
+
+
+def _some(units: int) -> Tensor:
+    return torch.randperm(units, generator=torch.Generator().manual_seed(0))[:SAMPLED]
+
+
+def _gated(view: LayerView) -> bool:
+    """Whether an activation behind it switches units off altogether."""
+    reached = view.errors.any(dim=0)
+    return bool((view.errors[:, reached] == 0).any())
+
+
+def _active(view: LayerView, answers: Tensor) -> Tensor:
+    """Which images switch which units on, (images, units)."""
+    return view.errors.T != 0 if _gated(view) else answers > 0
