@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 import torch
 from crafted_models import body, medleak, mlp
+from PIL import Image
 from safetensors.torch import save_file
+
+from medpfl.models import MODELS
 
 Command = Callable[..., Any]
 
@@ -120,3 +123,66 @@ def test_missing_files_folders_and_numbers_that_are_not_finite_are_refused(medpf
     medpfl("vet", tmp_path / "nan.pt").refused("nan.pt", "'fc.weight'", "not finite")
     torch.save({"steps": torch.tensor(1)}, tmp_path / "counter.pt")
     medpfl("vet", tmp_path / "counter.pt").refused("counter.pt", "no weights")
+
+
+def test_with_a_model_its_behavior_is_tried(medpfl: Command, tmp_path: Path) -> None:
+    honest = MODELS["cnn_fedavg"].item((1, 28, 28), 3, generator())
+    torch.save(honest.state_dict(), tmp_path / "honest.pt")
+    ended = medpfl("vet", tmp_path / "honest.pt", "--model", "cnn_fedavg", "--json")
+    assert ended.code == 0, ended
+    told = json.loads(ended.out)
+    assert told["behavior_checked"] is True
+    assert "16 drawn images of shape (1, 28, 28)" in told["behavior"]
+    assert {row["check"] for row in told["checks"] if row["about"] == "behavior" and row["status"] == "clear"} >= {
+        "bins_at_work",
+        "dead_layer",
+        "one_image_dominates",
+    }
+    fishing = dict(honest.state_dict())
+    fishing["fc.weight"] = torch.zeros_like(fishing["fc.weight"])
+    fishing["fc.weight"][1] = 0.5
+    fishing["fc.bias"] = torch.tensor([1000.0, 0.0, 1000.0])
+    torch.save(fishing, tmp_path / "fishing.pt")
+    ended = medpfl("vet", tmp_path / "fishing.pt", "--model", "cnn_fedavg")
+    assert ended.code == 1
+    assert "Behavior was checked" in ended.out
+    assert "one class sends a gradient" in ended.out
+
+
+FACTORY = """
+import torch
+from torch import nn
+
+def make(channels, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64 * channels, 32), nn.ReLU(), nn.Linear(32, classes))
+"""
+
+
+def test_a_factory_and_own_images(medpfl: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vetted_factory.py").write_text(FACTORY)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    (tmp_path / "own").mkdir()
+    for place in range(6):
+        pixels = np.random.default_rng(place).integers(0, 255, (8, 8)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "own" / f"{place}.png")
+    options = ("--model", "vetted_factory:make", "--size", 8, "--channels", 1)
+    ended = medpfl("vet", "net.pt", *options, "--images", tmp_path / "own", "--json")
+    assert ended.code == 1, ended
+    told = json.loads(ended.out)
+    assert told["verdict"] == "leaks"
+    assert "6 given images of shape (1, 8, 8)" in told["behavior"]
+    medpfl("vet", "net.pt", "--model", "vetted_factory:make").refused("--channels")
+    medpfl("vet", "net.pt", *options, "--images", tmp_path / "none").refused("none")
+    medpfl("vet", "net.pt", *options, "--task", "multilabel").refused("multilabel", "multi_label")
+    medpfl("vet", "net.pt", "--model", "vetted_factory:other").refused("other")
+    medpfl("vet", "net.pt", "--size", 8).refused("--size", "--model")
+
+
+def test_a_model_that_the_file_does_not_fit_is_found(medpfl: Command, tmp_path: Path) -> None:
+    torch.save(MODELS["cnn3"].item((1, 32, 32), 3, generator()).state_dict(), tmp_path / "net.pt")
+    ended = medpfl("vet", tmp_path / "net.pt", "--model", "lenet_dlg")
+    assert ended.code == 1
+    assert "does not fit model 'lenet_dlg'" in ended.out
+    assert "Behavior was not checked" in ended.out

@@ -149,7 +149,19 @@ def self_test(
     >>> found.returned, [(layer.layer, layer.sees, layer.share) for layer in found.layers]
     (1, [('1', 'image', 1.0), ('3', 'features', 1.0)])
     """
-    views, not_tested = layer_views(model, batch, batch_norm)
+    return read_views(model, layer_views(model, batch, batch_norm), gradient, steps=steps, thresholds=thresholds)
+
+
+def read_views(
+    model: GlobalModel,
+    seen: tuple[list[LayerView], dict[str, str]],
+    gradient: Tensors,
+    *,
+    steps: Sequence[Tensor] = (),
+    thresholds: Thresholds = Thresholds(),
+) -> SelfTest:
+    """`self_test` of what the layers got and gave, as `layer_views` says it."""
+    views, not_tested = seen[0], dict(seen[1])
     maps = pixel_maps(model)
     findings = []
     for view in views:
@@ -161,7 +173,8 @@ def self_test(
             continue
         parts = [torch.isin(view.owners, step).nonzero().flatten() for step in steps]
         findings.append(_read(view, gradient[view.weight], parts, maps.get(view.path), thresholds))
-    return SelfTest(len(batch), tuple(findings), not_tested)
+    images = max((view.images for view in views), default=0)
+    return SelfTest(images, tuple(findings), not_tested)
 
 
 def _read(

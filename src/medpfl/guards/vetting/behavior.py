@@ -14,12 +14,15 @@ from torch import Tensor
 from medpfl.core.tasks import SingleLabel
 from medpfl.guards.layer_views import LayerView
 from medpfl.guards.vetting.base import Measured, behavior, worst
-from medpfl.guards.vetting.dense import FEWEST, SAME_DIRECTION, SAMPLED
+from medpfl.guards.vetting.dense import FEWEST, SAMPLED
 from medpfl.guards.vetting.head import FISHING
 from medpfl.guards.vetting.watch import Watched, input_variation
 
 FEWEST_IMAGES = 4
 """With fewer images units are alike by chance."""
+
+LEFT = 0.03
+"""Share of a random row's answers up to which a unit counts as the multiple of another: noise of 17% of its row."""
 
 FLAT = 1e-5
 """Answers that vary less than this share of their size are rounding."""
@@ -45,13 +48,15 @@ def images_come_back(watched: Watched) -> Measured | None:
 @behavior(
     "more_than_chance",
     means="crafted",
-    threshold=0.3,
+    threshold=0.5,
     summary="a layer that gives back more of what it gets than a freshly drawn layer of its size would",
 )
 def more_than_chance(watched: Watched) -> Measured | None:
-    """The share of a layer's inputs that come back, less the share that chance gives."""
+    """The share of a layer's inputs that come back, less the share that chance gives; without the head."""
     found = []
     for finding in watched.test.layers:
+        if watched.head is not None and finding.layer == watched.head.path:
+            continue
         seen = f"{finding.share:.0%} of its inputs came back from one simulated client step"
         expected = f"{finding.chance.share:.0%} would by chance" if finding.chance else "none would by chance"
         found.append(Measured(finding.excess, finding.layer, f"{seen}, {expected}"))
@@ -61,29 +66,45 @@ def more_than_chance(watched: Watched) -> Measured | None:
 @behavior(
     "bins_at_work",
     means="crafted",
-    threshold=0.1,
+    threshold=0.4,
     summary="units that answer to images alike but for their thresholds: bins, however the weights are disguised",
     paper="Fowl et al.: Robbing the Fed, ICLR 2022; Shi et al.: Scale-MIA, NDSS 2025, and MedLeak",
     limits="bins that all images of the test fall into together are not seen: test with your own images",
 )
 def bins_at_work(watched: Watched) -> Measured | None:
-    """The share of units whose answer is another unit's up to scale and offset, while other images switch them on."""
+    """The share of units whose answers, to the images and to grain over them, are another's up to scale and offset,
+    while other images switch them on."""
     return worst([_bins(watched, view) for view in _looked_at(watched)])
 
 
 def _bins(watched: Watched, view: LayerView) -> Measured:
-    answers = watched.answers(view)
-    chosen = _some(answers.shape[1])
-    answers, active = answers[:, chosen], _active(view, answers)[:, chosen]
-    free = answers - answers.mean(dim=0)
-    lengths = free.norm(dim=0)
-    varies = lengths > FLAT * answers.norm(dim=0)
-    unit = torch.where(varies, free / lengths.clamp_min(1e-300), 0.0)
-    alike = (unit.T @ unit).abs() >= SAME_DIRECTION
-    apart = (active.T[:, None] != active.T[None]).any(dim=2)
-    share = float((alike & apart).any(dim=1).double().mean())
+    chosen = torch.randperm(view.units, generator=torch.Generator().manual_seed(0))[:SAMPLED]
+    rows = watched.model.parameters[view.weight][chosen].flatten(1)
+    active = _active(watched, view)[chosen]
+    apart = (active[:, None] != active[None]).any(dim=2)
+    left = _left_beside(view.samples(), watched.grainy[view.path], rows)
+    share = float(torch.where(apart, left, torch.inf).amin(dim=1).lt(LEFT).double().mean())
     seen = f"{share:.0%} of {len(chosen)} units answer to the images alike and are switched on by different ones"
     return Measured(share, view.path, seen)
+
+
+def _left_beside(received: Tensor, grainy: Tensor, rows: Tensor) -> Tensor:
+    """What is left of unit i's answers beside a multiple of unit j's, as a share of what rows so long would leave.
+
+    received, grainy: two sets of inputs (N, inputs), each taken without its mean. rows: (units, inputs). Returns
+    (units, units): 1 is what a random row leaves on average, 0 a multiple; infinite where answers do not vary.
+    """
+    sets = [inputs.double() - inputs.double().mean(dim=0) for inputs in (received, grainy)]
+    inputs = torch.cat(sets).float()
+    answers = (inputs @ rows.T).double()
+    lengths = answers.norm(dim=0)
+    unit = answers / lengths.clamp_min(1e-300)
+    own = lengths.square()[:, None] * (1.0 - (unit.T @ unit).square()).clamp_min(0.0)
+    rest = inputs.double().square().sum() - (unit.T.float() @ inputs).double().square().sum(dim=1)
+    expected = rows.double().square().sum(dim=1) * rest.clamp_min(0.0) / inputs.shape[1]
+    varies = lengths > FLAT * received.double().norm() * rows.double().norm(dim=1)
+    found = own / expected.clamp_min(1e-300)[:, None]
+    return torch.where(varies[:, None] & varies[None], found, torch.inf)
 
 
 @behavior(
@@ -155,11 +176,11 @@ def blind_output(watched: Watched) -> Measured | None:
 )
 def one_class_sends(watched: Watched) -> Measured | None:
     """The largest of the classes' mean gradients at the last layer's input over their median, labels not yet fitted."""
-    head = next((view for view in reversed(watched.views) if view.units == watched.model.task.classes), None)
+    head = watched.head
     if head is None or head.count != head.images or head.units < 3 or not isinstance(watched.model.task, SingleLabel):
         return None
     weight = watched.model.parameters[head.weight].double()
-    probabilities = watched.answers(head).softmax(dim=1)
+    probabilities = watched.answers(head).double().softmax(dim=1)
     sizes = torch.stack([_error_sizes(weight, probabilities, label) for label in range(head.units)])
     sizes = sizes[~sizes.isnan()]
     if len(sizes) < 2 or not bool(sizes.any()):
@@ -173,16 +194,17 @@ def _error_sizes(weight: Tensor, probabilities: Tensor, label: int) -> Tensor:
     errors = probabilities.clone()
     errors[:, label] -= 1.0
     unfitted = probabilities[:, label] < 0.5
-    return (errors[unfitted] @ weight).norm(dim=1).mean()
+    lengths: Tensor = (errors[unfitted] @ weight).norm(dim=1)
+    return lengths.mean()
 
 
 @behavior(
     "one_image_dominates",
     means="crafted",
-    threshold=4.0,
+    threshold=1.5,
     summary="a single image whose gradient is larger than those of all others together (D-SNR)",
     paper="D-SNR: Garov et al.: Hiding in Plain Sight: Disguising Data Stealing Attacks in FL, ICLR 2024",
-    limits="of convolutions the size of the gradient is bounded from above, not computed",
+    limits="of convolutions the gradient of their outputs is compared, of layers on tokens an upper bound",
 )
 def one_image_dominates(watched: Watched) -> Measured | None:
     """The largest over layers of: largest gradient of one image over the sum of all others'."""
@@ -190,7 +212,9 @@ def one_image_dominates(watched: Watched) -> Measured | None:
 
 
 def _dominance(view: LayerView) -> Measured:
-    products = view.errors.double().square().sum(dim=0) * view.squares().double()
+    products = view.errors.double().square().sum(dim=0)
+    if not view.convolution:
+        products = products * view.squares().double()
     sizes = torch.zeros(view.images, dtype=torch.float64).index_add_(0, view.owners, products).sqrt()
     largest, total = float(sizes.max()), float(sizes.sum())
     ratio = largest / max(total - largest, 1e-9 * total) if total > 0 else 0.0
@@ -198,12 +222,9 @@ def _dominance(view: LayerView) -> Measured:
 
 
 def _looked_at(watched: Watched) -> list[LayerView]:
-    """Layers that get one vector per image and have enough units and images to say something."""
-    return [view for view in watched.per_image if view.units >= FEWEST and view.images >= FEWEST_IMAGES]
-
-
-def _some(units: int) -> Tensor:
-    return torch.randperm(units, generator=torch.Generator().manual_seed(0))[:SAMPLED]
+    """Layers but the head that get one vector per image and have enough units and images to say something."""
+    enough = [view for view in watched.per_image if view.units >= FEWEST and view.images >= FEWEST_IMAGES]
+    return [view for view in enough if view is not watched.head]
 
 
 def _gated(view: LayerView) -> bool:
@@ -212,6 +233,6 @@ def _gated(view: LayerView) -> bool:
     return bool((view.errors[:, reached] == 0).any())
 
 
-def _active(view: LayerView, answers: Tensor) -> Tensor:
-    """Which images switch which units on, (images, units)."""
-    return view.errors.T != 0 if _gated(view) else answers > 0
+def _active(watched: Watched, view: LayerView) -> Tensor:
+    """Which images switch which units on, (units, images)."""
+    return view.errors != 0 if _gated(view) else watched.answers(view).T > 0

@@ -94,7 +94,7 @@ def vet(
     if built is None and agreed is not None:
         built, misfit = _fitted(agreed, tensors)
     watched = None
-    behavior = misfit or "no model was given that could be run"
+    behavior = "the tensors do not fit the agreed model" if misfit else "no model was given that could be run"
     if built is not None:
         shown = drawn_images(built.image_shape, MOST_IMAGES) if images is None else _checked(images, built)
         watched = watch(built, shown)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from medpfl.core.domain import Batch, GlobalModel
 from medpfl.core.tasks import Segmentation, SingleLabel
-from medpfl.guards.layer_views import LayerView, layer_views
-from medpfl.guards.self_test import SelfTest, self_test
+from medpfl.guards.layer_views import LayerView, layer_views, sample_view
+from medpfl.guards.self_test import SelfTest, read_views
 
 MOST_IMAGES = 16
 """Images that a model is watched on; the same number for all models, since the thresholds were fixed with it."""
@@ -20,8 +20,8 @@ MOST_IMAGES_OF_LARGE = 8
 LARGE = 30_000_000
 """Models with more entries are watched on fewer images, so that vetting stays a matter of seconds."""
 
-POSITIONS = 64
-"""Positions of a layer that is applied to many, at which its input is compared between images."""
+POSITIONS = 4
+"""Positions along each axis at which the input of a layer that is applied to many is compared between images."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,9 @@ class Watched:
     """One simulated client step on `batch` in eval mode, layer by layer.
 
     views: dense layers and convolutions with trained weights. not_seen: other trained weights, and why they were not
-    looked at. test: what the step's gradient of the dense layers gives back.
+    looked at. test: what the step's gradient of the dense layers gives back. head: the last layer with a unit per class;
+    labels tell images apart in its gradient, honest or not. grainy: what hidden layers that get one
+    vector per image get for the same images with grain over them, (N, inputs) by path.
     """
 
     model: GlobalModel
@@ -37,6 +39,8 @@ class Watched:
     views: tuple[LayerView, ...]
     not_seen: Mapping[str, str]
     test: SelfTest
+    head: LayerView | None
+    grainy: Mapping[str, Tensor]
 
     @property
     def per_image(self) -> tuple[LayerView, ...]:
@@ -44,10 +48,9 @@ class Watched:
         return tuple(view for view in self.views if view.count == view.images)
 
     def answers(self, view: LayerView) -> Tensor:
-        """What the layer's units answer before any activation, (S, units) in float64."""
-        weight = self.model.parameters[view.weight].double().flatten(1)
-        found = view.samples().double() @ weight.T
-        return found if view.bias is None else found + self.model.parameters[view.bias].double()
+        """What the layer's units answer before any activation, (S, units)."""
+        found = view.samples() @ self.model.parameters[view.weight].flatten(1).T
+        return found if view.bias is None else found + self.model.parameters[view.bias]
 
 
 def watch(model: GlobalModel, images: Tensor) -> Watched:
@@ -60,8 +63,47 @@ def watch(model: GlobalModel, images: Tensor) -> Watched:
     batch = Batch(chosen, labels_for(model, len(chosen)).to(model.device))
     single = model.to(torch.float32)
     views, not_seen = layer_views(single, batch)
+    head = next((view for view in reversed(views) if view.units == model.task.classes), None)
+    hidden = [view.path for view in views if view.count == view.images and view is not head]
     gradient = {view.weight: view.errors @ view.samples() for view in views if not view.convolution}
-    return Watched(single, batch, tuple(views), not_seen, self_test(single, gradient, batch))
+    test = read_views(single, (views, not_seen), gradient)
+    return Watched(single, batch, tuple(views), not_seen, test, head, received_for(single, hidden, with_grain(chosen)))
+
+
+GRAIN = 0.5
+"""Share of its brightness that a pixel loses to grain at most."""
+
+
+def with_grain(images: Tensor) -> Tensor:
+    """The images, every pixel darkened by a random share of its own, the same for all channels; what is 0 stays 0.
+
+    An honest unit answers to grain by all of its weights, a bin only by the change in brightness.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shape = (len(images), 1, *images.shape[2:])
+    return images * (1.0 - GRAIN * torch.rand(shape, generator=generator).to(images.device))
+
+
+def received_for(model: GlobalModel, paths: Sequence[str], images: Tensor) -> dict[str, Tensor]:
+    """What these layers get for the images, (N, inputs) by path; the model is not run where there are none."""
+    found: dict[str, Tensor] = {}
+
+    def keep(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            view, _ = sample_view(layer, arguments[0].detach())
+            found[path] = view.reshape(len(images), -1).clone()
+
+        return hook
+
+    handles = [model.module.get_submodule(path).register_forward_pre_hook(keep(path)) for path in paths]
+    try:
+        with torch.no_grad():
+            if paths:
+                model.forward(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 def labels_for(model: GlobalModel, count: int) -> Tensor:
@@ -84,8 +126,5 @@ def variation(values: Tensor) -> float:
 def input_variation(view: LayerView) -> float:
     """`variation` of what the layer got, at some of its positions."""
     received, places = view.calls[0]
-    flat = received.flatten(1, places - 1) if places > 1 else received
-    if places > 1:
-        step = max(1, flat.shape[1] // POSITIONS)
-        flat = flat[:, ::step]
-    return variation(flat)
+    steps = [slice(None, None, max(1, size // POSITIONS)) for size in received.shape[1:places]]
+    return variation(received[(slice(None), *steps)])
