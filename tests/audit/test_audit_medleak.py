@@ -135,3 +135,20 @@ def test_the_summary_tells_crafted_models_and_channels_only_where_they_are(tmp_p
     context = describe(spec, prepared.cells, prepared.materials)
     assert not any("crafted" in entry["title"] or "channel" in entry["title"] for entry in context["assumptions"])
     assert any(finding["code"] == "parameters_per_pixel" for finding in context["findings"])
+
+
+def test_a_server_that_chooses_recipe_and_aggregation_is_told_of_in_results_and_report(tmp_path: Path) -> None:
+    server = {**SERVER, "can": [*SERVER["can"], "recipe", "secure_aggregation"]}
+    recipe = {"update": "weights", "optimizer": "adam", "learning_rate": 0.001, "batch_size": 2, "local_steps": 2}
+    attacks, channels = [{"name": "medleak", "bins": 128}], [{"name": "secagg_plus", "clients": 2, "max_weight": 2}]
+    spec = plain(threat_models=[server], recipes=[recipe], attacks=attacks, channels=channels)
+    out = tmp_path / "out"
+    summary = run_audit(parse_spec(spec, tmp_path), out, workers=0)
+    assert summary.counts["failed"] == 0
+    found = rows(out)
+    assert float(np.mean([float(row["psnr"]) > 30 for row in found])) >= 0.75
+    assert all("train in 1 local step of 4 images with learning rate 1" in row["notes"] for row in found)
+    assert all("aggregate with clipping_range" in row["notes"] for row in found)
+    report = write_report(out).read_text(encoding="utf-8")
+    assert "into how many local steps clients divide their images" in report
+    assert "clients hold 4 images and max_weight is 2" in report

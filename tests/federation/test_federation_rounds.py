@@ -44,3 +44,21 @@ def test_the_plain_channel_shows_one_update() -> None:
 def test_unknown_channels_are_refused_with_the_known_ones() -> None:
     with pytest.raises(SpecError, match="plain"):
         CHANNELS["plane"]
+
+
+def test_clients_do_what_the_broadcast_tells_them_in_place_of_what_was_agreed() -> None:
+    model = build_model(
+        "lenet_idlg", image_shape=(1, 16, 16), task=SingleLabel(3), generator=torch.Generator().manual_seed(0)
+    )
+    batch = Batch(torch.rand((4, 1, 16, 16), generator=torch.Generator().manual_seed(1)), torch.tensor([2, 0, 1, 1]))
+    agreed = Recipe(update="delta", batch_size=1, local_steps=4)
+    told = Recipe(update="delta", batch_size=4, learning_rate=3.0)
+    clients = [(batch, torch.Generator())]
+    arrived = run_round(Broadcast((model,), recipe=told), clients, agreed, generator=torch.Generator())
+    expected, _ = client_step(model, batch, told)
+    for name, tensor in expected.trainable.items():
+        torch.testing.assert_close(arrived.trainable[name], tensor)
+    with pytest.raises(SpecError, match="does not choose clipping_range"):
+        run_round(
+            Broadcast((model,), aggregation={"clipping_range": 1.0}), clients, agreed, generator=torch.Generator()
+        )

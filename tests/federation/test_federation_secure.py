@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from medpfl.audit.spec import parse_spec
 from medpfl.core.domain import Batch, Broadcast, Recipe, Update
+from medpfl.core.errors import SpecError
 from medpfl.core.tasks import SingleLabel
 from medpfl.federation import client_step, run_round
 from medpfl.federation.channels import Channel
@@ -138,3 +141,33 @@ def test_secagg_plus_is_flowers_arithmetic(scale: float, flower: Any) -> None:
 def test_nobody_is_scored_but_the_victim_unless_asked(channel: type[SecureChannel]) -> None:
     assert channel().scored_clients == 1
     assert channel(clients=5, score="all").scored_clients == channel(clients=5).client_count == 5
+
+
+def test_a_server_that_chooses_the_clipping_sees_smaller_changes() -> None:
+    sent, agreed = updates(scale=1e-5), SecAggPlus(clients=3)
+    told = agreed.told(agreed.fitted(1e-4, max(EXAMPLES)))
+    expected = weighted_mean(sent)
+    near, far = (float((arrived(channel, sent).trainable["w"] - expected).abs().max()) for channel in (told, agreed))
+    assert near < 1e-8 < 1e-6 < far
+    with pytest.raises(SpecError, match="max_weight"):
+        agreed.told({"max_weight": 1.0})
+
+
+def test_more_examples_than_max_weight_are_warned_of_with_what_is_clipped() -> None:
+    channel = SecAggPlus(clients=2, max_weight=50)
+    assert channel.warnings(50) == ()
+    (warning,) = channel.warnings(200)
+    assert "above 2" in warning  # 8 * 50 / 200
+    sent = updates(scale=0.0, examples=(200, 200))
+    sent[0].trainable["w"][:], sent[1].trainable["w"][:] = 2.5, 2.5
+    assert float(arrived(channel, sent).trainable["w"].max()) == pytest.approx(2.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("channel", ["secure_sum", "secagg_plus"])
+def test_a_sum_over_one_client_is_refused_in_one_sentence(channel: str) -> None:
+    spec = {
+        "data": [{"name": "films", "reader": "phantom", "victims": 1}],
+        "channels": [{"name": channel, "clients": 1}],
+    }
+    with pytest.raises(SpecError, match="clients: 1 is no aggregation"):
+        parse_spec(spec, Path())

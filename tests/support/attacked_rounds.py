@@ -21,6 +21,7 @@ from medpfl.core.domain import (
 )
 from medpfl.core.functional import assignment
 from medpfl.federation import Channel, Plain, run_round
+from medpfl.federation.hooks import NO_HOOKS, Hooks
 from medpfl.metrics.scoring import pairwise_mse
 
 
@@ -69,8 +70,13 @@ def attacked_round(
     *,
     channel: Channel | None = None,
     seed: int = 0,
+    also: frozenset[str] = frozenset(),
+    defense: Hooks = NO_HOOKS,
 ) -> AttackedRound:
-    """The attack prepares the round, the clients train, the channel aggregates, the attack reads."""
+    """The attack prepares the round, the clients train, the channel aggregates, the attack reads.
+
+    also: what the server may change beyond what the attack needs. defense: the clients', whose mechanism it knows.
+    """
     channel, generator = channel or Plain(), torch.Generator().manual_seed(seed)
     view = ServerView(
         model=model,
@@ -79,15 +85,25 @@ def attacked_round(
         channel=channel,
         examples=len(clients[0]),
         threat_model="malicious_server",
-        can=attack.needs(),
-        knowledge=Knowledge(auxiliary=auxiliary),
+        can=attack.needs() | also,
+        knowledge=Knowledge(auxiliary=auxiliary, defense=defense.mechanism()),
     )
     broadcast = attack.prepare(view, generator)
     update = run_round(
-        broadcast, [(batch, generator) for batch in clients], recipe, channel=channel, generator=generator
+        broadcast,
+        [(batch, generator) for batch in clients],
+        recipe,
+        hooks=defense,
+        channel=channel,
+        generator=generator,
     )
     observation = Observation(
-        broadcast.model(0), update, recipe, "malicious_server", clients=len(clients), broadcast=broadcast
+        broadcast.model(0),
+        update,
+        broadcast.recipe or recipe,
+        "malicious_server",
+        clients=len(clients),
+        broadcast=broadcast,
     )
     (result,) = attack.reconstruct([observation], [generator])
     assert isinstance(result, Reconstruction), result

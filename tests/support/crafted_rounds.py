@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from attacked_rounds import attacked_round, count_recovered
@@ -49,11 +50,12 @@ def attacked(
     seed: int = 0,
     sought: int | None = None,
     places: Tensor | None = None,
+    **other: Any,
 ) -> Round:
     """One round of clients with `size` images each that are not among the auxiliary ones.
 
     sought: how many clients' images the attack is after, all by default. places: those of the private images in the
-    data; drawn by default.
+    data; drawn by default. other: as in `attacked_round`.
     """
     channel = channel or Plain()
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
@@ -68,6 +70,7 @@ def attacked(
         replace(recipe, batch_size=size // recipe.local_steps),
         channel=channel,
         seed=seed,
+        **other,
     )
     private = torch.cat([batch.images for batch in batches[:sought]])
     return Round(private, found.broadcast, found.observation, found.result)

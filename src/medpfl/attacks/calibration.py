@@ -12,7 +12,8 @@ from torch import Tensor
 from medpfl.attacks.crafted import ServerView
 from medpfl.attacks.first_step import idle_change
 from medpfl.attacks.front import BIAS, WEIGHT
-from medpfl.core.domain import Auxiliary, Batch, Broadcast, GlobalModel, Observation, Recipe, Update
+from medpfl.attacks.known_defense import known_defense
+from medpfl.core.domain import Auxiliary, Batch, Broadcast, ClientState, GlobalModel, Observation, Recipe, Update
 from medpfl.core.functional import MSE_FLOOR
 from medpfl.federation.client import client_step
 
@@ -144,23 +145,26 @@ def simulated(
     """What the server would see of a round with these clients, of the tensors in `names` only.
 
     batches: what the first clients hold. All others are taken to change none of these tensors. The channel treats
-    every tensor on its own, so that those that are left out change nothing either. Needs the recipe.
+    every tensor on its own, so that those that are left out change nothing either. A defense that the server knows is
+    played through too. Needs the recipe, which is `view.recipe` whatever the broadcast says.
     """
     recipe = view.recipe
     assert recipe is not None  # attacks refuse to calibrate without
+    defense = known_defense(view.knowledge.defense)
 
     def updates() -> Iterator[Update]:
         for client in range(view.clients):
             model = broadcast.model(client)
             if client < len(batches):
-                update, _ = client_step(model, batches[client], recipe, generator=generator)
+                update, _ = client_step(model, batches[client], recipe, hooks=defense, generator=generator)
                 yield _only(update, names)
             else:
-                yield _unchanged(model, recipe, names, view.examples)
+                unchanged = _unchanged(model, recipe, names, view.examples)
+                yield defense.update(unchanged, ClientState(), generator)[0]
 
     return Observation(
         model=broadcast.model(0),
-        update=view.channel.send(updates(), generator),
+        update=view.channel.told(broadcast.aggregation).send(updates(), generator),
         recipe=recipe,
         threat_model=view.threat_model,
         clients=view.clients,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 import torch
@@ -28,7 +28,8 @@ class ServerView:
     model: what it would send if it were honest. recipe: how clients train, None when withheld. update: the kind of
     what they send. channel: how that reaches the server, with all its public parameters. examples: private images of
     one client. can: what the server may change (keys of `CAPABILITIES`). knowledge: of the granted knowledge what is
-    there before the round, that is auxiliary images. session: progress and snapshots of preparations that take long.
+    there before the round: auxiliary images and the mechanism of the defense. session: progress and snapshots of
+    preparations that take long.
     """
 
     model: GlobalModel
@@ -60,6 +61,10 @@ class CraftedAttack(Attack):
         """Upper bound on the client steps that `prepare` plays through, where so many clients' updates arrive as one."""
         return 0
 
+    def takes(self) -> frozenset[str]:
+        """What it changes beyond `needs` where the threat model lets it (keys of `CAPABILITIES`)."""
+        return frozenset()
+
     @abstractmethod
     def prepare(self, server_view: ServerView, generator: torch.Generator) -> Broadcast:
         """What the server sends. Raises `AttackFailure` where no crafted model can be made of what it has."""
@@ -77,3 +82,23 @@ def why_no_room(what: str, added: int, each: int = BYTES_PER_ADDED) -> str | Non
         f"{what} takes about {needed / 2**30:.1f} GiB and this machine has {there / 2**30:.1f}: "
         "use fewer of them or smaller images"
     )
+
+
+CHOSEN_OF_RECIPE = frozenset({"learning_rate", "local_steps", "epochs", "batch_size"})
+"""What of a recipe a server with the capability `recipe` chooses: batches follow from how images are divided."""
+
+
+def beyond_capabilities(view: ServerView, sent: Broadcast) -> str | None:
+    """What the server was not able to change and did, half a sentence for a failure; None if it kept to what it can."""
+    if sent.recipe is not None:
+        agreed = view.recipe
+        if "recipe" not in view.can or agreed is None:
+            return "a recipe of its own without the capability `recipe`"
+        changed = {one.name for one in fields(Recipe) if getattr(agreed, one.name) != getattr(sent.recipe, one.name)}
+        if beyond := changed - CHOSEN_OF_RECIPE:
+            return f"a recipe that differs in {', '.join(sorted(beyond))}"
+    if sent.aggregation and "secure_aggregation" not in view.can:
+        return "parameters of the aggregation without the capability `secure_aggregation`"
+    if len(sent.models) > 1 and "inconsistent_models" not in view.can:
+        return "different models to different clients without the capability `inconsistent_models`"
+    return None

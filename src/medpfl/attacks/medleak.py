@@ -20,6 +20,7 @@ from medpfl.attacks.front import BIAS, WEIGHT, dense_front_parameters, why_no_me
 from medpfl.attacks.leakage_module import LeakageModule
 from medpfl.attacks.number_grid import HALF
 from medpfl.attacks.sizes import GAIN, Sizes, most_rounds, sizes
+from medpfl.attacks.told import aggregation_note, recipe_note, told_recipe, with_fitted_aggregation
 from medpfl.attacks.updates import GradientView, gradient_view, read_each
 from medpfl.core.config import STRICT
 from medpfl.core.domain import (
@@ -34,6 +35,9 @@ from medpfl.core.domain import (
 )
 from medpfl.core.errors import AttackFailure
 from medpfl.core.session import NO_SESSION, Session
+
+MODULE = (WEIGHT, BIAS)
+"""What is read out."""
 
 
 @ATTACKS.register(
@@ -97,6 +101,14 @@ class MedLeak(CraftedAttack):
         own = {"inconsistent_models"} if self.mode == "separate" else set()
         return frozenset({"parameters", "architecture", *own})
 
+    def uses(self) -> frozenset[str]:
+        """The defense's mechanism, which calibration plays through."""
+        return frozenset({"defense"})
+
+    def takes(self) -> frozenset[str]:
+        """One local step, and an aggregation that fits the module."""
+        return frozenset({"recipe", "secure_aggregation"})
+
     def added_parameters(self, model: GlobalModel, clients: int) -> int:
         """The module's entries."""
         return dense_front_parameters(model, self.bins)
@@ -116,6 +128,8 @@ class MedLeak(CraftedAttack):
         auxiliary = server_view.knowledge.auxiliary
         if auxiliary is None or len(auxiliary.images) < 2:
             raise AttackFailure("medleak needs at least 2 auxiliary images: grant `auxiliary` and leave images for it")
+        told = told_recipe(server_view)
+        server_view = replace(server_view, recipe=told or server_view.recipe)
         values = brightness(auxiliary.images)
         edges = (smoothed_edges if self.quantiles == "smoothed" else gaussian_edges)(values, self.bins)
         direction = torch.randn(auxiliary.images[0].numel(), dtype=torch.float64, generator=generator)
@@ -135,7 +149,8 @@ class MedLeak(CraftedAttack):
         if server_view.recipe is None:
             assert self.scale != "auto"  # `why_not` refuses that
             return self._broadcast(replace(module, scale=self.scale), server_view)
-        return self._calibrated(module, server_view, generator)
+        sent = self._calibrated(module, server_view, generator)
+        return sent if told is None else replace(sent, recipe=told, notes=(*sent.notes, recipe_note(told)))
 
     def reconstruct(
         self,
@@ -164,7 +179,7 @@ class MedLeak(CraftedAttack):
         chosen, trial = sought(
             view,
             search,
-            lambda chosen: self._broadcast(sized(chosen), view),
+            lambda chosen: with_fitted_aggregation(view, self._broadcast(sized(chosen), view), MODULE, generator),
             self._tried,
             leaking=1 if self.mode == "separate" else view.clients,
             generator=generator,
@@ -175,7 +190,9 @@ class MedLeak(CraftedAttack):
             f"{named} {value}{' was calibrated' if len(search.first) > 1 else ''}: in {TRIALS} rounds on auxiliary images "
             f"{trial.share:.0%} of the images alone in their bin came back above 30 dB"
         )
-        return self._broadcast(sized(chosen), view, trial.floor, (note,))
+        final = self._broadcast(sized(chosen), view, trial.floor, (note,))
+        final = with_fitted_aggregation(view, final, MODULE, generator)
+        return replace(final, notes=(*final.notes, aggregation_note(final))) if final.aggregation else final
 
     def _search(self, recipe: Recipe | None) -> Search[Sizes]:
         return sizes(recipe, *self._given())
@@ -185,7 +202,7 @@ class MedLeak(CraftedAttack):
 
     def _gradient(self, observation: Observation) -> GradientView:
         """What the update shows of the module's own gradient."""
-        return gradient_view(observation, (WEIGHT, BIAS), alone=self.mode == "separate")
+        return gradient_view(observation, MODULE, alone=self.mode == "separate")
 
     def _tried(self, batches: Sequence[Batch], observation: Observation) -> Trial:
         """How a simulated round went, whose images the attacker knows."""

@@ -17,9 +17,9 @@ ADAM_SCALE = 1e-2
 ADAM_GAINS = tuple(10.0**power for power in range(1, -13, -1))
 """Among them are some that bring the gradient near Adam's epsilon, where a step shows its size."""
 
-HALF_SCALES = (1e-2, 1e-1, 1.0, 1e-3)
+HALF_SCALES = {"float16": (1e-2, 1e-1, 1.0, 1e-3), "bfloat16": (1e-2, 1e-1, 1.0, 1e-4, 1e-6, 1e-8)}
 HALF_GAINS = (1.0, 10.0, 100.0, 1000.0, 1e-2)
-"""What is neither lost nor overflows in the narrow range of half precision."""
+"""What is neither lost nor overflows in the narrow range of float16, nor rounded away from bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ def sizes(recipe: Recipe | None, scale: float | None, gain: float | None) -> Sea
     SGD keeps ratios whatever their size, so the gain is no matter. Adam's step shows a gradient's size only near its
     epsilon, and half precision has a narrow range: both sizes are sought together.
     """
-    if recipe is not None and recipe.precision in ("bfloat16", "float16"):
-        scales, gains = _given(scale, HALF_SCALES), _given(gain, HALF_GAINS)
+    if recipe is not None and recipe.precision in HALF_SCALES:
+        scales, gains = _given(scale, HALF_SCALES[recipe.precision]), _given(gain, HALF_GAINS)
     elif recipe is not None and recipe.update != "gradient" and recipe.optimizer != "sgd":
         scales, gains = _given(scale, (ADAM_SCALE,)), _given(gain, ADAM_GAINS)
     else:
@@ -57,7 +57,7 @@ def sizes(recipe: Recipe | None, scale: float | None, gain: float | None) -> Sea
 
 def most_rounds(scale: float | None, gain: float | None) -> int:
     """How many rounds are simulated at most, whatever the recipe."""
-    kinds = (Recipe(), Recipe(precision="float16"), Recipe(update="delta", optimizer="adam"))
+    kinds = (Recipe(), Recipe(precision="bfloat16"), Recipe(update="delta", optimizer="adam"))
     return max(sizes(recipe, scale, gain).rounds for recipe in kinds)
 
 

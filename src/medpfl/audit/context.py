@@ -12,6 +12,7 @@ from medpfl.audit.grid import Cell
 from medpfl.audit.materials import Materials
 from medpfl.audit.spec import Spec
 from medpfl.audit.targets import why_no_masks
+from medpfl.core.domain import CAPABILITIES
 from medpfl.data import check_named
 from medpfl.models import validate
 
@@ -42,8 +43,18 @@ def describe(spec: Spec, cells: Sequence[Cell], materials: Materials) -> dict[st
         "assumptions": [{"title": title, "text": text} for title, text in (*_ALWAYS, *_specific(cells))],
         "findings": _findings(spec, cells, materials),
         "warnings": [
-            {"defense": entry.id, "text": warning} for entry in spec.defenses for warning in entry.defense.warnings()
+            *({"defense": entry.id, "text": text} for entry in spec.defenses for text in entry.defense.warnings()),
+            *({"text": f"Channel {name}: {text}"} for name, text in _channel_warnings(cells)),
         ],
+    }
+
+
+def _channel_warnings(cells: Sequence[Cell]) -> dict[tuple[str, str], None]:
+    """Id of a channel and what must stand beside its results, once each."""
+    return {
+        (cell.channel.id, text): None
+        for cell in cells
+        for text in cell.channel.channel.warnings(cell.recipe.recipe.private_images)
     }
 
 
@@ -138,6 +149,13 @@ def _specific(cells: Sequence[Cell]) -> list[tuple[str, str]]:
              "made this model once for each seed, from nothing but what the threat model grants: a client that trains "
              "whatever it receives takes part. An honest server sends no such model.")
         )  # fmt: skip
+    chosen = {(cell.attack.name, word) for cell in cells for word in _taken(cell)}
+    for name, word in sorted(chosen):
+        found.append(
+            (f"The server also chose what `{word}` grants ({name})", f"Beside the model it {CAPABILITIES[word]}, as far as "
+             "that helps the attack; what clients were told is in each case's notes. Clients who pin what was agreed are "
+             "not told anything else.")
+        )  # fmt: skip
     for entry in {cell.channel.id: cell.channel for cell in cells}.values():
         if said := entry.channel.done():
             found.append((f"What the channel {entry.id} does", said))
@@ -149,6 +167,12 @@ def _specific(cells: Sequence[Cell]) -> list[tuple[str, str]]:
     if any(cell.oracle for cell in cells):
         found.append(("Oracles", "Cells marked `oracle` use knowledge that a real adversary would not have."))
     return found
+
+
+def _taken(cell: Cell) -> frozenset[str]:
+    """What a crafted attack changes beyond what it needs, as far as the threat model lets it."""
+    attack = cell.attack.attack
+    return attack.takes() & cell.threat_model.can if isinstance(attack, CraftedAttack) else frozenset()
 
 
 def _about(cell: Cell) -> tuple[str, str, str]:

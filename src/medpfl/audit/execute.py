@@ -15,7 +15,7 @@ from medpfl.audit.grid import Cell
 from medpfl.audit.images import write_image, write_mask
 from medpfl.audit.materials import Materials
 from medpfl.audit.plan import Chunk, case_id
-from medpfl.audit.rounds import broadcast, client_round, known_recipe
+from medpfl.audit.rounds import broadcast, client_round, known_defense, known_recipe
 from medpfl.core.devices import CPU, moved
 from medpfl.core.domain import (
     Failure,
@@ -89,12 +89,12 @@ def _observe(materials: Materials, cell: Cell, seed: int, victim: int, update: U
         if "batch_norm_statistics" in read
         else None,
         auxiliary=materials.auxiliary(cell, seed) if "auxiliary" in read else None,
-        defense=cell.defense.defense.mechanism() if "defense" in read else None,
+        defense=known_defense(cell),
     )
     return Observation(
         model=model,
         update=update,
-        recipe=known_recipe(cell),
+        recipe=sent.recipe or known_recipe(cell),
         threat_model=cell.threat_model.name,
         knowledge=moved(knowledge, materials.device),
         clients=cell.channel.channel.client_count,

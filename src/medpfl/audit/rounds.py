@@ -6,11 +6,13 @@ from collections.abc import Iterator
 
 import torch
 
-from medpfl.attacks.crafted import CraftedAttack, ServerView
+from medpfl.attacks.crafted import CraftedAttack, ServerView, beyond_capabilities
 from medpfl.audit.grid import Cell
 from medpfl.audit.materials import Materials
 from medpfl.core.devices import moved
 from medpfl.core.domain import Batch, Broadcast, Knowledge, Recipe, Update
+from medpfl.core.errors import AttackFailure
+from medpfl.core.mechanisms import Mechanism
 from medpfl.core.seeding import generator
 from medpfl.core.session import NO_SESSION, Session
 from medpfl.federation.rounds import run_round
@@ -35,16 +37,28 @@ def broadcast(materials: Materials, cell: Cell, seed: int, victim: int, session:
         examples=cell.recipe.recipe.private_images,
         threat_model=cell.threat_model.name,
         can=cell.threat_model.can,
-        knowledge=moved(Knowledge(auxiliary=auxiliary), materials.device),
+        knowledge=moved(Knowledge(auxiliary=auxiliary, defense=known_defense(cell)), materials.device),
         session=session,
     )
     stream = generator("prepare", seed, cell.stream, *(() if own is None else (own,)))
-    return materials.latest("broadcast", (cell.id, seed, own), lambda: attack.prepare(view, stream))
+
+    def prepared() -> Broadcast:
+        sent = attack.prepare(view, stream)
+        if (beyond := beyond_capabilities(view, sent)) is not None:
+            raise AttackFailure(f"{cell.attack.name} sent {beyond}, which the threat model does not allow")
+        return sent
+
+    return materials.latest("broadcast", (cell.id, seed, own), prepared)
 
 
 def known_recipe(cell: Cell) -> Recipe | None:
     """The clients' recipe as far as the cell's adversary knows it."""
     return None if "recipe" in cell.threat_model.withhold else cell.recipe.recipe
+
+
+def known_defense(cell: Cell) -> Mechanism | None:
+    """The mechanism of the client's defense, where the attack reads it and it is granted."""
+    return cell.defense.defense.mechanism() if "defense" in cell.read else None
 
 
 def client_round(materials: Materials, cell: Cell, seed: int, victim: int) -> Update:

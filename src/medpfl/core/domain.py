@@ -201,13 +201,16 @@ class Broadcast:
     """What the server sends in one round.
 
     models: one per client, the victim's first; clients beyond the last model get that one, so a single model is sent
-    to all. secret: what only the server knows about how it made them, empty for an honest one. notes: how they were
+    to all. recipe: how clients are told to train in place of the agreed one, None if as agreed. aggregation: parameters
+    of the channel that clients are told in place of the agreed ones. secret: what only the server knows about how it made them, empty for an honest one. notes: how they were
     made, in plain sentences.
     """
 
     models: tuple[GlobalModel, ...]
     secret: Tensors = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    recipe: Recipe | None = None
+    aggregation: Mapping[str, float] = field(default_factory=dict)
 
     def model(self, client: int) -> GlobalModel:
         """What the client with this number gets; 0 is the victim."""
@@ -246,7 +249,7 @@ CAPABILITIES: Mapping[str, str] = {
     "parameters": "chooses the tensors that it sends",
     "architecture": "chooses the architecture that it sends",
     "inconsistent_models": "sends different models to different clients",
-    "recipe": "chooses learning rate and local steps",
+    "recipe": "chooses learning rate and into how many local steps clients divide their images",
     "secure_aggregation": "chooses the aggregation's clipping and quantization",
 }
 """What a threat model can let a malicious server change, with its meaning."""

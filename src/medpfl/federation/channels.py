@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -11,6 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from medpfl.core.config import STRICT
 from medpfl.core.domain import Update
+from medpfl.core.errors import SpecError
 from medpfl.core.registry import Registry
 
 
@@ -22,6 +24,9 @@ class Channel(ABC):
 
     bytes_per_entry: ClassVar[int] = 0
     """Bytes at the peak per entry of an update that it takes besides the updates themselves."""
+
+    chosen_by_server: ClassVar[frozenset[str]] = frozenset()
+    """Parameters that clients take from the server's message, so that a malicious one may choose them."""
 
     @property
     def client_count(self) -> int:
@@ -36,6 +41,25 @@ class Channel(ABC):
     def done(self) -> str:
         """What it does to updates, as plain sentences for the report; empty where it does nothing."""
         return ""
+
+    def told(self, parameters: Mapping[str, float]) -> Channel:
+        """The same channel with what the server told clients. Raises SpecError for what it does not choose."""
+        if not parameters:
+            return self
+        if beyond := set(parameters) - self.chosen_by_server:
+            raise SpecError(f"the server does not choose {', '.join(sorted(beyond))} of the channel")
+        return replace(self, **parameters)  # type: ignore[type-var]
+
+    def fitted(self, largest: float, examples: int) -> Mapping[str, float]:
+        """What a server tells clients so that values up to `largest` of a client with so many images come through best.
+
+        Only what it chooses (`chosen_by_server`); nothing by default.
+        """
+        return {}
+
+    def warnings(self, examples: int) -> tuple[str, ...]:
+        """Sentences that must stand beside every result where clients hold so many images."""
+        return ()
 
     @abstractmethod
     def send(self, updates: Iterable[Update], generator: torch.Generator) -> Update:

@@ -21,14 +21,16 @@ def run_round(
     channel: Channel = PLAIN,
     generator: torch.Generator,
 ) -> Update:
-    """What arrives when clients train what they were sent on their private images under a defense.
+    """What arrives when clients train what they were sent, as they were told to, on their private images under a defense.
 
     clients: images and randomness (orders, defense) of each, the victim first; they train one after the other.
-    generator: the channel's randomness. Raises as `client_step` does.
+    recipe, channel: as agreed; a broadcast may carry others. generator: the channel's randomness. Raises as `client_step`
+    and `Channel.told` do.
     """
+    told = broadcast.recipe or recipe
 
     def updates() -> Iterator[Update]:
         for number, (batch, own) in enumerate(clients):
-            yield client_step(broadcast.model(number), batch, recipe, hooks=hooks, generator=own)[0]
+            yield client_step(broadcast.model(number), batch, told, hooks=hooks, generator=own)[0]
 
-    return channel.send(updates(), generator)
+    return channel.told(broadcast.aggregation).send(updates(), generator)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -28,6 +28,15 @@ class SecureChannel(Channel):
     ] = "victim"
 
     reveals_individual_updates = False
+
+    @model_validator(mode="after")
+    def _several(self) -> SecureChannel:
+        if self.clients < 2:
+            raise ValueError(
+                "clients: 1 is no aggregation, a sum over one client is its update; use 2 or more, or plain"
+            )
+        return self
+
     bytes_per_entry = 16
 
     @property
@@ -99,6 +108,23 @@ class SecAggPlus(SecureChannel):
     max_weight: Annotated[float, Field(gt=0, description="number of examples that counts as weight 1")] = 1000.0
 
     bytes_per_entry = 28
+
+    chosen_by_server = frozenset({"clipping_range", "quantization_range"})
+
+    def fitted(self, largest: float, examples: int) -> Mapping[str, float]:
+        """The narrowest clipping that these values pass, so that all steps of the quantization are theirs."""
+        return {"clipping_range": largest * examples / self.max_weight} if largest > 0 else {}
+
+    def warnings(self, examples: int) -> tuple[str, ...]:
+        """Where clients weigh more than 1, what they send is stretched beyond the clipping and the modulus."""
+        if examples <= self.max_weight:
+            return ()
+        stretched = examples / self.max_weight
+        return (
+            f"clients hold {examples} images and max_weight is {self.max_weight:g}: what they send is multiplied by "
+            f"{stretched:.3g}, so that SecAgg+ clips values above {self.clipping_range / stretched:.3g}; give max_weight at "
+            "least their number of images",
+        )
 
     def done(self) -> str:
         """How values are scaled, clipped and rounded on the way."""
