@@ -24,6 +24,9 @@ FEWEST_IMAGES = 4
 LEFT = 0.03
 """Share of a random row's answers up to which a unit counts as the multiple of another: noise of 17% of its row."""
 
+FITTED = 0.9
+"""Probability of its label from which an image sends next to no gradient any more, and is not counted."""
+
 FLAT = 1e-5
 """Answers that vary less than this share of their size are rounding."""
 
@@ -169,7 +172,7 @@ def blind_output(watched: Watched) -> Measured | None:
 @behavior(
     "one_class_sends",
     means="crafted",
-    threshold=10.0,
+    threshold=100.0,
     summary="a last layer that passes the gradient of one class on and of no other",
     paper=FISHING,
     limits="needs three classes",
@@ -193,7 +196,7 @@ def _error_sizes(weight: Tensor, probabilities: Tensor, label: int) -> Tensor:
     """The mean length of the gradient that images of this label would send, of those not taken for it already."""
     errors = probabilities.clone()
     errors[:, label] -= 1.0
-    unfitted = probabilities[:, label] < 0.5
+    unfitted = probabilities[:, label] < FITTED
     lengths: Tensor = (errors[unfitted] @ weight).norm(dim=1)
     return lengths.mean()
 
