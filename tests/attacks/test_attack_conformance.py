@@ -49,6 +49,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 CRAFTED = {
     "ares",
     "curious_abandon_honesty",
+    "fishing",
     "loki",
     "medleak",
     "robbing_the_fed",
