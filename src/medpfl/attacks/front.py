@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from medpfl.attacks.crafted import why_no_room
 from medpfl.core.domain import GlobalModel, Tensors
@@ -85,6 +86,31 @@ def in_front(model: GlobalModel, front: nn.Module, tensors: Tensors) -> GlobalMo
         counters=named(model.counters),
         constants=named(model.constants),
     )
+
+
+def front_of(model: GlobalModel, images: Tensor) -> Tensor:
+    """What the layers in front make of the images, in the images' shape."""
+    assert isinstance(model.module, _InFront)  # made by `in_front`
+    output: Tensor = functional_call(model.module.front, _within(model.parameters, FRONT), (images,))
+    return output
+
+
+def behind(model: GlobalModel) -> GlobalModel:
+    """The model behind the layers in front, with the names of its own tensors: `in_front` undone."""
+    assert isinstance(model.module, _InFront)  # made by `in_front`
+    return replace(
+        model,
+        module=model.module.body,
+        parameters=_within(model.parameters, BODY),
+        buffers=_within(model.buffers, BODY),
+        counters=_within(model.counters, BODY),
+        constants=_within(model.constants, BODY),
+    )
+
+
+def _within(tensors: Tensors, part: str) -> dict[str, Tensor]:
+    prefix = f"{part}."
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 class _Dense(nn.Module):

@@ -12,6 +12,7 @@ from torch import Tensor
 from medpfl.attacks.first_step import adam_gradient, idle_change
 from medpfl.core.devices import CPU, moved
 from medpfl.core.domain import Failure, Observation, Recipe, Reconstruction, UpdateKind
+from medpfl.core.functional import differs, is_finite
 from medpfl.core.session import Session
 
 CLIP_MARGIN = 1e-4
@@ -41,10 +42,15 @@ def settled_at_once(observation: Observation) -> Reconstruction | Failure | None
     Trainable tensors that are not finite break every attack down: a `Failure`. An update that changes nothing is
     finite and shows nothing: no images come back.
     """
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in observation.update.trainable.values()):
+    update = observation.update
+    if not all(is_finite(tensor) for tensor in update.trainable.values()):
         return Failure("the update contains values that are not finite")
-    sent = observation.update.trainable if observation.update.kind == "gradient" else change(observation)
-    if not any(bool(tensor.any()) for tensor in sent.values()):
+    if update.kind == "weights":
+        smallest = sorted(update.trainable.items(), key=lambda item: item[1].numel())
+        changed = any(differs(tensor, observation.sent_parameter(name)) for name, tensor in smallest)
+    else:
+        changed = any(bool(tensor.any()) for tensor in update.trainable.values())
+    if not changed:
         return nothing_came_back(observation, "the update is zero, the private images change nothing in the model")
     return None
 
@@ -87,8 +93,7 @@ def change(observation: Observation, names: Sequence[str] | None = None) -> dict
     trainable = _chosen(observation, names)
     if observation.update.kind == "delta":
         return trainable
-    old = observation.sent_parameters
-    return {name: tensor - old[name].double() for name, tensor in trainable.items()}
+    return {name: tensor - observation.sent_parameter(name).double() for name, tensor in trainable.items()}
 
 
 def gradient_view(
@@ -121,8 +126,10 @@ def gradient_view(
     counted = recipe.learning_rate * sum(step_weights(recipe))
     tensors = {name: -tensor / counted for name, tensor in moved.items()}
     if recipe.weight_decay and recipe.optimizer != "adam":
-        old = observation.sent_parameters
-        tensors = {name: tensor - recipe.weight_decay * old[name].double() for name, tensor in tensors.items()}
+        tensors = {
+            name: tensor - recipe.weight_decay * observation.sent_parameter(name).double()
+            for name, tensor in tensors.items()
+        }
     if recipe.optimizer != "sgd":
         return GradientView(tensors, (f"{recipe.optimizer} shows little more than the gradient's signs",))
     if steps > 1:
@@ -136,7 +143,7 @@ def _adam_undone(
     observation: Observation, moved: dict[str, Tensor], recipe: Recipe, alone: bool, steps: int
 ) -> GradientView:
     """The gradient behind the first of so many steps of Adam, all others having had none."""
-    sent = observation.model.parameters if alone else observation.sent_parameters
+    sent = observation.model.parameters if alone else {name: observation.sent_parameter(name) for name in moved}
     tensors: dict[str, Tensor] = {}
     lost = entries = 0
     for name, tensor in moved.items():

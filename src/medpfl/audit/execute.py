@@ -25,6 +25,7 @@ from medpfl.core.domain import (
     Reconstruction,
     Update,
 )
+from medpfl.core.functional import is_finite
 from medpfl.core.seeding import generator
 from medpfl.core.session import Session
 from medpfl.metrics.nulls import null_baselines
@@ -47,7 +48,7 @@ def compute(materials: Materials, cell: Cell, chunk: Chunk, out: Path, session: 
     failures: dict[int, Failure] = {}
     for victim in truths:
         update = client_round(materials, cell, chunk.seed, victim)
-        if all(bool(torch.isfinite(tensor).all()) for tensor in update.trainable.values()):
+        if all(is_finite(tensor) for tensor in update.trainable.values()):
             observations[victim] = _observe(materials, cell, chunk.seed, victim, update)
         else:
             failures[victim] = Failure(

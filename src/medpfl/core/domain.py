@@ -218,10 +218,12 @@ class Broadcast:
 
     def mean_parameters(self, clients: int) -> Tensors:
         """The mean of the trainable tensors that so many clients got: what the mean of their new weights is new to."""
-        if len(self.models) == 1 or clients == 1:
-            return self.models[0].parameters
-        sent = [self.model(client).parameters for client in range(clients)]
-        return {name: _mean([one[name] for one in sent]) for name in sent[0]}
+        return {name: self.mean_parameter(name, clients) for name in self.models[0].parameters}
+
+    def mean_parameter(self, name: str, clients: int) -> Tensor:
+        """One of them."""
+        models = range(clients if len(self.models) > 1 else 1)
+        return _mean([self.model(client).parameters[name] for client in models])
 
 
 def _mean(tensors: list[Tensor]) -> Tensor:
@@ -288,6 +290,12 @@ class Observation:
     def sent_parameters(self) -> Tensors:
         """The trainable tensors that clients got, on average: what `weights` are new to."""
         return self.model.parameters if self.broadcast is None else self.broadcast.mean_parameters(self.clients)
+
+    def sent_parameter(self, name: str) -> Tensor:
+        """One of them."""
+        if self.broadcast is None:
+            return self.model.parameters[name]
+        return self.broadcast.mean_parameter(name, self.clients)
 
     @property
     def examples(self) -> int:

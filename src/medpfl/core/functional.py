@@ -17,11 +17,33 @@ from medpfl.core.errors import InputError
 MSE_FLOOR = 1e-10
 """Mean squared errors below this count as this in PSNR, so that an exact copy has 100 dB instead of infinity."""
 
+BLOCK = 2**16
+"""Entries that are compared at once: few enough to stay in a core's own cache."""
+
 SSIM_WINDOW = 11
 """Side of SSIM's Gaussian window, and the smallest spatial size that SSIM is defined for."""
 
 SSIM_SIGMA = 1.5
 """Standard deviation of SSIM's Gaussian window, in pixels."""
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no entry is infinite or NaN, in one pass over memory and without a copy.
+
+    >>> is_finite(torch.tensor([1.0, -2.0])), is_finite(torch.tensor([1.0, float("nan")])), is_finite(torch.zeros(0))
+    (True, False, True)
+    """
+    return tensor.numel() == 0 or all(math.isfinite(float(end)) for end in torch.aminmax(tensor))
+
+
+def differs(a: Tensor, b: Tensor) -> bool:
+    """Whether any entry differs, in blocks up to the first one that does.
+
+    >>> differs(torch.zeros(3), torch.zeros(3, dtype=torch.float64)), differs(torch.zeros(3), torch.tensor([0.0, 0, 1]))
+    (False, True)
+    """
+    parts = zip(torch.split(a.flatten(), BLOCK), torch.split(b.flatten(), BLOCK), strict=True)
+    return any(bool((one != other).any()) for one, other in parts)
 
 
 def mse(a: Tensor, b: Tensor) -> Tensor:
