@@ -96,7 +96,7 @@ def one_seed(
         honest = [seen(model, *pair) for pair in zip(sent, clients, strict=True)]
         usual = sorted(one["length"] for one in honest)[CLIENTS // 2]
         rounds = {"honest": (honest, {"averaged": averaged(model, mean)})}
-        rounds |= attacked(sets, model, clients, held, recipe, seed)
+        rounds |= attacked(model, clients, held, recipe, seed)
         for kind, (measured, nexts) in rounds.items():
             about = {"seed": seed, "steps_before": steps, "round": kind}
             for place, one in enumerate(measured):
@@ -111,7 +111,6 @@ def one_seed(
 
 
 def attacked(
-    sets: tuple[Dataset, Dataset],
     model: GlobalModel,
     clients: Sequence[Images],
     held: Divided,
