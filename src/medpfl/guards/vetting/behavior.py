@@ -69,7 +69,7 @@ def more_than_chance(watched: Watched) -> Measured | None:
 @behavior(
     "bins_at_work",
     means="crafted",
-    threshold=0.4,
+    threshold=0.5,
     summary="units that answer to images alike but for their thresholds: bins, however the weights are disguised",
     paper="Fowl et al.: Robbing the Fed, ICLR 2022; Shi et al.: Scale-MIA, NDSS 2025, and MedLeak",
     limits="bins that all images of the test fall into together are not seen: test with your own images",
@@ -113,7 +113,7 @@ def _left_beside(received: Tensor, grainy: Tensor, rows: Tensor) -> Tensor:
 @behavior(
     "units_of_one_image",
     means="crafted",
-    threshold=0.7,
+    threshold=0.8,
     summary="units that a single image switches on each, as traps and sparse bins are",
     paper="Boenisch et al.: When the Curious Abandon Honesty, EuroS&P 2023",
 )
@@ -204,7 +204,7 @@ def _error_sizes(weight: Tensor, probabilities: Tensor, label: int) -> Tensor:
 @behavior(
     "one_image_dominates",
     means="crafted",
-    threshold=1.5,
+    threshold=10.0,
     summary="a single image whose gradient is larger than those of all others together (D-SNR)",
     paper="D-SNR: Garov et al.: Hiding in Plain Sight: Disguising Data Stealing Attacks in FL, ICLR 2024",
     limits="of convolutions the gradient of their outputs is compared, of layers on tokens an upper bound",
