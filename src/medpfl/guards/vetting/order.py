@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 from medpfl.guards.vetting.base import Evidence, Measured, check
 from medpfl.guards.vetting.layers import Weighted, first_trained
 
@@ -20,16 +22,32 @@ def dense_first(evidence: Evidence) -> Measured | None:
     first = first_trained(evidence.tensors, evidence.layers)
     if first is None:
         return None
-    ahead = 0
-    for layer in evidence.layers.all:
-        if not layer.dense or layer.bias is None:
-            break
-        ahead += 1
+    ahead = list(takewhile(lambda layer: layer.dense and layer.bias is not None, evidence.layers.all))
     if not first.dense or first.bias is None or _in_parts(evidence, first):
         return Measured(0.0, first.name, "the first layer is no dense layer with biases that sees whole images")
     before = " and stands before the first convolution" if evidence.layers.convolutions else ""
     seen = f"the first layer is dense with biases{before}, so its gradient gives single images away"
-    return Measured(float(ahead), first.name, seen)
+    return Measured(float(len(ahead)), first.name, seen)
+
+
+@check(
+    "front_layers",
+    about="structure",
+    means="crafted",
+    threshold=0.0,
+    summary="dense layers from image to image before the first convolution, where nobody needs them",
+    paper="Fowl et al.: Robbing the Fed, ICLR 2022; MedLeak, arXiv 2407.09972",
+    limits="goes by the order of the tensors in the file",
+)
+def front_layers(evidence: Evidence) -> Measured | None:
+    """How many dense layers stand before the first convolution, if the last gives as many numbers as the first gets."""
+    if not evidence.layers.convolutions:
+        return None
+    ahead = list(takewhile(lambda layer: layer.dense, evidence.layers.all))
+    if len(ahead) < 2 or ahead[-1].weight.shape[0] != ahead[0].weight.shape[1]:
+        return Measured(0.0, "", "no dense layers stand in front of the convolutions")
+    seen = f"{len(ahead)} dense layers map {ahead[0].weight.shape[1]} numbers to as many before the first convolution"
+    return Measured(float(len(ahead)), ahead[0].name, seen)
 
 
 def _in_parts(evidence: Evidence, layer: Weighted) -> bool:
