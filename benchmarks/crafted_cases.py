@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from medpfl.attacks.brightness_bins import alone, brightness
 from medpfl.attacks.crafted import CraftedAttack
 from medpfl.attacks.curious_abandon_honesty import CuriousAbandonHonesty
+from medpfl.attacks.fishing import Fishing
 from medpfl.attacks.linear_queries import query_values
 from medpfl.attacks.loki import Loki
 from medpfl.attacks.medleak import MedLeak
@@ -25,6 +26,11 @@ from medpfl.models import build_model, prepare
 def multinomial(images: int, units: int) -> float:
     """Expected share of images that are alone in one of so many bins of equal mass."""
     return float((1 - 1 / units) ** (images - 1))
+
+
+def one_of_a_class(images: int, _units: int) -> float:
+    """Expected share of images that are the only one of the likeliest of six equally frequent classes: one or none."""
+    return float((5 / 6) ** (images - 1) / 6)
 
 
 def alone_by_brightness(broadcast: Broadcast, images: Tensor) -> Tensor:
@@ -143,5 +149,7 @@ CASES = (
         at_most=alone_in_a_unit("1"),
         net=dense_net,
     ),
+    Case("fishing class, gradinv", lambda _: Fishing(), "victim", closed_form=one_of_a_class),
+    Case("fishing class, dlg", lambda _: Fishing(search="dlg"), "victim", closed_form=one_of_a_class),
     Case("loki", lambda k: Loki(bins=k), channels=("secure_sum", "secagg_plus"), closed_form=None),
 )

@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from crafted_cases import CASES, Case
@@ -36,6 +37,13 @@ from medpfl.metrics.statistics import success_rate
 
 RECOVERED = 1e-3
 """Mean squared error of 30 dB."""
+
+FILES: dict[str, tuple[str, int, Literal[1, 3]]] = {
+    "pneumonia": ("pneumoniamnist_subset.npz", 28, 1),
+    "skin": ("isic2017_28.npz", 28, 3),
+    "bodyparts": ("mednist_64_subset.npz", 32, 1),
+}
+"""Real images by file, size and channels; two, two and six classes."""
 
 COLUMNS = (
     "data", "channel", "clients", "images", "attack", "rounds", "after", "read", "low", "high", "psnr",
@@ -59,16 +67,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table row by row as it is measured, and writes it as CSV."""
     options = _options(arguments)
     torch.set_num_threads(options.threads)
-    rows = []
     print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}", flush=True)
+    rows: list[dict[str, str]] = []
     for row in _rows(options):
         rows.append(row)
         print(f"| {' | '.join(row[column] for column in COLUMNS)} |", flush=True)
-    if options.csv:
-        with Path(options.csv).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
+        if options.csv:
+            _write(Path(options.csv), rows)
+
+
+def _write(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _rows(options: argparse.Namespace) -> Iterator[dict[str, str]]:
@@ -172,10 +184,9 @@ def _text(name: str, value: object) -> str:
 def _dataset(name: str) -> Dataset:
     if name == "films":
         return load_dataset(PhantomReader(kind="chest", count=3000, resolution=28), name=name, size=28, channels=1)
-    files = {"pneumonia": ("pneumoniamnist_subset.npz", 1), "skin": ("isic2017_28.npz", 3)}
-    file, channels = files[name]
+    file, size, channels = FILES[name]
     reader = MedMnistReader(path=Path(os.environ["MEDPFL_DATA"], "medmnist", file))
-    return load_dataset(reader, name=name, size=28, channels=channels)
+    return load_dataset(reader, name=name, size=size, channels=channels)
 
 
 def _channel(name: str, clients: int) -> Channel:
@@ -186,7 +197,7 @@ def _channel(name: str, clients: int) -> Channel:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--data", nargs="+", default=["pneumonia", "skin"], choices=["pneumonia", "skin", "films"])
+    parser.add_argument("--data", nargs="+", default=["pneumonia", "skin"], choices=[*FILES, "films"])
     parser.add_argument(
         "--channels", nargs="+", default=["plain", "secure_sum"], choices=["plain", "secure_sum", "secagg_plus"]
     )
