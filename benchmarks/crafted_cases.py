@@ -75,7 +75,7 @@ class Case:
 
     attack: from the number of units. after: whose images it is after, the victim's or all clients'. channels: where it
     is run. at_most: which of the images (n, ...) that it is after can be read at most, from what the server sent.
-    closed_form: the expected share of them, from the number of images and of units. net: builds the agreed model from the data, the number of units and a seed.
+    closed_form: the expected share of them, from the number of images and of units. data: the sets it is run on, all if empty. net: builds the agreed model from the data, the number of units and a seed.
     """
 
     label: str
@@ -84,6 +84,7 @@ class Case:
     channels: tuple[str, ...] = ("plain", "secure_sum", "secagg_plus")
     at_most: Callable[[Broadcast, Tensor], Tensor] | None = None
     closed_form: Callable[[int, int], float] | None = None
+    data: tuple[str, ...] = ()
     net: Callable[[Dataset, int, int], GlobalModel] = lenet
 
 
@@ -149,7 +150,9 @@ CASES = (
         at_most=alone_in_a_unit("1"),
         net=dense_net,
     ),
-    Case("fishing class, gradinv", lambda _: Fishing(), "victim", closed_form=one_of_a_class),
-    Case("fishing class, dlg", lambda _: Fishing(search="dlg"), "victim", closed_form=one_of_a_class),
+    Case("fishing class, gradinv", lambda _: Fishing(), "victim", closed_form=one_of_a_class, data=("bodyparts",)),
+    Case(
+        "fishing class, dlg", lambda _: Fishing(search="dlg"), "victim", closed_form=one_of_a_class, data=("bodyparts",)
+    ),
     Case("loki", lambda k: Loki(bins=k), channels=("secure_sum", "secagg_plus"), closed_form=None),
 )

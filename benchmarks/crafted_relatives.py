@@ -91,7 +91,7 @@ def _rows(options: argparse.Namespace) -> Iterator[dict[str, str]]:
             for images in options.images:
                 for case in CASES:
                     wanted = any(part in case.label for part in options.attacks) if options.attacks else True
-                    if channel_name not in case.channels or not wanted:
+                    if channel_name not in case.channels or name not in (case.data or options.data) or not wanted:
                         continue
                     played = [_play(case, data, images, channel, options.units, seed) for seed in range(options.rounds)]
                     yield {"data": name, "channel": channel_name, **_row(case, played, images, channel, options.units)}
