@@ -204,3 +204,11 @@ def test_medleak_on_published_kinds_of_images_is_not_refused(name: str) -> None:
     published = {(cell.dataset.id, cell.recipe.id) for cell in found if cell.attack.params["scale"] == 1}
     assert published == (set() if name == "medleak_own" else calibrated)
     assert {cell.dataset.settings.size for cell in found if "224" in name} <= {224}
+
+
+def test_the_relatives_of_medleak_are_not_refused_on_the_same_rounds() -> None:
+    plain = yaml.safe_load((FOLDER / "crafted_relatives.yaml").read_text(encoding="utf-8"))
+    found = cells(parse_spec(plain, base=FOLDER))
+    assert [refusal(cell) for cell in found] == [None] * len(found)
+    used = {cell.attack.name for cell in found}
+    assert used == {"medleak", "robbing_the_fed", "curious_abandon_honesty", "fishing"}
