@@ -47,7 +47,8 @@ def test_the_server_sees_one_update_of_victim_and_bystanders(tmp_path: Path) -> 
     assert len(set(everybody)) == len(everybody) == 2 * 2 + 2 * 2
     assert not pool & set(everybody)
 
-    update = client_round(materials, cell, 0, 1)
+    update = client_round(materials, cell, 0, 1).update
+    assert update is not None
     assert update.examples == 6
     model = materials.model(cell.dataset, cell.model, 0)
     images = torch.cat([one.images for one in held[1]])

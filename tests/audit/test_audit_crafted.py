@@ -77,12 +77,11 @@ def test_a_crafted_model_is_prepared_once_and_sent_to_all_victims(tmp_path: Path
     victims = torch.cat([materials.truth(cell, 0, victim).images for victim in range(2)])
     assert float(torch.cdist(victims.flatten(1), view.knowledge.auxiliary.images.flatten(1)).min()) > 0
 
-    update = client_round(materials, cell, 0, 1)
-    observation = execute._observe(materials, cell, 0, 1, update)
+    observation = execute._observe(materials, cell, 0, 1, client_round(materials, cell, 0, 1))
     assert observation.broadcast is first
     honest = materials.model(cell.dataset, cell.model, 0, 1).parameters
     moved = change(observation)
-    for name, tensor in update.trainable.items():  # one step of size 0.01 from the doubled tensors
+    for name, tensor in observation.update.trainable.items():  # one step of size 0.01 from the doubled tensors
         assert float((tensor - 2 * honest[name]).abs().max()) == pytest.approx(float(moved[name].abs().max()), abs=1e-6)
         assert float(moved[name].abs().max()) < 0.1 * float(honest[name].abs().max())
     assert not torch.equal(first.secret["drawn"], broadcast(materials, cell, 1, 0).secret["drawn"])

@@ -106,9 +106,15 @@ def test_readers_say_which_settings_must_be_given() -> None:
     assert "(needed)" in run("describe", "readers", "folder").stdout
 
 
-def test_no_guards_yet() -> None:
-    assert json.loads(run("list", "guards", "--json").stdout) == []
-    assert "no guards" in run("list", "guards").stdout
+def test_guards_are_listed_and_say_when_they_look() -> None:
+    names = [row["name"] for row in json.loads(run("list", "guards", "--json").stdout)]
+    assert {"leakage_gate", "none", "norm_bound", "vetting"} <= set(names)
+    gate = json.loads(run("describe", "guards", "leakage_gate", "--json").stdout)
+    assert gate["facts"] == {"looks": ["at the update before it is sent"]}
+    assert "gradient matching" in gate["limits"]
+    assert "before training" in run("describe", "guards", "vetting").stdout
+    with pytest.raises(InputError, match="did you mean 'leakage_gate'"):
+        run("describe", "guards", "leakagegate")
 
 
 def test_misspelled_names_get_a_suggestion() -> None:

@@ -184,7 +184,8 @@ class Loki(CraftedAttack):
     def _rows(self, observation: Observation, gradient: Tensor, client: int) -> tuple[Tensor, Tensor]:
         """Each bin's images of one client times their errors (K, D), and the errors' sum as far as it is known (K,)."""
         assert observation.broadcast is not None  # the callers see to that
-        rows, constant = block_of(gradient, client, observation.clients, observation.model.image_shape)
+        blocks = len(observation.broadcast.models)
+        rows, constant = block_of(gradient, client, blocks, observation.model.image_shape)
         if constant is None:
             constant = rows.mean(dim=1) / observation.broadcast.secret["levels"].to(rows.device)
         return rows, constant
@@ -195,7 +196,7 @@ class Loki(CraftedAttack):
         floor = float(observation.broadcast.secret["floor"])
         view = gradient_view(observation)
         found = [
-            self._candidates(observation, view.tensors[WEIGHT], client, floor) for client in range(observation.clients)
+            self._candidates(observation, view.tensors[WEIGHT], client, floor) for client in observation.taking_part
         ]
         images = torch.cat([one.images for one in found])
         if not len(images):
@@ -215,7 +216,7 @@ class Loki(CraftedAttack):
                 *view.notes,
                 f"candidates by client, the victim first: {', '.join(str(count) for count in counts)}",
             ),
-            clients=torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)),
+            clients=torch.repeat_interleave(torch.tensor(observation.taking_part), torch.tensor(counts)),
         )
 
 

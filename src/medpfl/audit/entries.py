@@ -18,6 +18,7 @@ from medpfl.data import Reader
 from medpfl.defenses import Defense
 from medpfl.federation.channels import Channel
 from medpfl.federation.training import TrainingConfig
+from medpfl.guards import Guard
 from medpfl.models import Normalization
 
 AXES = ("dataset", "model", "recipe", "threat_model", "channel", "defense", "guard", "attack")
@@ -138,7 +139,9 @@ class DefenseEntry(Entry):
 
 @dataclass(frozen=True)
 class GuardEntry(Entry):
-    """A client's check that can stop a round; `none` until guards are given."""
+    """A client's check that can stop a round."""
+
+    guard: Guard
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from medpfl.data import READERS, resolve_path
 from medpfl.defenses import DEFENSES
 from medpfl.federation.channels import CHANNELS
 from medpfl.federation.training import TrainingConfig
+from medpfl.guards import GUARDS
 from medpfl.models import MODELS, SEGMENTATION, Normalization
 
 _COMMON = ("name", "label", "only")
@@ -264,9 +265,8 @@ def defense_entry(raw: Mapping[str, Any], where: str, _base: Path) -> DefenseEnt
 
 def guard_entry(raw: Mapping[str, Any], where: str, _base: Path) -> GuardEntry:
     name = _name(raw, where)
-    if name != "none" or _rest(raw):
-        raise SpecError(f"{where}: this version has no guards yet; leave `guards: []`")
-    return GuardEntry(**_common(raw, "guard", where, name), name=name, params={})
+    guard = build(_lookup(GUARDS, name, where), _rest(raw), where, _COMMON)
+    return GuardEntry(**_common(raw, "guard", where, name), name=name, params=as_plain(guard), guard=guard)
 
 
 def attack_entry(raw: Mapping[str, Any], where: str, _base: Path) -> AttackEntry:

@@ -53,8 +53,11 @@ class Cell:
 
     @property
     def stream(self) -> str:
-        """What the attack's random stream is keyed by: the id, or in a cell of a diagnosis what it was before."""
-        return "/".join(entry.stream for entry in self.entries.values())
+        """What the attack's random stream is keyed by: the id, or in a cell of a diagnosis what it was before.
+
+        The same with and without a guard, so that a guard meets what would have happened without it.
+        """
+        return "/".join("none" if axis == "guard" else entry.stream for axis, entry in self.entries.items())
 
     @property
     def victims(self) -> int:

@@ -134,9 +134,9 @@ class Materials:
         """What is scored: what a victim holds under the cell's recipe, or all clients of its round."""
         return self._held(cell, seed, victim, range(cell.channel.channel.scored_clients))
 
-    def everybody(self, cell: Cell, seed: int, victim: int) -> GroundTruth:
-        """What all clients of a victim's round hold: the images that the update is of."""
-        return self._held(cell, seed, victim, range(cell.channel.channel.client_count))
+    def everybody(self, cell: Cell, seed: int, victim: int, clients: Sequence[int]) -> GroundTruth:
+        """What these clients of a victim's round hold: the images that the update is of, if they sent theirs."""
+        return self._held(cell, seed, victim, clients)
 
     def client(self, cell: Cell, seed: int, victim: int, client: int) -> GroundTruth:
         """What one client of a victim's round holds; 0 is the victim, the others are bystanders."""

@@ -136,6 +136,7 @@ def _refused_by_model(cell: Cell, materials: Materials, seed: int) -> str | None
     reason = attack.why_not(model, known_recipe(cell), recipe.update, recipe.private_images * clients)
     if reason is None and "architecture" in attack.needs():
         reason = why_no_front(model)
+    reason = reason or cell.guard.guard.why_not(model, recipe)
     if reason is not None:
         return reason
     what = f"what {cell.attack.name} sends to one of {clients} clients"

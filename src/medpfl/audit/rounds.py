@@ -10,12 +10,12 @@ from medpfl.attacks.crafted import CraftedAttack, ServerView, beyond_capabilitie
 from medpfl.audit.grid import Cell
 from medpfl.audit.materials import Materials
 from medpfl.core.devices import moved
-from medpfl.core.domain import Batch, Broadcast, Knowledge, Recipe, Update
+from medpfl.core.domain import Batch, Broadcast, Knowledge, Recipe
 from medpfl.core.errors import AttackFailure
 from medpfl.core.mechanisms import Mechanism
 from medpfl.core.seeding import generator
 from medpfl.core.session import NO_SESSION, Session
-from medpfl.federation.rounds import run_round
+from medpfl.federation.rounds import RoundResult, guarded_round
 
 
 def broadcast(materials: Materials, cell: Cell, seed: int, victim: int, session: Session = NO_SESSION) -> Broadcast:
@@ -61,13 +61,14 @@ def known_defense(cell: Cell) -> Mechanism | None:
     return cell.defense.defense.mechanism() if "defense" in cell.read else None
 
 
-def client_round(materials: Materials, cell: Cell, seed: int, victim: int) -> Update:
-    """What arrives of one victim's round."""
-    return run_round(
+def client_round(materials: Materials, cell: Cell, seed: int, victim: int) -> RoundResult:
+    """What becomes of one victim's round: all its clients have the cell's guard."""
+    return guarded_round(
         broadcast(materials, cell, seed, victim),
         _clients(materials, cell, seed, victim),
         cell.recipe.recipe,
         hooks=cell.defense.defense,
+        guard=cell.guard.guard,
         channel=cell.channel.channel,
         generator=generator("channel", seed, cell.dataset.id, victim, cell.channel.stream),
     )

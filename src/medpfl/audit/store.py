@@ -241,10 +241,14 @@ class Store:
             return [json.loads(row[0]) for row in rows]
 
     def counts(self, counted: Callable[[str], bool] = lambda _: True) -> dict[str, int]:
-        """Cases by status, and all planned ones under `cases`, of the cells whose id is `counted`."""
+        """Cases by status, and all planned ones under `cases`, of the cells whose id is `counted`.
+
+        A case is blocked if all its clients withheld their updates: `failed` or `done` comes behind it in the alphabet.
+        """
         with self.transaction() as connection:
             found = connection.execute(
-                "SELECT cell, status, COUNT(DISTINCT case_id) FROM results GROUP BY cell, status"
+                "SELECT cell, status, COUNT(*) FROM (SELECT cell, MAX(status) AS status FROM results GROUP BY case_id) "
+                "GROUP BY cell, status"
             ).fetchall()
             planned = connection.execute("SELECT cell, victims FROM chunks WHERE status != 'split'").fetchall()
         counts = {"cases": sum(len(json.loads(victims)) for cell, victims in planned if counted(cell))}

@@ -130,7 +130,7 @@ class Computer:
                 known, materials = self._prepared()
                 cell = known[chunk.cell]
                 if give_up is not None:
-                    rows = failed_rows(materials, cell, chunk, give_up)
+                    rows = failed_rows(materials, cell, chunk, give_up, self._job.out)
                 else:
                     rows = compute(materials, cell, chunk, self._job.out, session)
             return Finished(chunk, rows, dict(materials.trained))

@@ -25,14 +25,14 @@ from medpfl.core.registry import Entry, Registry
 from medpfl.data import DATASETS, READERS
 from medpfl.defenses import DEFENSES
 from medpfl.federation.channels import CHANNELS
+from medpfl.guards import GUARDS, Guard
 from medpfl.metrics import METRICS
 from medpfl.models import MODELS, SEGMENTATION
-
-NO_GUARDS = "This version has no guards yet: `guards: []` in a spec."
 
 REGISTRIES: Mapping[str, Registry[Any]] = {
     "attacks": ATTACKS,
     "defenses": DEFENSES,
+    "guards": GUARDS,
     "models": MODELS,
     "datasets": DATASETS,
     "metrics": METRICS,
@@ -41,7 +41,10 @@ REGISTRIES: Mapping[str, Registry[Any]] = {
     "threat_models": THREAT_MODELS,
 }
 
-KINDS = (*REGISTRIES, "guards", "knowledge")
+KINDS = (*REGISTRIES, "knowledge")
+
+LOOKS = {"at the received model before training": "before", "at the update before it is sent": "after"}
+"""When a guard looks -> the method that it has for that."""
 
 KindArgument = Annotated[
     str,
@@ -84,9 +87,6 @@ def list_kind(kind: KindArgument, as_json: JsonOption = False) -> None:
         typer.echo(json.dumps([{key: getattr(entry, key) for key in keys} for entry in found], indent=2))
         return
     console = Console(highlight=False)
-    if not found:
-        console.print(NO_GUARDS, markup=False)
-        return
     table = Table("name", "what it is", box=None, pad_edge=False)
     for entry in found:
         table.add_row(Text(entry.name, no_wrap=True), Text(entry.summary))
@@ -140,13 +140,11 @@ def describe(
 
 
 def entries(kind: str) -> list[Entry[Any]]:
-    """Everything of one kind, sorted by name; none for guards. Raises InputError for an unknown kind."""
+    """Everything of one kind, sorted by name. Raises InputError for an unknown kind."""
     if kind in REGISTRIES:
         return list(REGISTRIES[kind])
     if kind == "knowledge":
         return [Entry(name, None, meaning) for name, meaning in sorted(KNOWLEDGE.items())]
-    if kind == "guards":
-        return []
     raise InputError(f"unknown kind '{kind}': {suggestion(kind, KINDS)}")
 
 
@@ -156,8 +154,7 @@ def description(kind: str, name: str) -> dict[str, Any]:
     if name not in found and kind in REGISTRIES and not_in_this_version(REGISTRIES[kind].kind, name):
         raise InputError(REGISTRIES[kind].why_missing(name))
     if name not in found:
-        hint = suggestion(name, found) if found else NO_GUARDS
-        raise InputError(f"unknown name '{name}' among {kind}: {hint}")
+        raise InputError(f"unknown name '{name}' among {kind}: {suggestion(name, found)}")
     entry = found[name]
     facts: dict[str, Any] = {
         "kind": kind,
@@ -234,6 +231,12 @@ def _facts(kind: str, entry: Entry[Any]) -> dict[str, Any]:
         return {key: value for key, value in as_plain(entry.item).items() if key not in shown_above and value != ""}
     if kind == "models":
         return {"trained_with": "masks" if entry.name in SEGMENTATION else "labels"}
+    if isinstance(entry.item, type) and issubclass(entry.item, Guard):
+        return {
+            "looks": [
+                when for when, method in LOOKS.items() if getattr(entry.item, method) is not getattr(Guard, method)
+            ]
+        }
     if kind == "channels":
         return {"reveals_individual_updates": entry.item.reveals_individual_updates}
     return {}

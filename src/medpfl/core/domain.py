@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Literal
@@ -216,14 +216,13 @@ class Broadcast:
         """What the client with this number gets; 0 is the victim."""
         return self.models[min(client, len(self.models) - 1)]
 
-    def mean_parameters(self, clients: int) -> Tensors:
-        """The mean of the trainable tensors that so many clients got: what the mean of their new weights is new to."""
+    def mean_parameters(self, clients: Sequence[int]) -> Tensors:
+        """The mean of the trainable tensors that these clients got: what the mean of their new weights is new to."""
         return {name: self.mean_parameter(name, clients) for name in self.models[0].parameters}
 
-    def mean_parameter(self, name: str, clients: int) -> Tensor:
+    def mean_parameter(self, name: str, clients: Sequence[int]) -> Tensor:
         """One of them."""
-        models = range(clients if len(self.models) > 1 else 1)
-        return _mean([self.model(client).parameters[name] for client in models])
+        return _mean([self.model(client).parameters[name] for client in clients])
 
 
 def _mean(tensors: list[Tensor]) -> Tensor:
@@ -275,7 +274,8 @@ class Observation:
 
     model: what it sent to the victim, or saw. update: what it received. recipe: how the client trained, None when
     withheld. clients: how many clients the update comes from. broadcast: all that a server sent which prepared it,
-    with its secret; None where it sent one model as agreed.
+    with its secret; None where it sent one model as agreed. senders: the numbers of the clients that sent something,
+    where others withheld theirs; None if all did.
     """
 
     model: GlobalModel
@@ -285,17 +285,23 @@ class Observation:
     knowledge: Knowledge = field(default_factory=Knowledge)
     clients: int = 1
     broadcast: Broadcast | None = None
+    senders: tuple[int, ...] | None = None
+
+    @property
+    def taking_part(self) -> tuple[int, ...]:
+        """The numbers of the clients that the update comes from."""
+        return tuple(range(self.clients)) if self.senders is None else self.senders
 
     @property
     def sent_parameters(self) -> Tensors:
         """The trainable tensors that clients got, on average: what `weights` are new to."""
-        return self.model.parameters if self.broadcast is None else self.broadcast.mean_parameters(self.clients)
+        return self.model.parameters if self.broadcast is None else self.broadcast.mean_parameters(self.taking_part)
 
     def sent_parameter(self, name: str) -> Tensor:
         """One of them."""
         if self.broadcast is None:
             return self.model.parameters[name]
-        return self.broadcast.mean_parameter(name, self.clients)
+        return self.broadcast.mean_parameter(name, self.taking_part)
 
     @property
     def examples(self) -> int:

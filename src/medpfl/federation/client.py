@@ -53,7 +53,7 @@ def client_step(
         generator = torch.Generator()
         generator.seed()
     if orders is None:
-        orders = [order.to(batch.images.device) for order in _orders(len(batch), recipe, generator)]
+        orders = drawn_orders(batch, recipe, generator)
     held, wanted = len(orders[0]), recipe.batch_size * recipe.local_steps
     if recipe.update != "gradient" and not wanted - recipe.batch_size < held <= wanted:
         raise SpecError(
@@ -69,6 +69,14 @@ def client_step(
         update = _trained_update(start, batch, recipe, hooks, generator, orders)
     update, state = hooks.update(update, state or ClientState(), generator)
     return update, replace(state, rounds=state.rounds + 1)
+
+
+def drawn_orders(batch: Batch, recipe: Recipe, generator: torch.Generator) -> list[Tensor]:
+    """The order in which every epoch takes the images: as they are, or drawn anew."""
+    images, device = len(batch), batch.images.device
+    if not recipe.shuffle or recipe.update == "gradient":
+        return [torch.arange(images, device=device)] * recipe.epochs
+    return [torch.randperm(images, generator=generator).to(device) for _ in range(recipe.epochs)]
 
 
 def _gradient_update(
@@ -100,13 +108,6 @@ def _finite_gradient(
         if scale <= 1 or bool(all_finite(result.gradients)):
             return result
         scale = scale / 2
-
-
-def _orders(images: int, recipe: Recipe, generator: torch.Generator) -> list[Tensor]:
-    """The order in which every epoch takes the images: as they are, or drawn anew."""
-    if not recipe.shuffle or recipe.update == "gradient":
-        return [torch.arange(images)] * recipe.epochs
-    return [torch.randperm(images, generator=generator) for _ in range(recipe.epochs)]
 
 
 def _trained_update(

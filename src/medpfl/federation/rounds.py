@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 
-from medpfl.core.domain import Batch, Broadcast, Recipe, Update
+from medpfl.core.domain import Batch, Broadcast, GlobalModel, Recipe, Update
 from medpfl.federation.channels import PLAIN, Channel
-from medpfl.federation.client import client_step
+from medpfl.federation.client import client_step, drawn_orders
+from medpfl.federation.guarding import NO_GUARD, Guarding, Received, Trained, Verdict
 from medpfl.federation.hooks import NO_HOOKS, Hooks
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What became of a round.
+
+    update: what arrives; None where no client sent anything. senders: the numbers of the clients whose updates are in
+    it, the victim being 0. verdicts: for each client what its guard found, before training and after; it stays with
+    the client.
+    """
+
+    update: Update | None
+    senders: tuple[int, ...]
+    verdicts: tuple[tuple[Verdict, ...], ...]
+
+    def withheld(self, client: int) -> bool:
+        """Whether that client sent nothing."""
+        return client not in self.senders
 
 
 def run_round(
@@ -27,10 +47,62 @@ def run_round(
     recipe, channel: as agreed; a broadcast may carry others. generator: the channel's randomness. Raises as `client_step`
     and `Channel.told` do.
     """
+    result = guarded_round(broadcast, clients, recipe, hooks=hooks, channel=channel, generator=generator)
+    assert result.update is not None  # nothing is withheld without a guard
+    return result.update
+
+
+def guarded_round(
+    broadcast: Broadcast,
+    clients: Iterable[tuple[Batch, torch.Generator]],
+    recipe: Recipe,
+    *,
+    hooks: Hooks = NO_HOOKS,
+    guard: Guarding = NO_GUARD,
+    channel: Channel = PLAIN,
+    generator: torch.Generator,
+) -> RoundResult:
+    """The same where every client has a guard that may end the round for it; the others' updates still arrive.
+
+    Clients draw the same random numbers with and without a guard.
+    """
     told = broadcast.recipe or recipe
+    verdicts: list[tuple[Verdict, ...]] = []
+    senders: list[int] = []
 
     def updates() -> Iterator[Update]:
         for number, (batch, own) in enumerate(clients):
-            yield client_step(broadcast.model(number), batch, told, hooks=hooks, generator=own)[0]
+            update, found = _guarded_step(broadcast.model(number), batch, told, hooks, guard, own)
+            verdicts.append(found)
+            if update is not None:
+                senders.append(number)
+                yield update
 
-    return channel.told(broadcast.aggregation).send(updates(), generator)
+    arriving = updates()
+    first = next(arriving, None)
+    if first is None:
+        return RoundResult(None, (), tuple(verdicts))
+
+    def all_updates() -> Iterator[Update]:
+        yield first
+        yield from arriving
+
+    update = channel.told(broadcast.aggregation).send(all_updates(), generator)
+    return RoundResult(update, tuple(senders), tuple(verdicts))
+
+
+def _guarded_step(
+    model: GlobalModel, batch: Batch, recipe: Recipe, hooks: Hooks, guard: Guarding, generator: torch.Generator
+) -> tuple[Update | None, tuple[Verdict, ...]]:
+    """The update of one client, None if its guard withholds it, and what the guard found."""
+    received = Received(model, batch, recipe)
+    before = guard.before(received)
+    found = () if before is None else (before,)
+    if before is not None and before.withholds:
+        return None, found
+    orders = drawn_orders(batch, recipe, generator)
+    update, _ = client_step(model, batch, recipe, hooks=hooks, generator=generator, orders=orders)
+    after = guard.after(Trained(received, update, orders))
+    if after is None:
+        return update, found
+    return (None if after.withholds else update), (*found, after)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -24,6 +25,17 @@ class GroundTruth:
     def client(self, position: int) -> int:
         """Whose the image at that position is."""
         return self.clients[position] if self.clients else 0
+
+    def part(self, positions: Sequence[int]) -> GroundTruth:
+        """The images at these positions, in this order."""
+        chosen = list(positions)
+        return GroundTruth(
+            images=self.images[chosen],
+            labels=self.labels[chosen],
+            items=tuple(self.items[position] for position in chosen),
+            masks=None if self.masks is None else self.masks[chosen],
+            clients=tuple(self.client(position) for position in chosen),
+        )
 
     @property
     def targets(self) -> Tensor:

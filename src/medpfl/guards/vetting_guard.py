@@ -1,0 +1,38 @@
+"""Vetting of the received model as a guard."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from medpfl.core.config import STRICT
+from medpfl.core.errors import ModelError
+from medpfl.federation.guarding import Received, Verdict
+from medpfl.guards.base import GUARDS, Guard
+from medpfl.guards.vetting import vet
+
+
+@GUARDS.register(
+    "vetting",
+    summary="looks at the received model before any training on it, as `medpfl vet` does",
+    limits="the training code, the recipe and the aggregation are not looked at; a careful attacker disguises tensors",
+)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class VettingGuard(Guard):
+    """Takes part only if no check finds what honest training does not make; `medpfl vet` says which checks there are."""
+
+    withhold: Annotated[
+        Literal["leaks", "crafted"],
+        Field(description="stay away from models that leak, or only from those that are crafted"),
+    ] = "crafted"
+
+    def before(self, received: Received) -> Verdict:
+        """What vetting finds; a model that it cannot look at is not trained on."""
+        try:
+            found = vet(received.model)
+        except ModelError as error:
+            return Verdict("vetting", "unusable", True, (str(error),))
+        withholds = found.verdict == "crafted" or found.verdict == self.withhold
+        return Verdict("vetting", found.verdict, withholds, found.reasons)
