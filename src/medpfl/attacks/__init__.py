@@ -19,6 +19,7 @@ from medpfl.attacks import (
     robbing_the_fed,
     scale_mia,
     spear,
+    sratta,
 )
 from medpfl.attacks.base import ATTACKS, Attack
 
@@ -43,4 +44,5 @@ __all__ = [
     "robbing_the_fed",
     "scale_mia",
     "spear",
+    "sratta",
 ]
