@@ -66,7 +66,7 @@ def which(images: Tensor, found: Tensor) -> list[int]:
     """The place of each found image among the true ones; they must be equal up to rounding."""
     distances = torch.cdist(found.double().flatten(1), images.double().flatten(1)) / images[0].numel() ** 0.5
     assert float(distances.amin(dim=1).max()) < 1e-3
-    return distances.argmin(dim=1).tolist()
+    return [int(place) for place in distances.argmin(dim=1)]
 
 
 def test_groups_never_join_two_clients_and_there_are_some() -> None:
