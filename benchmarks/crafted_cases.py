@@ -35,7 +35,7 @@ def one_of_a_class(images: int, _units: int) -> float:
 
 def alone_by_brightness(broadcast: Broadcast, images: Tensor) -> Tensor:
     """Images alone in their brightness bin."""
-    return alone(brightness(images), broadcast.secret["edges"])
+    return alone(brightness(images), broadcast.secret["edges"].flatten())
 
 
 def alone_by_query(broadcast: Broadcast, images: Tensor) -> Tensor:
@@ -90,10 +90,10 @@ class Case:
 
 FRONT = alone_in_a_unit("front.first")
 CASES = (
-    Case("medleak separate", lambda k: MedLeak(bins=k), "victim", at_most=alone_by_brightness, closed_form=multinomial),
+    Case("medleak separate", lambda k: MedLeak(bins=k, queries=1), "victim", at_most=alone_by_brightness, closed_form=multinomial),
     Case(
         "medleak joint",
-        lambda k: MedLeak(bins=k, mode="joint"),
+        lambda k: MedLeak(bins=k, queries=1, mode="joint"),
         channels=("secure_sum", "secagg_plus"),
         at_most=alone_by_brightness,
         closed_form=multinomial,

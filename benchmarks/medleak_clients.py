@@ -118,7 +118,7 @@ def played(case: Case, data: Dataset, seed: int) -> Row:
         model = replace(model, parameters=drawn)
     recipe = Recipe(**{"update": "weights", "batch_size": case.images, **case.recipe})
     auxiliary = Auxiliary(data.images[owned], data.targets[owned])
-    attack = MedLeak(bins=BINS, **case.settings)
+    attack = MedLeak(bins=BINS, queries=1, **case.settings)
     view = ServerView(
         model,
         recipe,
@@ -144,7 +144,7 @@ def played(case: Case, data: Dataset, seed: int) -> Row:
         case=case.name,
         seed=seed,
         images=case.images,
-        alone=int(alone(brightness(batches[0].images), broadcast.secret["edges"]).sum()),
+        alone=int(alone(brightness(batches[0].images), broadcast.secret["edges"][0]).sum()),
         recovered=int(hits.sum()),
         null=int((pairwise_mse(batches[0].images, auxiliary.images).amin(dim=1) < RECOVERED).sum()),
         by_class=" ".join(

@@ -44,7 +44,7 @@ def attacked(attack: MedLeak, data: Dataset, size: int, **other: Any) -> Round:
 
 def alone(found: Round) -> int:
     """How many of the images that the attack is after are the only ones between two edges."""
-    edges = found.broadcast.secret["edges"]
+    (edges,) = found.broadcast.secret["edges"]
     return alone_between(
         torch.cat([edges, edges.new_tensor([torch.inf])]), found.private.double().flatten(1).mean(dim=1)
     )
@@ -69,19 +69,19 @@ def check(found: Round) -> None:
 @pytest.mark.parametrize(("mode", "channel"), CHANNELS)
 @pytest.mark.parametrize("size", [16, 64])
 def test_nearly_all_images_alone_in_their_bin_come_back(mode: Any, channel: Channel, size: int, films: Dataset) -> None:
-    check(attacked(MedLeak(mode=mode), films, size, channel=channel))
+    check(attacked(MedLeak(mode=mode, queries=1), films, size, channel=channel))
 
 
 @pytest.mark.skipif(SHARED is None, reason="MEDPFL_DATA names no folder with data")
 @pytest.mark.parametrize(("mode", "channel"), CHANNELS)
 @pytest.mark.parametrize("size", [16, 64])
 def test_the_same_on_pneumoniamnist(mode: Any, channel: Channel, size: int, pneumonia: Dataset) -> None:
-    check(attacked(MedLeak(mode=mode), pneumonia, size, channel=channel))
+    check(attacked(MedLeak(mode=mode, queries=1), pneumonia, size, channel=channel))
 
 
 @pytest.mark.parametrize("kind", ["gradient", "delta", "weights"])
 def test_every_kind_of_update_and_colors(kind: Any, skin: Dataset) -> None:
-    found = attacked(MedLeak(bins=256), skin, 16, recipe=replace(SGD, update=kind))
+    found = attacked(MedLeak(bins=256, queries=1), skin, 16, recipe=replace(SGD, update=kind))
     check(found)
     assert found.result.images.shape[1:] == (3, 28, 28)
 
@@ -89,15 +89,18 @@ def test_every_kind_of_update_and_colors(kind: Any, skin: Dataset) -> None:
 def test_the_published_scale_is_lost_in_rounding_and_the_calibrated_one_is_not(films: Dataset) -> None:
     """The same module, the same round: with a plain client of float32 weights, and behind SecAgg+."""
     channel = SecAggPlus(clients=3)
-    published = attacked(MedLeak(scale=1.0), films, 32, channel=channel)
-    calibrated = attacked(MedLeak(), films, 32, channel=channel)
+    published = attacked(MedLeak(scale=1.0, queries=1), films, 32, channel=channel)
+    calibrated = attacked(MedLeak(queries=1), films, 32, channel=channel)
     assert published.recovered == 0
     assert calibrated.recovered >= (1 - LOSS) * alone(calibrated) > 20
     assert "calibrated" in calibrated.broadcast.notes[0]
 
 
 def test_the_scale_changes_no_output_and_the_victims_model_predicts_from_brightness_alone(films: Dataset) -> None:
-    views = [attacked(MedLeak(scale=scale), films, 8, recipe=replace(SGD, update="gradient")) for scale in (1.0, 1e-6)]
+    views = [
+        attacked(MedLeak(scale=scale, queries=1), films, 8, recipe=replace(SGD, update="gradient"))
+        for scale in (1.0, 1e-6)
+    ]
     images = torch.rand((4, 1, 28, 28), generator=torch.Generator().manual_seed(3))
     first, second = (view.broadcast.model(0).forward(images)[0] for view in views)
     torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
@@ -107,8 +110,9 @@ def test_the_scale_changes_no_output_and_the_victims_model_predicts_from_brightn
     torch.testing.assert_close(views[0].broadcast.model(0).forward(shuffled)[0], first, rtol=1e-4, atol=1e-5)
 
 
-def test_a_dead_module_gets_no_gradient_whatever_the_images_are(films: Dataset) -> None:
-    sent = attacked(MedLeak(scale=1e-4), films, 8, channel=SecureSum(clients=2)).broadcast
+@pytest.mark.parametrize("queries", [1, 3])
+def test_a_dead_module_gets_no_gradient_whatever_the_images_are(queries: int, films: Dataset) -> None:
+    sent = attacked(MedLeak(scale=1e-4, queries=queries), films, 8, channel=SecureSum(clients=2)).broadcast
     images = torch.stack([torch.zeros(1, 28, 28), torch.ones(1, 28, 28), films.images[0]])
     dead = sent.model(1)
     parameters = {name: tensor.clone().requires_grad_() for name, tensor in dead.parameters.items()}
@@ -138,7 +142,7 @@ def test_any_model_takes_the_module(
     if isinstance(task, Segmentation):
         targets = torch.randint(task.classes, (200, *shape[1:]), generator=generator)
     recipe = Recipe(update="delta", batch_size=8, learning_rate=0.1, batch_norm="train")
-    attack = MedLeak(bins=128)
+    attack = MedLeak(bins=128, queries=1)
     assert attack.why_not(model, recipe, "delta", 8) is None
     knowledge = Knowledge(auxiliary=Auxiliary(images[8:], targets[8:]))
     view = ServerView(model, recipe, "delta", Plain(), 8, "malicious_server", attack.needs(), knowledge)
@@ -201,7 +205,7 @@ def test_what_it_cannot_do_is_refused_with_the_reason(films: Dataset) -> None:
 
 
 def test_updates_that_show_nothing_or_break(films: Dataset) -> None:
-    found = attacked(MedLeak(scale=1e-3), films, 8)
+    found = attacked(MedLeak(scale=1e-3, queries=1), films, 8)
     sent = found.observation.model.parameters
     silent = replace(found.observation.update, trainable=dict(sent))
     broken = replace(silent, trainable={name: torch.full_like(tensor, torch.nan) for name, tensor in sent.items()})

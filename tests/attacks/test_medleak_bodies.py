@@ -49,12 +49,12 @@ def test_every_body_lets_the_gradient_through(name: str, shape: tuple[int, ...],
     if isinstance(task, Segmentation):
         labels = (images[:, 0] > 0.5).long()
     recipe = Recipe(update="weights", batch_size=SIZE, learning_rate=0.05, batch_norm="train")
-    attack = MedLeak(bins=128, scale=1e-4 if name in LARGE else "auto")
+    attack = MedLeak(bins=128, queries=1, scale=1e-4 if name in LARGE else "auto")
     assert attack.why_not(model, recipe, "weights", SIZE) is None
     found = attacked_round(
         attack, model, [Batch(images[:SIZE], labels[:SIZE])], Auxiliary(images[SIZE:], labels[SIZE:]), recipe
     )
-    alone = int(alone_in_bins(images[:SIZE], found.broadcast.secret["edges"]).sum())
+    alone = int(alone_in_bins(images[:SIZE], found.broadcast.secret["edges"][0]).sum())
     assert alone >= 4
     assert found.recovered(0) >= alone
 

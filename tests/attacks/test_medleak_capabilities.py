@@ -18,7 +18,7 @@ from medpfl.defenses.laplace import Laplace
 from medpfl.federation import Plain, SecAggPlus
 
 ADAM: dict[str, Any] = {"optimizer": "adam", "learning_rate": 1e-3}
-BINS = MedLeak(bins=256)
+BINS = MedLeak(bins=256, queries=1)
 
 
 def attacked(data: Dataset, *also: str, **other: Any) -> Round:
@@ -26,7 +26,7 @@ def attacked(data: Dataset, *also: str, **other: Any) -> Round:
 
 
 def alone(found: Round) -> int:
-    edges: Tensor = found.broadcast.secret["edges"]
+    edges: Tensor = found.broadcast.secret["edges"][0]
     return alone_between(cat([edges, tensor([float("inf")]).double()]), found.private.double().flatten(1).mean(dim=1))
 
 

@@ -36,7 +36,7 @@ def attacked(attack: MedLeak, data: Dataset, size: int, **other: Any) -> Round:
 
 
 def alone(found: Round) -> int:
-    edges = found.broadcast.secret["edges"]
+    (edges,) = found.broadcast.secret["edges"]
     return alone_between(
         torch.cat([edges, edges.new_tensor([torch.inf])]), found.private.double().flatten(1).mean(dim=1)
     )
@@ -44,13 +44,15 @@ def alone(found: Round) -> int:
 
 @pytest.mark.parametrize(("settings", "loss"), CLIENTS)
 def test_sizes_and_read_out_fit_the_clients_own_arithmetic(settings: Any, loss: float, films: Dataset) -> None:
-    found = attacked(MedLeak(bins=256), films, 32, recipe=replace(SGD, **settings))
+    found = attacked(MedLeak(bins=256, queries=1), films, 32, recipe=replace(SGD, **settings))
     assert found.recovered >= (1 - loss) * alone(found) > 15
 
 
 @pytest.mark.parametrize("settings", [ADAM, {**ADAM, "optimizer": "adamw", "weight_decay": 0.1}], ids=["adam", "adamw"])
 def test_one_adam_client_is_read_among_others_whose_dead_modules_only_decay(settings: Any, films: Dataset) -> None:
-    found = attacked(MedLeak(bins=256), films, 16, channel=SecureSum(clients=3), recipe=replace(SGD, **settings))
+    found = attacked(
+        MedLeak(bins=256, queries=1), films, 16, channel=SecureSum(clients=3), recipe=replace(SGD, **settings)
+    )
     assert found.recovered >= (1 - LOSS) * alone(found) > 10
 
 
@@ -58,7 +60,13 @@ def test_adams_steps_are_bounded_so_secagg_rounds_them_away_unless_they_are_larg
     """A step of SecAgg+ is 16 / 2^22 * 1000 / 32 = 1.2e-4 of a parameter, Adam moves it by the learning rate at most."""
     channel = SecAggPlus(clients=2)
     small, large = (
-        attacked(MedLeak(bins=256), films, 32, channel=channel, recipe=replace(SGD, optimizer="adam", learning_rate=lr))
+        attacked(
+            MedLeak(bins=256, queries=1),
+            films,
+            32,
+            channel=channel,
+            recipe=replace(SGD, optimizer="adam", learning_rate=lr),
+        )
         for lr in (1e-3, 1.0)
     )
     assert small.recovered <= 1
@@ -68,7 +76,7 @@ def test_adams_steps_are_bounded_so_secagg_rounds_them_away_unless_they_are_larg
 def test_what_the_published_recipe_does_not_see_of_adam(films: Dataset) -> None:
     """Without the inversion's sizes, at the published scale and a gain of 10, Adam saturates: next to nothing."""
     recipe = replace(SGD, **ADAM)
-    assert attacked(MedLeak(bins=256, scale=1e-3, gain=1e4), films, 32, recipe=recipe).recovered <= 8
+    assert attacked(MedLeak(bins=256, queries=1, scale=1e-3, gain=1e4), films, 32, recipe=recipe).recovered <= 8
 
 
 def test_overflow_is_a_failed_trial_and_no_breakdown(films: Dataset) -> None:

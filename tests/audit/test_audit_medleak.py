@@ -46,7 +46,7 @@ def plain(**changes: Any) -> dict[str, Any]:
                 "bins": 256,
                 "mode": "separate",
                 "scale": "auto",
-                "queries": "mean",
+                "queries": 1,
                 "label": "separate",
             },
             {"name": "medleak", "bins": 256, "mode": "joint", "label": "joint"},

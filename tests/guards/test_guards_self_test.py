@@ -40,7 +40,7 @@ def crafted(data: Dataset, bins: int = 256) -> GlobalModel:
     model = build_model(
         "lenet_idlg", image_shape=(1, 28, 28), task=data.task, generator=torch.Generator().manual_seed(1)
     )
-    attack = MedLeak(bins=bins, scale=1e-4)
+    attack = MedLeak(bins=bins, queries=1, scale=1e-4)
     view = ServerView(
         model=model,
         recipe=None,

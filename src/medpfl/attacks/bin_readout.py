@@ -67,7 +67,7 @@ def read_single_bins(
     read = (bias.abs() > floor).nonzero().flatten()
     found = weight[read] / bias[read, None]
     bounds = below.to(found)[read], above.to(found)[read]
-    deviations = _deviations(found, *bounds, query)
+    deviations = how_far_off(found, *bounds, query if query is None or query.ndim == 1 else query[read])
     plausible = (deviations <= TOLERANCE).nonzero().flatten()
     order = plausible[bias[read[plausible]].abs().argsort(descending=True, stable=True)][:most]
     return Candidates(
@@ -112,14 +112,16 @@ def between_neighbors(values: Tensor) -> Tensor:
     return torch.cat([values[:-1] - values[1:], values[-1:]])
 
 
-def _deviations(found: Tensor, below: Tensor, above: Tensor, query: Tensor | None) -> Tensor:
+def how_far_off(found: Tensor, below: Tensor, above: Tensor, query: Tensor | None = None) -> Tensor:
     """The larger of how far candidates leave [0, 1] and how far their values leave their bins; NaN counts as infinite.
 
-    The latter is told by how much all values of an image must change to make up for it.
+    The latter is told by how much all values of an image must change to make up for it. query: (D,), or (M, D) if each
+    candidate's bin is of another query; the mean value if None.
     """
     if query is None:
         query = found.new_full((found.shape[1],), 1 / found.shape[1])
+    query = query.to(found)
     outside = (found - found.clamp(0, 1)).square().mean(dim=1).sqrt()
-    values = found @ query.to(found)
-    missed = torch.maximum(below - values, values - above).clamp_min(0) / query.abs().sum()
+    values = (found * query).sum(dim=1)
+    missed = torch.maximum(below - values, values - above).clamp_min(0) / query.abs().sum(dim=-1)
     return torch.maximum(outside, missed).nan_to_num(nan=torch.inf)

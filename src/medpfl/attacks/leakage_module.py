@@ -9,26 +9,24 @@ from torch import Tensor
 
 from medpfl.attacks.front import BIAS, SECOND_BIAS, SECOND_WEIGHT, WEIGHT, dense_in_front
 from medpfl.attacks.number_grid import rows_and_biases
+from medpfl.attacks.query_bins import QueryBins
 from medpfl.core.domain import GlobalModel
-
-MOST_BRIGHT = 1.0
-"""No image in [0, 1] is brighter on average."""
 
 
 @dataclass(frozen=True)
 class LeakageModule:
-    """What the two layers compute: offset + gain * direction * mean over k of relu(brightness - edge_k).
+    """What the two layers compute: offset + gain * direction * mean over k of relu(value_k - edge_k).
 
-    The first layer's rows are scale / D and its biases -scale * edge_k, so that unit k is active for images whose mean
-    value is above edge_k; the second layer's columns are all equal, gain * direction / (scale * K), so that every
+    The first layer's rows are scale * query and its biases -scale * edge_k, so that unit k is active for images whose
+    value of its query (their mean value, where that is the only one) is above edge_k; the second layer's columns are all equal, gain * direction / (scale * K), so that every
     active unit gets the same error. The output does not depend on `scale`, but the first layer's gradient grows by
     1 / scale while its weights shrink by it.
 
-    edges: (K,) float64, rising. direction: (D,) of length 1. offset: (D,). scale and gain: above 0. half: the type in
-    which clients compute, if it is a half precision; rows and biases are then numbers of that type (`number_grid`).
+    bins: queries and edges of the K units. direction: (D,) of length 1. offset: (D,). scale and gain: above 0. half: the type in
+    which clients compute, if it is a half precision; rows and biases are then numbers of that type (`number_grid`), if the query is the mean value.
     """
 
-    edges: Tensor
+    bins: QueryBins
     direction: Tensor
     offset: Tensor
     scale: float
@@ -37,23 +35,25 @@ class LeakageModule:
 
     def in_front_of(self, model: GlobalModel) -> GlobalModel:
         """`model` with the module in front of it; the names of the model's own tensors get the prefix `body.`."""
-        rows, biases = torch.full_like(self.edges, self.scale / len(self.direction)), -self.scale * self.edges
+        edges, inputs = self.bins.edges.flatten(), len(self.direction)
+        sizes, biases = torch.full_like(edges, self.scale), -self.scale * edges
         if self.half is not None:
-            rows, biases = rows_and_biases(self.edges, len(self.direction), self.scale, self.half)
-        return dense_in_front(model, self._tensors(rows, biases))
+            entries, biases = rows_and_biases(edges, inputs, self.scale, self.half)
+            sizes = entries * inputs
+        return dense_in_front(model, self._tensors(sizes, biases))
 
     def dead_in_front_of(self, model: GlobalModel) -> GlobalModel:
         """The same with all units off for every image: its first layer gets no gradient, whatever the images are."""
-        rows = torch.full_like(self.edges, self.scale / len(self.direction))
-        return dense_in_front(model, self._tensors(rows, torch.full_like(rows, -2 * self.scale * MOST_BRIGHT)))
+        highest = self.bins.rows_of(self.bins.places).clamp_min(0).sum(dim=1)
+        return dense_in_front(model, self._tensors(torch.full_like(highest, self.scale), -2 * self.scale * highest))
 
-    def _tensors(self, rows: Tensor, biases: Tensor) -> dict[str, Tensor]:
-        units, inputs = len(self.edges), len(self.direction)
-        column = self.gain * self.direction / (self.scale * units)
+    def _tensors(self, sizes: Tensor, biases: Tensor) -> dict[str, Tensor]:
+        """sizes (K,): what the queries' weights are multiplied by."""
+        column = self.gain * self.direction / (self.scale * self.bins.units)
         tensors = {
-            WEIGHT: rows.float()[:, None].repeat(1, inputs),
+            WEIGHT: (sizes[:, None] * self.bins.rows_of(self.bins.places)).float(),
             BIAS: biases.float(),
-            SECOND_WEIGHT: column.float()[:, None].repeat(1, units),
+            SECOND_WEIGHT: column.float()[:, None].repeat(1, self.bins.units),
             SECOND_BIAS: self.offset.float(),
         }
         return {name: tensor.to(self.direction.device) for name, tensor in tensors.items()}

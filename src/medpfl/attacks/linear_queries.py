@@ -11,13 +11,15 @@ from torch import Tensor
 QueryName = Literal["mean", "dct", "random"]
 
 DCT_MODE = 32
-"""Which cosine of the flattened image `dct` takes."""
+"""Which cosine of the flattened image `dct` takes, unless it is told another."""
 
 
-def linear_query(name: QueryName, image_shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+def linear_query(
+    name: QueryName, image_shape: tuple[int, ...], generator: torch.Generator, mode: int = DCT_MODE
+) -> Tensor:
     """Weights (D,), float64, of the flattened image: its mean value, one of its cosines, or random weights of norm 1.
 
-    Rows of Fowl et al.'s public code: the cosine is 4 * 32 / D * cos(pi / D * (i + 1/2) * 32) over the place i of a
+    Rows of Fowl et al.'s public code: the cosine is 4 m / D * cos(pi / D * (i + 1/2) * m) of `mode` m over the place i of a
     value in memory; random weights are normal, with their mean taken off.
 
     >>> linear_query("mean", (1, 2, 2), torch.Generator()).tolist()
@@ -28,7 +30,7 @@ def linear_query(name: QueryName, image_shape: tuple[int, ...], generator: torch
         return torch.full((inputs,), 1 / inputs, dtype=torch.float64)
     if name == "dct":
         places = torch.arange(inputs, dtype=torch.float64) + 0.5
-        return 4 * DCT_MODE / inputs * torch.cos(math.pi / inputs * places * DCT_MODE)
+        return 4 * mode / inputs * torch.cos(math.pi / inputs * places * mode)
     weights = torch.randn(inputs, dtype=torch.float64, generator=generator)
     weights = weights - weights.mean()
     scaled: Tensor = weights / weights.norm()
@@ -36,7 +38,7 @@ def linear_query(name: QueryName, image_shape: tuple[int, ...], generator: torch
 
 
 def query_values(images: Tensor, query: Tensor) -> Tensor:
-    """What the weights (D,) measure of images (N, C, *spatial), float64 (N,)."""
+    """What the weights (D,) measure of images (N, C, *spatial), float64 (N,); (N, Q) of weights (D, Q)."""
     return images.double().flatten(1) @ query.to(images.device)
 
 

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+from torch import Tensor
 
 from medpfl.attacks.balance import balanced
 from medpfl.attacks.base import ATTACKS
-from medpfl.attacks.bin_readout import Candidates, between_neighbors, read_bins, read_out
-from medpfl.attacks.brightness_bins import alone, bin_counts, brightness, gaussian_edges, smoothed_edges
+from medpfl.attacks.bin_readout import Candidates, read_out
 from medpfl.attacks.calibration import TRIALS, Search, Trial, judged, rounding_floor, sought
 from medpfl.attacks.crafted import CraftedAttack, ServerView
 from medpfl.attacks.front import BIAS, WEIGHT, dense_front_parameters, why_no_memory
 from medpfl.attacks.leakage_module import LeakageModule
+from medpfl.attacks.module_readout import read_module, read_singles
 from medpfl.attacks.number_grid import HALF
+from medpfl.attacks.query_bins import QueryBins, fewest_of_best, peelable_shares, query_bins
 from medpfl.attacks.sizes import GAIN, Sizes, most_rounds, sizes
 from medpfl.attacks.told import aggregation_note, recipe_note, told_recipe, with_fitted_aggregation
-from medpfl.attacks.updates import GradientView, gradient_view, read_each
+from medpfl.attacks.updates import GradientView, gradient_view, one_gradient, read_each
 from medpfl.core.config import STRICT
 from medpfl.core.domain import (
     Batch,
@@ -39,20 +42,28 @@ from medpfl.core.session import NO_SESSION, Session
 MODULE = (WEIGHT, BIAS)
 """What is read out."""
 
+PEELED = 40.0
+"""By how many dB images must be clearer to be peeled: what one of them leaves behind disturbs those that come after."""
+
 
 @ATTACKS.register(
     "medleak",
     summary="crafted module of two dense layers in front of any model: closed form read-out of whole batches, "
     "through secure aggregation",
     paper="Shi et al.: MediLeak / MedLeak, arXiv 2407.09972 (module as in Scale-MIA's public code, arXiv 2311.05808; "
-    "scale between the layers, calibration and candidate filter are ours)",
-    limits="images that share a brightness bin come back mixed; several local steps blur the read-out",
+    "scale between the layers, calibration, candidate filter, several queries and their peeling are ours)",
+    limits="images that share their bins of all queries come back mixed; several local steps blur the read-out",
 )
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class MedLeak(CraftedAttack):
     """Unit k of the module is active for images brighter than edge k, and every active unit gets the same error, so
     the gradients of neighboring units differ by the images of one brightness bin: x = (dW_k - dW_k+1) / (db_k - db_k+1)
     exactly if an image is alone in its bin. With equal mass in K bins that is so for a share (1 - 1/K)^(N - 1) of N.
+
+    With several `queries` the units are shared: each query weighs the values of an image in its own way and has quantile
+    bins of its own, so that an image that collides in one is alone in another. It is read there and taken out of all
+    bins, which frees others (`span_peeling`). `auto` takes as many as let most images be told apart in rounds drawn from
+    auxiliary ones, and one where clients take several steps or compute in half precision.
 
     `separate` sends the module to the victim and a dead one to all others, so that an aggregate shows the victim's
     images; `joint` sends it to all, and the bins tell all clients' images apart. `scale` divides the first layer and
@@ -70,7 +81,14 @@ class MedLeak(CraftedAttack):
         Literal["auto"] | Annotated[float, Field(gt=0)],
         Field(description="size of the first layer's weights; auto: calibrated on auxiliary images"),
     ] = "auto"
-    queries: Annotated[Literal["mean"], Field(description="what the bins divide: the mean value of the image")] = "mean"
+    queries: Annotated[
+        Literal["auto"] | Annotated[int, Field(ge=1)],
+        Field(description="linear queries that share the units; auto: with as many as let most images be told apart"),
+    ] = "auto"
+    patterns: Annotated[
+        Literal["smooth", "random", "dct"],
+        Field(description="what queries weigh: the mean value and smooth random patterns, random values, or cosines"),
+    ] = "smooth"
     quantiles: Annotated[
         Literal["smoothed", "gaussian"],
         Field(description="bins from the smoothed distribution of auxiliary brightness, or from a normal one"),
@@ -84,7 +102,7 @@ class MedLeak(CraftedAttack):
     ] = True
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "published": {"scale": 1.0, "quantiles": "gaussian", "balance": False},
+        "published": {"scale": 1.0, "queries": 1, "quantiles": "gaussian", "balance": False},
         "quick": {"bins": 256},
     }
     sends: ClassVar[str] = (
@@ -114,13 +132,16 @@ class MedLeak(CraftedAttack):
         return dense_front_parameters(model, self.bins)
 
     def simulated_steps(self, clients: int) -> int:
-        """A step of every client that gets the module, in every trial of all sizes."""
-        return most_rounds(*self._given()) * (1 if self.mode == "separate" else clients)
+        """A step of every client that gets the module, in every trial of all sizes; for several queries and for one."""
+        choices, played = (2, 2 * TRIALS) if self.queries == "auto" else (1, 0)
+        return (choices * most_rounds(*self._given()) + played) * (1 if self.mode == "separate" else clients)
 
     def why_not(self, model: GlobalModel, recipe: Recipe | None, update: UpdateKind, examples: int) -> str | None:
         """The module must fit into memory, and calibration needs the recipe."""
         if self.scale == "auto" and recipe is None:
             return "the recipe is withheld, so no round can be played through: give `scale` a number"
+        if self.queries != "auto" and 2 * self.queries > self.bins:
+            return f"{self.queries} queries need 2 bins each, and there are {self.bins}: use fewer queries or more bins"
         return why_no_memory(model, self.bins)
 
     def prepare(self, server_view: ServerView, generator: torch.Generator) -> Broadcast:
@@ -130,26 +151,7 @@ class MedLeak(CraftedAttack):
             raise AttackFailure("medleak needs at least 2 auxiliary images: grant `auxiliary` and leave images for it")
         told = told_recipe(server_view)
         server_view = replace(server_view, recipe=told or server_view.recipe)
-        values = brightness(auxiliary.images)
-        edges = (smoothed_edges if self.quantiles == "smoothed" else gaussian_edges)(values, self.bins)
-        direction = torch.randn(auxiliary.images[0].numel(), dtype=torch.float64, generator=generator)
-        module = LeakageModule(
-            edges=edges.to(values.device),
-            direction=(direction / direction.norm()).to(values.device),
-            offset=auxiliary.images.double().mean(dim=0).flatten(),
-            scale=1.0,
-            gain=GAIN if self.gain == "auto" else self.gain,
-            half=None if server_view.recipe is None else HALF.get(server_view.recipe.precision),
-        )
-        if self.balance:
-            model = balanced(
-                server_view.model, module.in_front_of, auxiliary.images, server_view.recipe, auxiliary.targets
-            )
-            server_view = replace(server_view, model=model)
-        if server_view.recipe is None:
-            assert self.scale != "auto"  # `why_not` refuses that
-            return self._broadcast(replace(module, scale=self.scale), server_view)
-        sent = self._calibrated(module, server_view, generator)
+        sent = self._chosen(server_view, auxiliary.images, generator)
         return sent if told is None else replace(sent, recipe=told, notes=(*sent.notes, recipe_note(told)))
 
     def reconstruct(
@@ -161,13 +163,58 @@ class MedLeak(CraftedAttack):
         """Reads every observation on its own; draws nothing."""
         return read_each(observations, session, lambda _, observation: self._read(observation))
 
+    def _chosen(self, view: ServerView, images: Tensor, generator: torch.Generator) -> Broadcast:
+        """The module with as many queries as let most images be read."""
+        draw = partial(self._bins, generator=generator)
+        if self.queries != "auto":
+            return self._made(draw(self.queries, images), view, generator)
+        if not _exact(view.recipe):
+            return self._made(draw(1, images), view, generator)
+        number = view.examples * self._leaking(view)
+        shares = peelable_shares(draw, self.bins, images, number, generator)
+        count = fewest_of_best(shares)
+        sent = self._made(draw(count, images), view, generator)
+        if count == 1 or view.recipe is None or (share := self._played(sent, view, generator)) >= shares[1]:
+            return sent
+        single = self._made(draw(1, images), view, generator)
+        return single if self._played(single, view, generator) > share else sent
+
+    def _bins(self, count: int, images: Tensor, generator: torch.Generator) -> QueryBins:
+        return query_bins(self.patterns, count, self.bins, images, generator, self.quantiles)
+
+    def _leaking(self, view: ServerView) -> int:
+        """How many clients get the module."""
+        return 1 if self.mode == "separate" else view.clients
+
+    def _made(self, bins: QueryBins, view: ServerView, generator: torch.Generator) -> Broadcast:
+        """The module with these bins, calibrated if the recipe is known."""
+        auxiliary = view.knowledge.auxiliary
+        assert auxiliary is not None  # checked by `prepare`
+        direction = torch.randn(auxiliary.images[0].numel(), dtype=torch.float64, generator=generator)
+        module = LeakageModule(
+            bins=bins,
+            direction=(direction / direction.norm()).to(auxiliary.images.device),
+            offset=auxiliary.images.double().mean(dim=0).flatten(),
+            scale=1.0,
+            gain=GAIN if self.gain == "auto" else self.gain,
+            half=None if view.recipe is None else HALF.get(view.recipe.precision),
+        )
+        if self.balance:
+            model = balanced(view.model, module.in_front_of, auxiliary.images, view.recipe, auxiliary.targets)
+            view = replace(view, model=model)
+        if view.recipe is None:
+            assert self.scale != "auto"  # `why_not` refuses that
+            return self._broadcast(replace(module, scale=self.scale), view)
+        return self._calibrated(module, view, generator)
+
     def _broadcast(
         self, module: LeakageModule, view: ServerView, floor: float = 0.0, notes: tuple[str, ...] = ()
     ) -> Broadcast:
         models: tuple[GlobalModel, ...] = (module.in_front_of(view.model),)
         if self.mode == "separate" and view.clients > 1:
             models += (module.dead_in_front_of(view.model),)
-        return Broadcast(models, {"edges": module.edges, "floor": torch.tensor(floor)}, notes)
+        secret = {"rows": module.bins.rows, "edges": module.bins.edges, "floor": torch.tensor(floor)}
+        return Broadcast(models, secret, notes)
 
     def _calibrated(self, module: LeakageModule, view: ServerView, generator: torch.Generator) -> Broadcast:
         """The module with the sizes that recover most in simulated rounds, and what rounding leaves in empty bins."""
@@ -181,7 +228,7 @@ class MedLeak(CraftedAttack):
             search,
             lambda chosen: with_fitted_aggregation(view, self._broadcast(sized(chosen), view), MODULE, generator),
             self._tried,
-            leaking=1 if self.mode == "separate" else view.clients,
+            leaking=self._leaking(view),
             generator=generator,
         )
         named = "scale and gain" if len({tried.gain for tried in search.first}) > 1 else "scale"
@@ -205,30 +252,46 @@ class MedLeak(CraftedAttack):
         return gradient_view(observation, MODULE, alone=self.mode == "separate")
 
     def _tried(self, batches: Sequence[Batch], observation: Observation) -> Trial:
-        """How a simulated round went, whose images the attacker knows."""
+        """How a simulated round went, whose images the attacker knows: those alone in a bin, without peeling."""
         assert observation.broadcast is not None  # `simulated` sees to that
-        secret, images = observation.broadcast.secret, torch.cat([batch.images for batch in batches])
-        counts = bin_counts(brightness(images), secret["edges"])
-        floor = rounding_floor(between_neighbors(self._gradient(observation).tensors[BIAS]), counts)
-        readable = images[alone(brightness(images), secret["edges"])]
-        return judged(readable, self._candidates(observation, floor).images, floor)
+        bins, images = _sent_bins(observation.broadcast), torch.cat([batch.images for batch in batches])
+        gradient, shape = self._gradient(observation).tensors, observation.model.image_shape
+        floor = rounding_floor(bins.per_bin(gradient[BIAS]), bins.counts(images))
+        found = read_singles(gradient[WEIGHT], gradient[BIAS], bins, shape, self._sought(observation), floor)
+        trial = judged(images[bins.alone(images)], found.images, floor)
+        return trial if len(bins.rows) == 1 else replace(trial, psnr=trial.psnr - PEELED)
 
-    def _candidates(self, observation: Observation, floor: float) -> Candidates:
+    def _played(self, sent: Broadcast, view: ServerView, generator: torch.Generator) -> float:
+        """The share of all images that come back in simulated rounds with this broadcast."""
+
+        def read(batches: Sequence[Batch], observation: Observation) -> Trial:
+            return judged(torch.cat([batch.images for batch in batches]), self._candidates(observation).images, 0.0)
+
+        leaking = self._leaking(view)
+        _, trial = sought(view, Search((sent,)), lambda one: one, read, leaking=leaking, generator=generator)
+        return trial.share
+
+    def _sought(self, observation: Observation) -> int:
+        """How many images can be in what the update shows."""
+        return observation.examples // (observation.clients if self.mode == "separate" else 1)
+
+    def _candidates(self, observation: Observation) -> Candidates:
         """What the update shows, whoever's images it is of."""
         assert observation.broadcast is not None  # the callers see to that
-        gradient = self._gradient(observation).tensors
-        sharing = observation.clients if self.mode == "separate" else 1
-        return read_bins(
-            gradient[WEIGHT],
-            gradient[BIAS],
-            observation.broadcast.secret["edges"],
-            observation.model.image_shape,
-            observation.examples // sharing,
-            floor,
-        )
+        sent, gradient = observation.broadcast, self._gradient(observation).tensors
+        shape, most, floor = observation.model.image_shape, self._sought(observation), float(sent.secret["floor"])
+        return read_module(gradient[WEIGHT], gradient[BIAS], _sent_bins(sent), shape, most, floor)
 
     def _read(self, observation: Observation) -> Reconstruction | Failure:
         if observation.broadcast is None or "edges" not in observation.broadcast.secret:
             return Failure("medleak reads the update of a model that it prepared, and this server sent another")
-        found = self._candidates(observation, float(observation.broadcast.secret["floor"]))
-        return read_out(observation, found, self._gradient(observation))
+        return read_out(observation, self._candidates(observation), self._gradient(observation))
+
+
+def _sent_bins(broadcast: Broadcast) -> QueryBins:
+    return QueryBins(broadcast.secret["rows"], broadcast.secret["edges"])
+
+
+def _exact(recipe: Recipe | None) -> bool:
+    """Whether clients show one gradient, computed in full precision: what peeling needs."""
+    return one_gradient(recipe) and (recipe is None or recipe.precision not in HALF)

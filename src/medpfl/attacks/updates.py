@@ -181,6 +181,11 @@ def step_weights(recipe: Recipe) -> list[float]:
     return [sum(momentum**later for later in range(steps - step)) for step in range(steps)]
 
 
+def one_gradient(recipe: Recipe | None) -> bool:
+    """Whether an update shows the gradient of one step; a withheld recipe is taken to."""
+    return recipe is None or recipe.update == "gradient" or recipe.local_steps * recipe.epochs == 1
+
+
 def why_no_readout(recipe: Recipe | None) -> str | None:
     """The reason why ratios of gradient entries say nothing exact under this recipe; None if they do."""
     if recipe is None or recipe.update == "gradient" or recipe.optimizer == "sgd":
