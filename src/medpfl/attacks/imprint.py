@@ -14,6 +14,9 @@ from medpfl.attacks.front import BIAS, SECOND_BIAS, SECOND_WEIGHT, WEIGHT, dense
 from medpfl.attacks.linear_queries import QueryName
 from medpfl.core.domain import GlobalModel, Tensors
 
+AS_AN_IMAGE = 2.0
+"""An empty bin that shows more than one over this of what full ones do holds an image that rounding moved there."""
+
 WIDTH = 1e-9
 """Bins are taken to be no narrower, so that equal quantiles do not divide by zero."""
 
@@ -69,6 +72,19 @@ def read_imprint(
     """At most `most` images out of the first layer's gradient; `secret` holds the block's edges and query."""
     below, above = secret["edges"][:-1], secret["edges"][1:]
     return read_single_bins(*bin_gradients(gradient, sparse), below, above, image_shape, most, floor, secret["query"])
+
+
+def floor_of(steps: Tensor, counts: Tensor) -> float:
+    """The size below which what a bin shows (K,) is rounding: the largest that bins without images (counts, (K,)) show.
+
+    What is nearly as large as an image is one: rounding moves images that lie on an edge to the next bin.
+
+    >>> floor_of(torch.tensor([1.0, 0.9, 1e-6, 0.8]), torch.tensor([1, 1, 0, 0]))
+    9.999999974752427e-07
+    """
+    empty, full = steps[counts == 0].abs(), steps[counts > 0].abs()
+    rounding = empty[empty * AS_AN_IMAGE < full.median()] if len(full) else empty
+    return float(rounding.max()) if len(rounding) else 0.0
 
 
 def fitted_edges(values: Tensor, levels: Tensor, name: QueryName) -> Tensor:

@@ -17,10 +17,10 @@ from medpfl.attacks.bin_readout import read_out
 from medpfl.attacks.brightness_bins import alone, bin_counts, smoothed_edges
 from medpfl.attacks.calibration import TRIALS, Trial, calibrated, judged, rounds_played
 from medpfl.attacks.crafted import CraftedAttack, ServerView
-from medpfl.attacks.front import dense_front_parameters, why_no_memory
-from medpfl.attacks.imprint import Imprint, bin_gradients, fitted_edges, read_imprint
+from medpfl.attacks.front import BIAS, WEIGHT, dense_front_parameters, why_no_memory
+from medpfl.attacks.imprint import Imprint, bin_gradients, fitted_edges, floor_of, read_imprint
 from medpfl.attacks.linear_queries import QueryName, below_all, linear_query, query_values
-from medpfl.attacks.updates import gradient_view, read_each, why_no_readout
+from medpfl.attacks.updates import GradientView, gradient_view, read_each, why_no_readout
 from medpfl.core.config import STRICT
 from medpfl.core.domain import Batch, Broadcast, Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
 from medpfl.core.errors import AttackFailure
@@ -33,7 +33,7 @@ from medpfl.core.session import NO_SESSION, Session
     paper="Fowl, Geiping, Czaja, Goldblum, Goldstein: Robbing the Fed - Directly Obtaining Private Data in Federated "
     "Learning with Modified Models, ICLR 2022 (arXiv 2110.13057); scale, calibration and candidate filter are ours",
     limits="images that share a bin come back mixed; behind an aggregate all clients' images share the bins; SGD "
-    "clients with one local step",
+    "clients; several local steps blur the read-out",
 )
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RobbingTheFed(CraftedAttack):
@@ -141,7 +141,7 @@ class RobbingTheFed(CraftedAttack):
             residual=self.connection == "residual",
         )
         if self.balance:
-            model = balanced(server_view.model, block.in_front_of, images, server_view.recipe)
+            model = balanced(server_view.model, block.in_front_of, images, server_view.recipe, auxiliary.targets)
             server_view = replace(server_view, model=model)
         if server_view.recipe is None:
             assert self._scale is not None  # `why_not` refuses that
@@ -188,10 +188,9 @@ class RobbingTheFed(CraftedAttack):
         assert observation.broadcast is not None  # `calibrated` sees to that
         secret, images = observation.broadcast.secret, torch.cat([batch.images for batch in batches])
         values, edges = query_values(images, secret["query"]), secret["edges"][:-1]
-        gradient = gradient_view(observation).tensors
-        _, bias = bin_gradients(gradient, self.variant == "sparse")
-        left = bias[bin_counts(values, edges) == 0].abs()
-        floor = float(left.max()) if len(left) else 0.0
+        gradient = _block_gradient(observation).tensors
+        _, steps = bin_gradients(gradient, self.variant == "sparse")
+        floor = floor_of(steps, bin_counts(values, edges))
         found = read_imprint(gradient, secret, *self._form(observation), floor)
         return judged(images[alone(values, edges)], found.images, floor)
 
@@ -202,9 +201,13 @@ class RobbingTheFed(CraftedAttack):
         broadcast = observation.broadcast
         if broadcast is None or "query" not in broadcast.secret:
             return Failure("robbing_the_fed reads the update of a model that it prepared, and this server sent another")
-        gradient = gradient_view(observation).tensors
-        floor = float(broadcast.secret["floor"])
-        return read_out(observation, read_imprint(gradient, broadcast.secret, *self._form(observation), floor))
+        view, floor = _block_gradient(observation), float(broadcast.secret["floor"])
+        found = read_imprint(view.tensors, broadcast.secret, *self._form(observation), floor)
+        return read_out(observation, found, view)
+
+
+def _block_gradient(observation: Observation) -> GradientView:
+    return gradient_view(observation, (WEIGHT, BIAS), alone=observation.clients == 1)
 
 
 def _broadcast(block: Imprint, view: ServerView, floor: float = 0.0, notes: tuple[str, ...] = ()) -> Broadcast:
