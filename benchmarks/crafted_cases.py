@@ -8,19 +8,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from medpfl.attacks.ares import Ares
 from medpfl.attacks.brightness_bins import alone, brightness
 from medpfl.attacks.crafted import CraftedAttack
 from medpfl.attacks.curious_abandon_honesty import CuriousAbandonHonesty
 from medpfl.attacks.fishing import Fishing
+from medpfl.attacks.latent_bins import hidden_layer, latents
 from medpfl.attacks.linear_queries import query_values
 from medpfl.attacks.loki import Loki
 from medpfl.attacks.medleak import MedLeak
 from medpfl.attacks.robbing_the_fed import RobbingTheFed
+from medpfl.attacks.scale_mia import ScaleMia, ceiling
 from medpfl.attacks.trap_weights import readable
 from medpfl.core.domain import Broadcast, GlobalModel
 from medpfl.core.seeding import generator
 from medpfl.data import Dataset
 from medpfl.models import build_model, prepare
+from medpfl.models.cnn import PoolingNet
 
 
 def multinomial(images: int, units: int) -> float:
@@ -69,13 +73,57 @@ def dense_net(data: Dataset, units: int, seed: int) -> GlobalModel:
     return prepare(module, name="dense", image_shape=shape, task=data.task)
 
 
+def convolutional_net(channels: int) -> Callable[[Dataset, int, int], GlobalModel]:
+    """Builds an untrained net of two convolutions of so many channels, without pooling, and two dense layers."""
+
+    def build(data: Dataset, units: int, seed: int) -> GlobalModel:
+        shape = tuple(data.images.shape[1:])
+        torch.manual_seed(seed)
+        module = nn.Sequential(
+            nn.Conv2d(shape[0], channels, 5, padding=2), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(),
+            nn.Flatten(), nn.Linear(channels * shape[1] * shape[2], units), nn.ReLU(), nn.Linear(units, data.task.classes),
+        )  # fmt: skip
+        return prepare(module, name="convolutional", image_shape=shape, task=data.task)
+
+    return build
+
+
+def pooling_net(data: Dataset, units: int, seed: int) -> GlobalModel:
+    """The untrained CNN of FedAvg, its dense layer as wide as there are units."""
+    shape = tuple(data.images.shape[1:])
+    torch.manual_seed(seed)
+    module = PoolingNet(shape, data.task.classes, widths=(32, 64), kernel=5, hidden=units)
+    return prepare(module, name="cnn_fedavg", image_shape=shape, task=data.task)
+
+
+def alone_within_clients(broadcast: Broadcast, images: Tensor) -> Tensor:
+    """Images alone in their brightness bin among those of their own client."""
+    clients = torch.split(images, len(images) // len(broadcast.models))
+    return torch.cat([alone_by_brightness(broadcast, own) for own in clients])
+
+
+def alone_by_latent(broadcast: Broadcast, images: Tensor) -> Tensor:
+    """Images whose mean latent is alone in its bin."""
+    model = broadcast.model(0)
+    layer = hidden_layer(model)
+    assert not isinstance(layer, str)
+    return alone(latents(model, layer, images).double().mean(dim=1), broadcast.secret["edges"])
+
+
+def alone_and_decoded(broadcast: Broadcast, images: Tensor) -> Tensor:
+    """Those of them that the decoder gives back above 30 dB from their true latents."""
+    errors = (ceiling(broadcast, images) - images).square().flatten(1).mean(dim=1)
+    return alone_by_latent(broadcast, images) & (errors < 1e-3)
+
+
 @dataclass(frozen=True)
 class Case:
     """An attack in the table.
 
     attack: from the number of units. after: whose images it is after, the victim's or all clients'. channels: where it
     is run. at_most: which of the images (n, ...) that it is after can be read at most, from what the server sent.
-    closed_form: the expected share of them, from the number of images and of units. data: the sets it is run on, all if empty. net: builds the agreed model from the data, the number of units and a seed.
+    closed_form: the expected share of them, from the number of images and of units. apart: whether every client has bins of its own, so that only its own images share them. data: the sets it is
+    run on, all if empty. net: builds the agreed model from the data, the number of units and a seed.
     """
 
     label: str
@@ -84,6 +132,7 @@ class Case:
     channels: tuple[str, ...] = ("plain", "secure_sum", "secagg_plus")
     at_most: Callable[[Broadcast, Tensor], Tensor] | None = None
     closed_form: Callable[[int, int], float] | None = None
+    apart: bool = False
     data: tuple[str, ...] = ()
     net: Callable[[Dataset, int, int], GlobalModel] = lenet
 
@@ -154,5 +203,53 @@ CASES = (
     Case(
         "fishing class, dlg", lambda _: Fishing(search="dlg"), "victim", closed_form=one_of_a_class, data=("bodyparts",)
     ),
-    Case("loki", lambda k: Loki(bins=k), channels=("secure_sum", "secagg_plus"), closed_form=None),
+    Case(
+        "loki",
+        lambda k: Loki(bins=k),
+        channels=("secure_sum", "secagg_plus"),
+        at_most=alone_within_clients,
+        closed_form=multinomial,
+        apart=True,
+    ),
+    Case(
+        "loki, brightness from the bin",
+        lambda k: Loki(bins=k, brightness="bin"),
+        channels=("secure_sum", "secagg_plus"),
+        at_most=alone_within_clients,
+        closed_form=multinomial,
+        apart=True,
+    ),
+    Case(
+        "loki published",
+        lambda k: Loki(**{**Loki.presets["published"], "bins": k}),
+        channels=("secure_sum", "secagg_plus"),
+        at_most=alone_within_clients,
+        closed_form=multinomial,
+        apart=True,
+    ),
+    *(
+        Case(
+            f"ares {solver}, {channels} channels",
+            lambda _, solver=solver: Ares(solver=solver),
+            at_most=alone_by_latent,
+            closed_form=multinomial,
+            net=convolutional_net(channels),
+        )
+        for channels in (12, 2)
+        for solver in ("sparse", "least_squares")
+    ),
+    Case(
+        "scale_mia",
+        lambda _: ScaleMia(),
+        at_most=alone_and_decoded,
+        closed_form=multinomial,
+        net=pooling_net,
+    ),
+    Case(
+        "scale_mia, encoder as sent",
+        lambda _: ScaleMia(encoder="as_sent"),
+        at_most=alone_and_decoded,
+        closed_form=multinomial,
+        net=pooling_net,
+    ),
 )

@@ -5,8 +5,9 @@
 Every attack meets the same nets, private images and auxiliary images, and clients of one float32 SGD step that send
 weights. `read` is the share of the images that the attack is after which come back above 30 dB, one candidate each, with a 95%
 interval over rounds. `at most` is the share that can be read in closed form, counted from the truth (for scoring only),
-`closed form` its expectation. The last column is the share of images that have an auxiliary image above 30 dB: what an
-attacker has who sees no update.
+`closed form` its expectation; `attributed` is the share of what came back that is attributed to the client that holds
+it. `nearest auxiliary` is the share of images that have an auxiliary image above 30 dB: what an attacker has who sees no
+update.
 
 A new attack is one more `Case` in `crafted_cases.py`.
 """
@@ -47,17 +48,21 @@ FILES: dict[str, tuple[str, int, Literal[1, 3]]] = {
 
 COLUMNS = (
     "data", "channel", "clients", "images", "attack", "rounds", "after", "read", "low", "high", "psnr",
-    "at_most", "closed_form", "candidates", "nearest_auxiliary", "seconds",
+    "at_most", "closed_form", "attributed", "candidates", "nearest_auxiliary", "seconds",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Played:
-    """One round: which images the attack is after came back, which can at most, PSNR of the pairs, candidates, seconds."""
+    """One round: which images the attack is after came back, which can at most, PSNR of the pairs, candidates, seconds.
+
+    attributed: of those that came back, which the attack attributes to the client that holds them; None if to none.
+    """
 
     read: Tensor
     at_most: Tensor | None
     psnr: Tensor
+    attributed: Tensor | None
     candidates: int
     near_auxiliary: Tensor
     seconds: float
@@ -85,7 +90,7 @@ def _write(path: Path, rows: Sequence[dict[str, str]]) -> None:
 
 def _rows(options: argparse.Namespace) -> Iterator[dict[str, str]]:
     for name in options.data:
-        data = _dataset(name)
+        data = dataset(name)
         for channel_name in options.channels:
             channel = _channel(channel_name, options.clients)
             for images in options.images:
@@ -128,14 +133,19 @@ def _play(case: Case, data: Dataset, images: int, channel: Channel, units: int, 
     seconds = time.process_time() - started
     private = clients[0].images if case.after == "victim" else torch.cat([one.images for one in clients])
     errors = torch.full((len(private),), torch.inf, dtype=torch.float64)
+    owners = torch.arange(len(private)) // images
+    said = torch.full((len(private),), -1)
     if len(result.images):
         pairs = pairwise_mse(private.double(), result.images.double())
         rows, columns = assignment(pairs)
         errors[rows] = pairs[rows, columns].double()
+        if result.clients is not None:
+            said[rows] = result.clients[columns]
     return Played(
         read=errors < RECOVERED,
         at_most=None if case.at_most is None else case.at_most(broadcast, private),
         psnr=-10 * errors[errors < RECOVERED].clamp_min(1e-10).log10(),
+        attributed=None if result.clients is None else (said == owners)[errors < RECOVERED],
         candidates=len(result.images),
         near_auxiliary=_nearest(private, data.images[owned]) < RECOVERED,
         seconds=seconds,
@@ -153,6 +163,7 @@ def _row(case: Case, played: Sequence[Played], images: int, channel: Channel, un
     found = success_rate(reads.numpy(), rounds.numpy(), seed=0)
     sought = len(played[0].read)
     most = [one.at_most for one in played if one.at_most is not None]
+    told = [one.attributed for one in played if one.attributed is not None]
     values = {
         "clients": channel.client_count,
         "images": images,
@@ -164,7 +175,8 @@ def _row(case: Case, played: Sequence[Played], images: int, channel: Channel, un
         "high": found.high,
         "psnr": torch.cat([one.psnr for one in played]).median() if bool(reads.any()) else None,
         "at_most": torch.cat(most).double().mean() if most else None,
-        "closed_form": None if case.closed_form is None else case.closed_form(sought, units),
+        "closed_form": None if case.closed_form is None else case.closed_form(images if case.apart else sought, units),
+        "attributed": torch.cat(told).double().mean() if told else None,
         "candidates": sum(one.candidates for one in played) / len(played),
         "nearest_auxiliary": torch.cat([one.near_auxiliary for one in played]).double().mean(),
         "seconds": sum(one.seconds for one in played) / len(played),
@@ -181,7 +193,7 @@ def _text(name: str, value: object) -> str:
     return f"{number:.1f}" if name in {"psnr", "candidates", "seconds"} else f"{number:.3f}"
 
 
-def _dataset(name: str) -> Dataset:
+def dataset(name: str) -> Dataset:
     if name == "films":
         return load_dataset(PhantomReader(kind="chest", count=3000, resolution=28), name=name, size=28, channels=1)
     file, size, channels = FILES[name]
