@@ -139,7 +139,14 @@ class Case:
 
 FRONT = alone_in_a_unit("front.first")
 CASES = (
-    Case("medleak separate", lambda k: MedLeak(bins=k, queries=1), "victim", at_most=alone_by_brightness, closed_form=multinomial),
+    Case(
+        "medleak separate",
+        lambda k: MedLeak(bins=k, queries=1),
+        "victim",
+        at_most=alone_by_brightness,
+        closed_form=multinomial,
+    ),
+    Case("medleak separate, several queries", lambda k: MedLeak(bins=k), "victim"),
     Case(
         "medleak joint",
         lambda k: MedLeak(bins=k, queries=1, mode="joint"),
