@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from medpfl.attacks.updates import GradientView, gradient_view, nothing_came_back
+from medpfl.attacks.updates import gradient_view, nothing_came_back
 from medpfl.core.domain import Observation, Reconstruction
 
 TOLERANCE = 0.03
 """How far a candidate may leave [0, 1] (root mean square) or its bin (mean value): 30 dB, what counts as recovered."""
+
+BLOCK = 2**18
+"""Entries that are read at once: few enough for a core's cache, enough to be worth a call."""
 
 
 @dataclass(frozen=True)
@@ -63,25 +67,53 @@ def read_single_bins(
     bin, and its bias gradient is above `floor`. Of what passes, the candidates with the largest bias gradients come
     first.
     """
-    weight, bias = weight.double(), bias.double()
+    return read_rows(lambda units: weight[units].double(), bias, below, above, image_shape, most, floor, query)
+
+
+def read_rows(
+    rows: Callable[[Tensor], Tensor],
+    bias: Tensor,
+    below: Tensor,
+    above: Tensor,
+    image_shape: tuple[int, ...],
+    most: int,
+    floor: float = 0.0,
+    query: Tensor | None = None,
+) -> Candidates:
+    """The same where the gradient of the weights is made on demand, in float64: `rows` gives those of some units (M, D).
+
+    Units come by their bias gradients, the largest first, in blocks that stay in a core's cache, until enough images
+    are found. No row of a unit whose bias gradient is at the floor or below is asked for. query: (D,), or (Q, D) where
+    the units are divided over Q queries, in order.
+    """
+    bias, inputs = bias.double(), torch.Size(image_shape).numel()
     read = (bias.abs() > floor).nonzero().flatten()
-    found = weight[read] / bias[read, None]
-    bounds = below.to(found)[read], above.to(found)[read]
-    deviations = how_far_off(found, *bounds, query if query is None or query.ndim == 1 else query[read])
-    plausible = (deviations <= TOLERANCE).nonzero().flatten()
-    order = plausible[bias[read[plausible]].abs().argsort(descending=True, stable=True)][:most]
+    read = read[bias[read].abs().argsort(descending=True, stable=True)]
+    images, units, deviations = [bias.new_zeros(0, inputs)], [read[:0]], [bias[:0]]
+    for part in torch.split(read, max(1, BLOCK // inputs)):
+        if sum(map(len, units)) >= most:
+            break
+        found = rows(part) / bias[part, None]
+        own = query if query is None or query.ndim == 1 else query[part // (len(bias) // len(query))]
+        off = how_far_off(found, below.to(found)[part], above.to(found)[part], own)
+        plausible = (off <= TOLERANCE).nonzero().flatten()
+        images.append(found if len(plausible) == len(found) else found[plausible])
+        units.append(part[plausible])
+        deviations.append(off[plausible])
     return Candidates(
-        images=found[order].reshape(-1, *image_shape),
-        bins=read[order],
-        deviations=deviations[order],
+        images=torch.cat(images)[:most].reshape(-1, *image_shape),
+        bins=torch.cat(units)[:most],
+        deviations=torch.cat(deviations)[:most],
         bins_read=len(read),
     )
 
 
-def read_out(observation: Observation, found: Candidates, view: GradientView | None = None) -> Reconstruction:
+def read_out(
+    observation: Observation, found: Candidates, notes: tuple[str, ...] | None = None, labels: Tensor | None = None
+) -> Reconstruction:
     """What the read-out of a crafted model's bins comes to. The observation must be of a broadcast.
 
-    view: what was read, `gradient_view(observation)` if None.
+    notes: why what was read is not the gradient, those of `gradient_view(observation)` if None. labels: of what was found.
     """
     assert observation.broadcast is not None  # the callers see to that
     if not len(found.images):
@@ -89,7 +121,7 @@ def read_out(observation: Observation, found: Candidates, view: GradientView | N
     deviation = float(found.deviations.mean())
     return Reconstruction(
         images=found.images.clamp(0.0, 1.0),
-        labels=None,
+        labels=labels,
         objective=deviation,
         trace=((0, deviation),),
         gradient_evaluations=0,
@@ -97,7 +129,7 @@ def read_out(observation: Observation, found: Candidates, view: GradientView | N
         unclamped=found.images,
         notes=(
             *observation.broadcast.notes,
-            *(view or gradient_view(observation)).notes,
+            *(gradient_view(observation).notes if notes is None else notes),
             f"{len(found.images)} candidates out of {found.bins_read} bins with a gradient",
         ),
     )

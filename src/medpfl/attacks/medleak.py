@@ -14,17 +14,18 @@ from torch import Tensor
 
 from medpfl.attacks.balance import balanced
 from medpfl.attacks.base import ATTACKS
+from medpfl.attacks.bin_labels import read_labels
 from medpfl.attacks.bin_readout import Candidates, read_out
 from medpfl.attacks.calibration import TRIALS, Search, Trial, judged, rounding_floor, sought
 from medpfl.attacks.crafted import CraftedAttack, ServerView
 from medpfl.attacks.front import BIAS, WEIGHT, dense_front_parameters, why_no_memory
 from medpfl.attacks.leakage_module import LeakageModule
-from medpfl.attacks.module_readout import read_module, read_singles
+from medpfl.attacks.module_readout import ModuleGradient, read_module, read_singles
 from medpfl.attacks.number_grid import HALF
 from medpfl.attacks.query_bins import QueryBins, fewest_of_best, peelable_shares, query_bins
 from medpfl.attacks.sizes import GAIN, Sizes, most_rounds, sizes
 from medpfl.attacks.told import aggregation_note, recipe_note, told_recipe, with_fitted_aggregation
-from medpfl.attacks.updates import GradientView, gradient_view, one_gradient, read_each
+from medpfl.attacks.updates import batch_norm_mode, one_gradient, read_each
 from medpfl.core.config import STRICT
 from medpfl.core.domain import (
     Batch,
@@ -247,17 +248,17 @@ class MedLeak(CraftedAttack):
     def _given(self) -> tuple[float | None, float | None]:
         return None if self.scale == "auto" else self.scale, None if self.gain == "auto" else self.gain
 
-    def _gradient(self, observation: Observation) -> GradientView:
+    def _gradient(self, observation: Observation) -> ModuleGradient:
         """What the update shows of the module's own gradient."""
-        return gradient_view(observation, MODULE, alone=self.mode == "separate")
+        return ModuleGradient(observation, alone=self.mode == "separate")
 
     def _tried(self, batches: Sequence[Batch], observation: Observation) -> Trial:
         """How a simulated round went, whose images the attacker knows: those alone in a bin, without peeling."""
         assert observation.broadcast is not None  # `simulated` sees to that
         bins, images = _sent_bins(observation.broadcast), torch.cat([batch.images for batch in batches])
-        gradient, shape = self._gradient(observation).tensors, observation.model.image_shape
-        floor = rounding_floor(bins.per_bin(gradient[BIAS]), bins.counts(images))
-        found = read_singles(gradient[WEIGHT], gradient[BIAS], bins, shape, self._sought(observation), floor)
+        gradient, shape = self._gradient(observation), observation.model.image_shape
+        floor = rounding_floor(bins.per_bin(gradient.bias), bins.counts(images))
+        found = read_singles(gradient, bins, shape, self._sought(observation), floor)
         trial = judged(images[bins.alone(images)], found.images, floor)
         return trial if len(bins.rows) == 1 else replace(trial, psnr=trial.psnr - PEELED)
 
@@ -278,14 +279,19 @@ class MedLeak(CraftedAttack):
     def _candidates(self, observation: Observation) -> Candidates:
         """What the update shows, whoever's images it is of."""
         assert observation.broadcast is not None  # the callers see to that
-        sent, gradient = observation.broadcast, self._gradient(observation).tensors
+        sent, gradient = observation.broadcast, self._gradient(observation)
         shape, most, floor = observation.model.image_shape, self._sought(observation), float(sent.secret["floor"])
-        return read_module(gradient[WEIGHT], gradient[BIAS], _sent_bins(sent), shape, most, floor)
+        return read_module(gradient, _sent_bins(sent), shape, most, floor)
 
     def _read(self, observation: Observation) -> Reconstruction | Failure:
         if observation.broadcast is None or "edges" not in observation.broadcast.secret:
             return Failure("medleak reads the update of a model that it prepared, and this server sent another")
-        return read_out(observation, self._candidates(observation), self._gradient(observation))
+        found, bins = self._candidates(observation), _sent_bins(observation.broadcast)
+        labels = read_labels(
+            observation.model, found, self._gradient(observation).bias, bins, observation.examples,
+            batch_norm_mode(observation.recipe),
+        )  # fmt: skip
+        return read_out(observation, found, self._gradient(observation).notes, labels)
 
 
 def _sent_bins(broadcast: Broadcast) -> QueryBins:

@@ -2,33 +2,76 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
 from torch import Tensor
 
-from medpfl.attacks.bin_readout import Candidates, read_single_bins
+from medpfl.attacks.bin_readout import Candidates, read_rows
+from medpfl.attacks.front import BIAS, WEIGHT
+from medpfl.attacks.narrowing import Rows, narrowed
 from medpfl.attacks.query_bins import QueryBins
 from medpfl.attacks.span_peeling import read_by_peeling
+from medpfl.attacks.updates import GradientView, gradient_view
+from medpfl.core.domain import Observation
+
+
+@dataclass(frozen=True)
+class ModuleGradient:
+    """What an update shows of the gradient of a module's first layer, in float64, as much of it as is asked for.
+
+    alone: of all clients behind an aggregate, only the first had gradients there.
+    """
+
+    observation: Observation
+    alone: bool
+
+    @cached_property
+    def bias(self) -> Tensor:
+        """Of the biases, (K,)."""
+        return self._view({BIAS: None}).tensors[BIAS]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Why it is not the gradient up to rounding; empty if it is."""
+        return self._view({BIAS: None}).notes
+
+    def weight(self, units: Tensor | None = None) -> Tensor:
+        """Of the weights of these units, or of all: (M, D)."""
+        return self._view({WEIGHT: units}).tensors[WEIGHT]
+
+    def per_bin(self, units: Tensor, bins: QueryBins) -> Tensor:
+        """What the images of these units' bins put into the gradient of the weights, (M, D)."""
+        last = bins.last(units)
+        rows = self.weight(torch.cat([units, units[~last] + 1]))
+        rows[: len(units)][~last] -= rows[len(units) :]
+        return rows[: len(units)]
+
+    def _view(self, rows: Rows) -> GradientView:
+        return gradient_view(narrowed(self.observation, rows), alone=self.alone)
 
 
 def read_module(
-    weight: Tensor, bias: Tensor, bins: QueryBins, image_shape: tuple[int, ...], most: int, floor: float
+    gradient: ModuleGradient, bins: QueryBins, image_shape: tuple[int, ...], most: int, floor: float
 ) -> Candidates:
-    """At most `most` images out of the gradients (K, D) and (K,) of the module's first layer; see the two readers."""
+    """At most `most` images out of the module's gradient; see the two readers."""
     if len(bins.rows) == 1:
-        return read_singles(weight, bias, bins, image_shape, most, floor)
-    return read_by_peeling(weight, bias, bins, image_shape, most)
+        return read_singles(gradient, bins, image_shape, most, floor)
+    return read_by_peeling(gradient.weight(), gradient.bias, bins, image_shape, most)
 
 
 def read_singles(
-    weight: Tensor, bias: Tensor, bins: QueryBins, image_shape: tuple[int, ...], most: int, floor: float
+    gradient: ModuleGradient, bins: QueryBins, image_shape: tuple[int, ...], most: int, floor: float
 ) -> Candidates:
     """Images that are alone in a bin, without peeling: at most `most` for each query, the same maybe in several."""
-    bins = bins.to(bias.device)
-    return read_single_bins(
-        bins.per_bin(weight.double()),
-        bins.per_bin(bias.double()),
+    bins = bins.to(gradient.bias.device)
+    return read_rows(
+        lambda units: gradient.per_bin(units, bins),
+        bins.per_bin(gradient.bias),
         *bins.bounds(bins.places),
         image_shape,
         most * len(bins.rows),
         floor,
-        bins.rows_of(bins.places),
+        bins.rows,
     )

@@ -71,6 +71,10 @@ class QueryBins:
         """The weights (M, D) of these units' queries."""
         return self.rows[units // self.edges.shape[1]]
 
+    def last(self, units: Tensor) -> Tensor:
+        """Which of these units (M,) have no unit of the same query after them."""
+        return (units + 1) % self.edges.shape[1] == 0
+
     def bounds(self, units: Tensor) -> tuple[Tensor, Tensor]:
         """Where the bins of these units (M,) begin and end."""
         above = torch.cat([self.edges[:, 1:], torch.full_like(self.edges[:, :1], torch.inf)], dim=1)
