@@ -225,3 +225,84 @@ def test_drawn_images_are_in_range_of_all_brightnesses_and_always_the_same() -> 
         means = images.flatten(1).mean(dim=1).sort().values
         assert float(means[-1] - means[0]) > 0.35
         assert torch.equal(images, drawn_images(shape, 16))
+
+
+def pruned(module: nn.Module, share: float) -> nn.Module:
+    """The smallest weights of every layer set to zero."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim > 1:
+                limit = parameter.abs().flatten().kthvalue(int(share * parameter.numel())).values
+                parameter.mul_(parameter.abs() > limit)
+    return module
+
+
+def rounded(module: nn.Module) -> nn.Module:
+    """Weights on 255 levels, as after quantization to int8."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            step = parameter.abs().max() / 127
+            parameter.copy_((parameter / step).round() * step)
+    return module
+
+
+class LowRankAdapted(nn.Module):
+    """A dense layer with an adapter of rank 4 whose second factor starts at zero (LoRA)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.Linear(784, 64)
+        self.frozen.requires_grad_(False)
+        self.lora_a = nn.Linear(784, 16, bias=False)
+        self.lora_b = nn.Linear(16, 64, bias=False)
+        nn.init.zeros_(self.lora_b.weight)
+        self.head = nn.Linear(64, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        flat = images.flatten(1)
+        output: Tensor = self.head(torch.relu(self.frozen(flat) + self.lora_b(self.lora_a(flat))))
+        return output
+
+
+def residual_from_zero() -> nn.Module:
+    """ResNet18 whose residual branches start at zero, as training recipes have it, and whose head does."""
+    net = MODELS["resnet18_cifar"].item((1, 28, 28), 4, seeded())
+    for name, parameter in net.named_parameters():
+        if name.endswith("bn2.weight") or name.startswith("fc."):
+            nn.init.zeros_(parameter)
+    return net
+
+
+def head_from_zero() -> nn.Module:
+    net = MODELS["cnn_fedavg"].item((1, 28, 28), 4, seeded())
+    for name, parameter in net.named_parameters():
+        if name.startswith("fc."):
+            nn.init.zeros_(parameter)
+    return net
+
+
+HONEST = {
+    "pruned to a half": lambda: pruned(MODELS["cnn_fedavg"].item((1, 28, 28), 4, seeded(1)), 0.5),
+    "pruned to a tenth": lambda: pruned(MODELS["cnn_fedavg"].item((1, 28, 28), 4, seeded(2)), 0.9),
+    "small kernels pruned to a tenth": lambda: pruned(MODELS["cnn3"].item((1, 28, 28), 4, seeded(2)), 0.9),
+    "int8": lambda: rounded(MODELS["cnn_fedavg"].item((1, 28, 28), 4, seeded(3))),
+    "adapter of low rank": LowRankAdapted,
+    "residuals from zero": residual_from_zero,
+    "head from zero": head_from_zero,
+}
+
+
+@pytest.mark.parametrize("kind", HONEST)
+def test_what_honest_people_do_to_models_raises_no_alarm(kind: str) -> None:
+    vetting = vet(built(HONEST[kind]()))
+    assert vetting.verdict != "crafted", vetting.reasons
+
+
+def test_a_model_whose_numbers_overflow_is_refused() -> None:
+    net = mlp(seeded())
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.fill_(1e30)
+    model = built(mlp(seeded()))
+    with pytest.raises(ModelError, match="not finite"):
+        vet(dict(net.state_dict()), agreed=model)

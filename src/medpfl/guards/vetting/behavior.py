@@ -137,17 +137,23 @@ def _singles(view: LayerView) -> Measured:
     "dead_layer",
     means="crafted",
     threshold=0.0,
-    summary="a layer none of whose units gets a gradient from any image, as clients beside a victim are sent",
+    summary="a dense layer that no image switches on, as clients beside a victim are sent",
     paper="Pasquini, Francati, Ateniese: Eluding Secure Aggregation, CCS 2022",
 )
 def dead_layer(watched: Watched) -> Measured | None:
-    """The number of layers without any gradient, where others have one."""
-    dead = [view.path for view in watched.views if view.units >= FEWEST and not bool(view.errors.any())]
-    alive = any(bool(view.errors.any()) for view in watched.views)
-    if not alive:
-        return Measured(0.0, "", "no layer gets a gradient")
-    seen = f"{len(dead)} layers get no gradient from any image, others do"
-    return Measured(float(len(dead)), dead[0] if dead else "", seen)
+    """The number of dense layers that no image switches on: no gradient, and all units on one side for all images.
+
+    Layers without a gradient whose units do switch are honest: behind a head or a branch that starts at zero, say.
+    """
+    dense = [view for view in watched.views if view.units >= FEWEST and not view.convolution]
+    if not dense or not any(bool(view.errors.any()) for view in watched.views):
+        return None
+    dead = [view.path for view in dense if not bool(view.errors.any()) and _one_sided(watched.answers(view))]
+    return Measured(float(len(dead)), dead[0] if dead else "", f"no image switches any unit of {len(dead)} layers on")
+
+
+def _one_sided(answers: Tensor) -> bool:
+    return bool((answers < 0).all()) or bool((answers > 0).all())
 
 
 @behavior(

@@ -19,6 +19,9 @@ SAMPLED = 256
 FEWEST = 16
 """Layers with fewer units or inputs are not looked at: short rows are alike by chance."""
 
+FEWEST_ENTRIES = 4
+"""Rows with fewer entries that are not zero, as heavy pruning leaves them, are not compared: they are alike by chance."""
+
 SAME_DIRECTION = 0.998
 """Cosine from which two rows count as multiples of one another (noise of 6% of a row's length)."""
 
@@ -43,6 +46,7 @@ def proportional_rows(evidence: Evidence) -> Measured | None:
 def _proportional(layer: Weighted) -> Measured:
     assert layer.bias is not None  # the caller chooses such layers
     matrix = layer.weight.flatten(1)
+    matrix = torch.where(((matrix != 0).sum(dim=1) >= FEWEST_ENTRIES)[:, None], matrix, 0.0)
     rows, places = sampled_rows(matrix, SAMPLED)
     thresholds = layer.bias[places].double() / torch.linalg.vector_norm(matrix[places].double(), dim=1)
     cosines = rows @ rows.T
@@ -137,14 +141,16 @@ def half_negative_rows(evidence: Evidence) -> Measured | None:
 
 
 def _half_negative(matrix: Tensor, name: str) -> Measured:
-    units, inputs = matrix.shape
     negative, positive = (matrix < 0).sum(dim=1), (matrix > 0).sum(dim=1)
-    exact = ((negative - positive).abs() <= inputs % 2) & (negative > 0)
-    chance = (2.0 if inputs % 2 else 1.0) * (2.0 / (torch.pi * inputs)) ** 0.5
-    share = float(exact.double().mean())
-    return Measured(
-        max(0.0, share - chance), name, f"{share:.0%} of {units} rows have exactly half of their entries negative"
-    )
+    entries = (negative + positive)[negative + positive >= FEWEST]
+    if len(entries) < FEWEST:
+        return Measured(0.0, name, f"only {len(entries)} rows have {FEWEST} entries that are not zero")
+    exact = ((negative - positive).abs() <= 1) & (negative + positive >= FEWEST)
+    odd = (entries % 2).double()
+    chance = float(((1.0 + odd) * (2.0 / (torch.pi * entries.double())).sqrt()).mean())
+    share = int(exact.sum()) / len(entries)
+    seen = f"{share:.0%} of {len(entries)} rows have as many negative as positive entries"
+    return Measured(max(0.0, share - chance), name, seen)
 
 
 def _wide(evidence: Evidence) -> Iterable[Weighted]:

@@ -11,7 +11,8 @@ FEWEST_ENTRIES = 4
 """Kernels with fewer entries along their axes are not looked at: one entry copies whatever it is."""
 
 COPIES = 10.0
-"""Transmit-SNR from which a kernel counts as a copy: one entry ten times as large as all others together."""
+"""Transmit-SNR from which a kernel counts as a copy: one entry ten times as large as all others together. Heavy pruning
+leaves such kernels too, but each with its entry at another place."""
 
 
 def transmit_snr(layer: Weighted) -> torch.Tensor:
@@ -31,13 +32,13 @@ def transmit_snr(layer: Weighted) -> torch.Tensor:
     "copying_kernels",
     about="structure",
     means="crafted",
-    threshold=0.5,
+    threshold=0.9,
     summary="a convolution whose kernels copy one input channel or are all zero (transmit-SNR)",
     paper="transmit-SNR: Garov et al.: Hiding in Plain Sight, ICLR 2024; kernels: LOKI, Robbing the Fed, ARES",
     limits="depthwise convolutions are left out, because trained ones copy too",
 )
 def copying_kernels(evidence: Evidence) -> Measured | None:
-    """The share of copying or zero kernels among all, of layers in which a kernel copies."""
+    """The share of kernels that are zero or copy from one offset, of layers in which a kernel copies."""
     found = []
     for place, layer in enumerate(evidence.layers.convolutions):
         depthwise = place > 0 and layer.weight.shape[1] == 1
@@ -48,8 +49,10 @@ def copying_kernels(evidence: Evidence) -> Measured | None:
 
 def _copying(layer: Weighted) -> Measured:
     ratios = transmit_snr(layer)
-    copies = int((ratios >= COPIES).sum())
+    copies = ratios >= COPIES
     zeros = int((ratios == 0).sum())
-    share = (copies + zeros) / len(ratios) if copies else 0.0
-    seen = f"{copies} of {len(ratios)} kernels copy a single input entry and {zeros} are zero"
+    offsets = layer.weight.abs().flatten(2).amax(dim=1).argmax(dim=1)[copies]
+    together = int(offsets.bincount().max()) if len(offsets) else 0
+    share = (together + zeros) / len(ratios) if together else 0.0
+    seen = f"{together} of {len(ratios)} kernels copy one channel at one place and {zeros} are zero"
     return Measured(share, layer.name, f"{seen} (largest transmit-SNR {float(ratios.max()):.2g})")

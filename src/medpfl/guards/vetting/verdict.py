@@ -147,6 +147,8 @@ def check_tensors(tensors: Tensors, what: str) -> None:
             "look at it on a larger one"
         )
     for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_quantized:
+            raise ModelError(f"{what}: '{name}' is sparse or quantized: expected dense tensors")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ModelError(
                 f"{what}: '{name}' holds numbers that are not finite: do not train on it, ask for an intact one"
@@ -160,7 +162,8 @@ def _result(name: str, check: Check, evidence: Evidence) -> Result:
     measured = check.measure(evidence)
     if measured is None:
         return unseen(_why_not_checked(name, check, evidence))
-    status: Literal["clear", "found"] = "found" if measured.score > check.threshold else "clear"
+    clear = measured.score <= check.threshold  # a score that cannot be computed is not clear
+    status: Literal["clear", "found"] = "clear" if clear else "found"
     return Result(
         name, check.about, check.means, status, measured.score, check.threshold, measured.where, measured.seen
     )

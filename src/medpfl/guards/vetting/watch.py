@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from medpfl.core.domain import Batch, GlobalModel
+from medpfl.core.errors import ModelError
 from medpfl.core.tasks import Segmentation, SingleLabel
 from medpfl.guards.layer_views import LayerView, layer_views, sample_view
 from medpfl.guards.self_test import SelfTest, read_views
@@ -56,13 +57,15 @@ class Watched:
 def watch(model: GlobalModel, images: Tensor) -> Watched:
     """Runs one simulated client step on the first of the images (N, *model.image_shape), labels taking turns.
 
-    Raises `ModelError` if the model cannot run on them.
+    Raises `ModelError` if the model gives numbers that are not finite.
     """
     most = MOST_IMAGES_OF_LARGE if model.parameter_count > LARGE else MOST_IMAGES
     chosen = images[:most].to(model.device, torch.float32)
     batch = Batch(chosen, labels_for(model, len(chosen)).to(model.device))
     single = model.to(torch.float32)
     views, not_seen = layer_views(single, batch)
+    if not all(bool(torch.isfinite(view.errors).all()) for view in views):
+        raise ModelError(f"model '{model.name}' gives numbers that are not finite for images: do not train on it")
     head = next((view for view in reversed(views) if view.units == model.task.classes), None)
     hidden = [view.path for view in views if view.count == view.images and view is not head]
     gradient = {view.weight: view.errors @ view.samples() for view in views if not view.convolution}
