@@ -15,11 +15,12 @@ from medpfl.guards.layer_views import LayerView, layer_views, sample_view
 from medpfl.guards.self_test import SelfTest, read_views
 
 MOST_IMAGES = 16
-"""Images that a model is watched on; the same number for all models, since the thresholds were fixed with it."""
+"""Images that a model is watched on."""
 
 MOST_IMAGES_OF_LARGE = 8
 LARGE = 30_000_000
-"""Models with more entries are watched on fewer images, so that vetting stays a matter of seconds."""
+LARGE_IMAGE = 128 * 128
+"""Models with more entries, or for more pixels, are watched on fewer images: vetting stays a matter of seconds."""
 
 POSITIONS = 4
 """Positions along each axis at which the input of a layer that is applied to many is compared between images."""
@@ -59,7 +60,8 @@ def watch(model: GlobalModel, images: Tensor) -> Watched:
 
     Raises `ModelError` if the model gives numbers that are not finite.
     """
-    most = MOST_IMAGES_OF_LARGE if model.parameter_count > LARGE else MOST_IMAGES
+    large = model.parameter_count > LARGE or torch.Size(model.image_shape[1:]).numel() > LARGE_IMAGE
+    most = MOST_IMAGES_OF_LARGE if large else MOST_IMAGES
     chosen = images[:most].to(model.device, torch.float32)
     batch = Batch(chosen, labels_for(model, len(chosen)).to(model.device))
     single = model.to(torch.float32)
