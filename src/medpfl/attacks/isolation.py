@@ -18,6 +18,9 @@ TAIL = 10.0
 NO_SPREAD = 1e-12
 """Features that deviate less are the same for all images."""
 
+AS_LIKELY = 0.95
+"""Classes with at least this share of the best one's probability count as equally likely."""
+
 LEAST_SIGNAL = 0.05
 """Images whose errors sum to less are taken for none."""
 
@@ -52,7 +55,7 @@ def class_hook(label: int, features: Tensor, strength: float, offset: float) -> 
     send a gradient to the layers in front. features: auxiliary ones (M, features), which may raise the offset.
     """
     row = torch.full((features.shape[1],), strength, dtype=torch.float64)
-    highest = float((features.double() @ row).abs().max()) if len(features) else 0.0
+    highest = float((features.double().cpu() @ row).abs().max()) if len(features) else 0.0
     return Hook(label, row, max(offset, TAIL * highest))
 
 
@@ -123,9 +126,14 @@ def isolated(observation: Observation, label: int, whole: bool) -> Observation:
 
 
 def likeliest_alone(targets: Tensor, classes: int, images: int) -> int:
-    """The class of which so many images most probably hold exactly one, by the shares among auxiliary targets (M,)."""
+    """The class of which so many images most probably hold exactly one, by the shares among auxiliary targets (M,).
+
+    The first of those that are as likely up to what shares of a sample tell: where victims and auxiliary images come from
+    one small collection, the rarest class among these is the most frequent one among those.
+    """
     shares = torch.bincount(targets, minlength=classes).double() / len(targets)
-    return int((images * shares * (1 - shares) ** (images - 1)).argmax())
+    chances = shares * (1 - shares) ** (images - 1)
+    return int((chances >= AS_LIKELY * chances.max()).int().argmax())
 
 
 def why_no_hook(model: GlobalModel) -> str | None:

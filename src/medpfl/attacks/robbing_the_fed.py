@@ -190,9 +190,9 @@ class RobbingTheFed(CraftedAttack):
         values, edges = query_values(images, secret["query"]), secret["edges"][:-1]
         gradient = _block_gradient(observation).tensors
         _, steps = bin_gradients(gradient, self.variant == "sparse")
-        floor = floor_of(steps, bin_counts(values, edges))
+        floor = floor_of(steps.cpu(), bin_counts(values, edges))
         found = read_imprint(gradient, secret, *self._form(observation), floor)
-        return judged(images[alone(values, edges)], found.images, floor)
+        return judged(images[alone(values, edges).to(images.device)], found.images, floor)
 
     def _form(self, observation: Observation) -> tuple[bool, tuple[int, ...], int]:
         return self.variant == "sparse", observation.model.image_shape, observation.examples
