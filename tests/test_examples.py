@@ -211,4 +211,4 @@ def test_the_relatives_of_medleak_are_not_refused_on_the_same_rounds() -> None:
     found = cells(parse_spec(plain, base=FOLDER))
     assert [refusal(cell) for cell in found] == [None] * len(found)
     used = {cell.attack.name for cell in found}
-    assert used == {"medleak", "robbing_the_fed", "curious_abandon_honesty", "fishing"}
+    assert used == {"medleak", "robbing_the_fed", "curious_abandon_honesty", "fishing", "loki", "scale_mia"}

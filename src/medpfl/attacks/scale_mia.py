@@ -27,6 +27,9 @@ from medpfl.models.shapes import CONVOLUTIONS
 FEWEST = 20
 """Auxiliary images below which no decoder can be trained."""
 
+STEP_OF_DECODER = 4
+"""Client steps that take as long as one of the decoder, whose batches are larger (3 to 5 with 16 images on one core)."""
+
 
 @ATTACKS.register(
     "scale_mia",
@@ -76,8 +79,8 @@ class ScaleMia(CraftedAttack):
         return frozenset({"parameters"})
 
     def simulated_steps(self, clients: int) -> int:
-        """Those of the decoder, and a step of every client in every trial of every scale."""
-        return self.steps + clients * rounds_played(None if self.scale == "auto" else self.scale)
+        """Those of the decoder, each of which takes as long as several, and a client's in every trial of every scale."""
+        return STEP_OF_DECODER * self.steps + clients * rounds_played(None if self.scale == "auto" else self.scale)
 
     def why_not(self, model: GlobalModel, recipe: Recipe | None, update: UpdateKind, examples: int) -> str | None:
         """SGD clients, and a model with a hidden dense layer."""

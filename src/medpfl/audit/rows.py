@@ -185,6 +185,7 @@ def _done(
         "mask_dice": image_score.mask_dice,
         "candidate": image_score.candidate,
         "candidates": image_score.candidates,
+        "client_inferred": _client_inferred(outcome, image_score),
         "objective": outcome.objective,
         "gradient_evaluations": outcome.gradient_evaluations,
         "stop_reason": outcome.stop_reason,
@@ -193,6 +194,13 @@ def _done(
         "trace": [list(point) for point in outcome.trace],
     }
     return {key: _finite(value) for key, value in row.items()}
+
+
+def _client_inferred(outcome: Reconstruction, image_score: ImageScore) -> int | None:
+    """The client, or the group of one client's images, to which the attack attributes what came back."""
+    if outcome.clients is None or image_score.candidate is None:
+        return None
+    return int(outcome.clients[image_score.candidate])
 
 
 def _failed(case: Case, position: int, reason: str, seconds: float | None) -> Row:

@@ -30,7 +30,7 @@ RESULT_COLUMNS = (
     "case", "cell", "seed", *AXES, "oracle", "adaptive", "victim", "client", "position", "item", "status", "reason",
     "psnr", "ssim", "mse", "success", "label", "label_inferred", "label_correct", "legacy_ssim", "legacy_mse",
     "candidate", "candidates", "objective", "gradient_evaluations", "seconds", "stop_reason", "truth_image",
-    "reconstruction_image", "mask_dice", "truth_mask", "reconstruction_mask", "notes", "verdict", "verdict_reason", "others_withheld", "diagnosis_of", "change",
+    "reconstruction_image", "mask_dice", "truth_mask", "reconstruction_mask", "notes", "verdict", "verdict_reason", "others_withheld", "client_inferred", "diagnosis_of", "change",
     *(f"null_{name}_{metric}" for name in ("class_mean", "nearest", "noise") for metric in ("psnr", "ssim", "mse")),
     "schema",
 )  # fmt: skip
