@@ -37,7 +37,7 @@ def test_every_recovered_image_has_its_label(mode: Any, channel: Channel, querie
     size = 16 if mode == "joint" else 48
     read, true = compared(attacked(MedLeak(bins=192, mode=mode, queries=queries), films, size, channel=channel), films)
     assert len(true) >= 30
-    assert len(true.unique()) == 3
+    assert set(true.tolist()) == {0, 1, 2}
     assert bool((read == true).all())
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from medpfl.attacks.bin_readout import Candidates
-from medpfl.attacks.front import SECOND_WEIGHT, behind, front_of
+from medpfl.attacks.front import SECOND_BIAS, SECOND_WEIGHT, WEIGHT, behind
 from medpfl.attacks.query_bins import QueryBins
 from medpfl.core.domain import GlobalModel
 from medpfl.core.tasks import SingleLabel
@@ -33,29 +33,32 @@ def read_labels(
     if not isinstance(model.task, SingleLabel) or not len(candidates.images):
         return None
     size = bins.edges.shape[1]
-    places = bins.bins(bins.values(candidates.images))
+    values = bins.values(candidates.images)
+    places = bins.bins(values)
     places[torch.arange(len(places)), candidates.bins // size] = candidates.bins % size
     pattern = bins.per_bin(bins.active(places).T)
     found = torch.linalg.lstsq(pattern, bins.per_bin(bias)[:, None], driver="gelsd").solution
-    images = candidates.images.to(bias.device, torch.float32)
-    labels: Tensor = (found - errors(model, images, examples, batch_norm)).abs().argmin(dim=1)
+    labels: Tensor = (found - errors(model, values, bins, examples, batch_norm)).abs().argmin(dim=1)
     return labels
 
 
-def errors(model: GlobalModel, images: Tensor, examples: int, batch_norm: Literal["train", "eval"]) -> Tensor:
+def errors(
+    model: GlobalModel, values: Tensor, bins: QueryBins, examples: int, batch_norm: Literal["train", "eval"]
+) -> Tensor:
     """What the bias of an active unit gets as gradient from each image, for each class: (M, classes), float64.
 
-    The second layer's columns must all be equal.
+    values: (M, Q), what the queries measure of the images, which is all that the module passes on of them. Costs one
+    forward pass of the model behind the module, and a backward pass for each class.
     """
-    body = behind(model)
-    with torch.no_grad():
-        inputs = front_of(model, images)
-    column = model.parameters[SECOND_WEIGHT][:, 0].double()
+    column, count = model.parameters[SECOND_WEIGHT][:, 0].contiguous(), len(values)
+    first = model.parameters[WEIGHT][0].double() @ bins.rows[0] / bins.rows[0].square().sum()
+    hidden = first * (values[:, :, None] - bins.edges).clamp_min(0).sum(dim=(1, 2))
+    inputs = model.parameters[SECOND_BIAS] + hidden.float()[:, None] * column
+    inputs = inputs.reshape(count, *model.image_shape).requires_grad_()
+    output, _ = behind(model).forward(inputs, batch_norm=batch_norm)
     found = []
     for label in range(model.task.classes):
-        fed = inputs.detach().clone().requires_grad_()
-        output, _ = body.forward(fed, batch_norm=batch_norm)
-        loss = model.task.loss(output, torch.full((len(images),), label, device=images.device)) * len(images) / examples
-        (gradient,) = torch.autograd.grad(loss, fed)
-        found.append(gradient.flatten(1).double() @ column)
-    return torch.stack(found, dim=1)
+        loss = model.task.loss(output, torch.full((count,), label, device=inputs.device)) * count / examples
+        (gradient,) = torch.autograd.grad(loss, inputs, retain_graph=True)
+        found.append(gradient.flatten(1) @ column)
+    return torch.stack(found, dim=1).double()

@@ -20,7 +20,7 @@ BLOCK = 2**18
 
 @dataclass(frozen=True)
 class Candidates:
-    """Images (M, *image_shape), not clamped, best first, with the bin that each was read from (M,).
+    """Images (M, *image_shape), float32, not clamped, best first, with the bin that each was read from (M,).
 
     deviations (M,): how far each leaves what an image of its bin can be. `bins_read`: bins with a bias gradient above the floor.
     """
@@ -89,7 +89,7 @@ def read_rows(
     bias, inputs = bias.double(), torch.Size(image_shape).numel()
     read = (bias.abs() > floor).nonzero().flatten()
     read = read[bias[read].abs().argsort(descending=True, stable=True)]
-    images, units, deviations = [bias.new_zeros(0, inputs)], [read[:0]], [bias[:0]]
+    images, units, deviations = [torch.zeros(0, inputs, device=bias.device)], [read[:0]], [bias[:0]]
     for part in torch.split(read, max(1, BLOCK // inputs)):
         if sum(map(len, units)) >= most:
             break
@@ -97,7 +97,7 @@ def read_rows(
         own = query if query is None or query.ndim == 1 else query[part // (len(bias) // len(query))]
         off = how_far_off(found, below.to(found)[part], above.to(found)[part], own)
         plausible = (off <= TOLERANCE).nonzero().flatten()
-        images.append(found if len(plausible) == len(found) else found[plausible])
+        images.append((found if len(plausible) == len(found) else found[plausible]).float())
         units.append(part[plausible])
         deviations.append(off[plausible])
     return Candidates(

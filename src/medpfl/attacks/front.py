@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from medpfl.attacks.crafted import why_no_room
 from medpfl.core.domain import GlobalModel, Tensors
@@ -86,13 +85,6 @@ def in_front(model: GlobalModel, front: nn.Module, tensors: Tensors) -> GlobalMo
         counters=named(model.counters),
         constants=named(model.constants),
     )
-
-
-def front_of(model: GlobalModel, images: Tensor) -> Tensor:
-    """What the layers in front make of the images, in the images' shape."""
-    assert isinstance(model.module, _InFront)  # made by `in_front`
-    output: Tensor = functional_call(model.module.front, _within(model.parameters, FRONT), (images,))
-    return output
 
 
 def behind(model: GlobalModel) -> GlobalModel:

@@ -203,7 +203,7 @@ class RobbingTheFed(CraftedAttack):
             return Failure("robbing_the_fed reads the update of a model that it prepared, and this server sent another")
         view, floor = _block_gradient(observation), float(broadcast.secret["floor"])
         found = read_imprint(view.tensors, broadcast.secret, *self._form(observation), floor)
-        return read_out(observation, found, view)
+        return read_out(observation, found, view.notes)
 
 
 def _block_gradient(observation: Observation) -> GradientView:

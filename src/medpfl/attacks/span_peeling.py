@@ -80,7 +80,7 @@ def read_by_peeling(
     others, units = _uncertified(left, images, bins, most - len(known))
     found, read = torch.cat([images[order], others]), torch.cat([known.sources[order], units])
     return Candidates(
-        images=found.reshape(-1, *image_shape),
+        images=found.float().reshape(-1, *image_shape),
         bins=read,
         deviations=how_far_off(found, *bins.bounds(read), bins.rows_of(read)),
         bins_read=bins.units,
