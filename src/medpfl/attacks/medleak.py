@@ -23,6 +23,7 @@ from medpfl.attacks.leakage_module import LeakageModule
 from medpfl.attacks.module_readout import ModuleGradient, read_module, read_singles
 from medpfl.attacks.number_grid import HALF
 from medpfl.attacks.query_bins import QueryBins, fewest_of_best, peelable_shares, query_bins
+from medpfl.attacks.several_steps import Steps, candidates, quiet, quiet_sizes, self_stopping
 from medpfl.attacks.sizes import GAIN, Sizes, most_rounds, sizes
 from medpfl.attacks.told import aggregation_note, recipe_note, told_recipe, with_fitted_aggregation
 from medpfl.attacks.updates import batch_norm_mode, one_gradient, read_each
@@ -42,6 +43,13 @@ from medpfl.core.session import NO_SESSION, Session
 
 MODULE = (WEIGHT, BIAS)
 """What is read out."""
+
+OF_WHICH: dict[Steps, str] = {
+    "auto": "the images alone in their bin",
+    "first_batch": "all images, of which the first local step's are kept,",
+    "all_batches": "all images of all local steps",
+}
+"""What a calibration's share is of."""
 
 PEELED = 40.0
 """By how many dB images must be clearer to be peeled: what one of them leaves behind disturbs those that come after."""
@@ -70,7 +78,8 @@ class MedLeak(CraftedAttack):
     images; `joint` sends it to all, and the bins tell all clients' images apart. `scale` divides the first layer and
     multiplies the second, which changes no output but lifts the gradient above the rounding of float32 weights and of
     SecAgg+ (1: the published recipe); `auto` takes what recovers most in rounds that the server plays through on
-    auxiliary images, with the clients' recipe and the channel's arithmetic. `balance` keeps the errors of all classes alike.
+    auxiliary images, with the clients' recipe and the channel's arithmetic. `steps` is about clients that take several
+    (`several_steps`). `balance` keeps the errors of all classes alike.
     """
 
     bins: Annotated[int, Field(ge=2, description="units of the module, K: one brightness bin each")] = 512
@@ -97,6 +106,13 @@ class MedLeak(CraftedAttack):
     gain: Annotated[
         Literal["auto"] | Annotated[float, Field(gt=0)],
         Field(description="length of the second layer's columns, times K and scale; auto: calibrated where it matters"),
+    ] = "auto"
+    steps: Annotated[
+        Steps,
+        Field(
+            description="where clients take several local steps: first_batch turns the module off after the first, "
+            "all_batches keeps it nearly as it is; auto: what recovers more images of the round"
+        ),
     ] = "auto"
     balance: Annotated[
         bool, Field(description="shift the last layer's biases so that no class is favored and errors are of one size")
@@ -188,7 +204,18 @@ class MedLeak(CraftedAttack):
         return 1 if self.mode == "separate" else view.clients
 
     def _made(self, bins: QueryBins, view: ServerView, generator: torch.Generator) -> Broadcast:
-        """The module with these bins, calibrated if the recipe is known."""
+        """The module with these bins, calibrated if the recipe is known, in the way that suits several steps."""
+        if one_gradient(view.recipe):
+            return self._module(bins, view, generator)
+        ways = candidates(view.recipe, self.steps)
+        sent = [self._module(bins, view, generator, way) for way in ways]
+        if len(sent) == 1:
+            return sent[0]
+        shares = [self._played(one, view, generator) for one in sent]
+        return sent[shares.index(max(shares))]
+
+    def _module(self, bins: QueryBins, view: ServerView, generator: torch.Generator, way: Steps = "auto") -> Broadcast:
+        """The same in one of the ways for several steps; `auto` where clients take only one."""
         auxiliary = view.knowledge.auxiliary
         assert auxiliary is not None  # checked by `prepare`
         direction = torch.randn(auxiliary.images[0].numel(), dtype=torch.float64, generator=generator)
@@ -200,34 +227,46 @@ class MedLeak(CraftedAttack):
             gain=GAIN if self.gain == "auto" else self.gain,
             half=None if view.recipe is None else HALF.get(view.recipe.precision),
         )
+        if way == "all_batches":
+            view = replace(view, model=quiet(view.model))
         if self.balance:
             model = balanced(view.model, module.in_front_of, auxiliary.images, view.recipe, auxiliary.targets)
             view = replace(view, model=model)
+        if way == "first_batch":
+            assert view.recipe is not None  # a withheld recipe counts as one step
+            model, towards = self_stopping(view.model, auxiliary, module.offset, view.recipe)
+            view, module = replace(view, model=model), replace(module, direction=towards)
         if view.recipe is None:
             assert self.scale != "auto"  # `why_not` refuses that
             return self._broadcast(replace(module, scale=self.scale), view)
-        return self._calibrated(module, view, generator)
+        return self._calibrated(module, view, generator, way)
 
     def _broadcast(
-        self, module: LeakageModule, view: ServerView, floor: float = 0.0, notes: tuple[str, ...] = ()
+        self,
+        module: LeakageModule,
+        view: ServerView,
+        way: Steps = "auto",
+        floor: float = 0.0,
+        notes: tuple[str, ...] = (),
     ) -> Broadcast:
         models: tuple[GlobalModel, ...] = (module.in_front_of(view.model),)
         if self.mode == "separate" and view.clients > 1:
             models += (module.dead_in_front_of(view.model),)
         secret = {"rows": module.bins.rows, "edges": module.bins.edges, "floor": torch.tensor(floor)}
+        secret |= {way: torch.tensor(True)}
         return Broadcast(models, secret, notes)
 
-    def _calibrated(self, module: LeakageModule, view: ServerView, generator: torch.Generator) -> Broadcast:
+    def _calibrated(self, module: LeakageModule, view: ServerView, generator: torch.Generator, way: Steps) -> Broadcast:
         """The module with the sizes that recover most in simulated rounds, and what rounding leaves in empty bins."""
 
         def sized(chosen: Sizes) -> LeakageModule:
             return replace(module, scale=chosen.scale, gain=chosen.gain)
 
-        search = self._search(view.recipe)
+        search = quiet_sizes(*self._given()) if way == "all_batches" else sizes(view.recipe, *self._given())
         chosen, trial = sought(
             view,
             search,
-            lambda chosen: with_fitted_aggregation(view, self._broadcast(sized(chosen), view), MODULE, generator),
+            lambda chosen: with_fitted_aggregation(view, self._broadcast(sized(chosen), view, way), MODULE, generator),
             self._tried,
             leaking=self._leaking(view),
             generator=generator,
@@ -236,30 +275,31 @@ class MedLeak(CraftedAttack):
         value = f"{chosen.scale:g}{f' and {chosen.gain:g}' if named != 'scale' else ''}"
         note = (
             f"{named} {value}{' was calibrated' if len(search.first) > 1 else ''}: in {TRIALS} rounds on auxiliary images "
-            f"{trial.share:.0%} of the images alone in their bin came back above 30 dB"
+            f"{trial.share:.0%} of {OF_WHICH[way]} came back above 30 dB"
         )
-        final = self._broadcast(sized(chosen), view, trial.floor, (note,))
+        final = self._broadcast(sized(chosen), view, way, trial.floor, (note,))
         final = with_fitted_aggregation(view, final, MODULE, generator)
         return replace(final, notes=(*final.notes, aggregation_note(final))) if final.aggregation else final
-
-    def _search(self, recipe: Recipe | None) -> Search[Sizes]:
-        return sizes(recipe, *self._given())
 
     def _given(self) -> tuple[float | None, float | None]:
         return None if self.scale == "auto" else self.scale, None if self.gain == "auto" else self.gain
 
     def _gradient(self, observation: Observation) -> ModuleGradient:
         """What the update shows of the module's own gradient."""
-        return ModuleGradient(observation, alone=self.mode == "separate")
+        assert observation.broadcast is not None  # the callers see to that
+        sent = observation.broadcast
+        within = _sent_bins(sent) if "all_batches" in sent.secret else None
+        return ModuleGradient(observation, self.mode == "separate", "first_batch" in sent.secret, within)
 
     def _tried(self, batches: Sequence[Batch], observation: Observation) -> Trial:
         """How a simulated round went, whose images the attacker knows: those alone in a bin, without peeling."""
         assert observation.broadcast is not None  # `simulated` sees to that
         bins, images = _sent_bins(observation.broadcast), torch.cat([batch.images for batch in batches])
         gradient, shape = self._gradient(observation), observation.model.image_shape
-        floor = rounding_floor(bins.per_bin(gradient.bias), bins.counts(images))
+        several = not one_gradient(observation.recipe)
+        floor = 0.0 if several else rounding_floor(bins.per_bin(gradient.bias), bins.counts(images))
         found = read_singles(gradient, bins, shape, self._sought(observation), floor)
-        trial = judged(images[bins.alone(images)], found.images, floor)
+        trial = judged(images if several else images[bins.alone(images)], found.images, floor)
         return trial if len(bins.rows) == 1 else replace(trial, psnr=trial.psnr - PEELED)
 
     def _played(self, sent: Broadcast, view: ServerView, generator: torch.Generator) -> float:

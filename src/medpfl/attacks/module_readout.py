@@ -12,6 +12,7 @@ from medpfl.attacks.bin_readout import Candidates, read_rows
 from medpfl.attacks.front import BIAS, WEIGHT
 from medpfl.attacks.narrowing import Rows, narrowed
 from medpfl.attacks.query_bins import QueryBins
+from medpfl.attacks.several_steps import biases_from_weights
 from medpfl.attacks.span_peeling import read_by_peeling
 from medpfl.attacks.updates import GradientView, gradient_view
 from medpfl.core.domain import Observation
@@ -21,16 +22,20 @@ from medpfl.core.domain import Observation
 class ModuleGradient:
     """What an update shows of the gradient of a module's first layer, in float64, as much of it as is asked for.
 
-    alone: of all clients behind an aggregate, only the first had gradients there.
+    alone: of all clients behind an aggregate, only the first had gradients there. first_only: of all local steps, only
+    the first had. within: bins that tell what of the biases rounding may have hidden.
     """
 
     observation: Observation
     alone: bool
+    first_only: bool = False
+    within: QueryBins | None = None
 
     @cached_property
     def bias(self) -> Tensor:
         """Of the biases, (K,)."""
-        return self._view({BIAS: None}).tensors[BIAS]
+        found = self._view({BIAS: None}).tensors[BIAS]
+        return found if self.within is None else biases_from_weights(self.weight(), found, self.within)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -49,7 +54,7 @@ class ModuleGradient:
         return rows[: len(units)]
 
     def _view(self, rows: Rows) -> GradientView:
-        return gradient_view(narrowed(self.observation, rows), alone=self.alone)
+        return gradient_view(narrowed(self.observation, rows), alone=self.alone, first_only=self.first_only)
 
 
 def read_module(
