@@ -20,7 +20,7 @@ from medpfl.attacks.activation_inverse import (
     sparsest,
 )
 from medpfl.attacks.base import ATTACKS
-from medpfl.attacks.calibration import rounds_played
+from medpfl.attacks.calibration import auxiliary_images, rounds_played, why_no_rounds
 from medpfl.attacks.crafted import CraftedAttack, ServerView
 from medpfl.attacks.latent_bins import HiddenLayer, binned_latents, hidden_layer, read_latents
 from medpfl.attacks.updates import gradient_view, nothing_came_back, read_each, why_no_readout
@@ -91,8 +91,8 @@ class Ares(CraftedAttack):
         """SGD clients, and a model whose layers can be made to copy the first convolution's activations."""
         if (reason := why_no_readout(recipe)) is not None:
             return reason
-        if self.scale == "auto" and recipe is None:
-            return "the recipe is withheld, so no round can be played through: give `scale` a number"
+        if (reason := why_no_rounds(None if self.scale == "auto" else self.scale, recipe)) is not None:
+            return reason
         if recipe is not None and recipe.batch_norm == "train" and has_batch_norm(model):
             return "batch norm in train mode mixes the images of a batch, so no layer can be made to copy"
         crafted = _crafted(model, torch.Generator().manual_seed(0))
@@ -100,9 +100,7 @@ class Ares(CraftedAttack):
 
     def prepare(self, server_view: ServerView, generator: torch.Generator) -> Broadcast:
         """The model with chosen parameters. Raises `AttackFailure` without auxiliary images."""
-        auxiliary = server_view.knowledge.auxiliary
-        if auxiliary is None or len(auxiliary.images) < 2:
-            raise AttackFailure("ares needs at least 2 auxiliary images: grant `auxiliary` and leave images for it")
+        auxiliary_images(server_view, "ares")
         crafted = _crafted(server_view.model, generator)
         if isinstance(crafted, str):
             raise AttackFailure(crafted)

@@ -14,6 +14,7 @@ from medpfl.attacks.first_step import idle_change
 from medpfl.attacks.front import BIAS, WEIGHT
 from medpfl.attacks.known_defense import known_defense
 from medpfl.core.domain import Auxiliary, Batch, Broadcast, ClientState, GlobalModel, Observation, Recipe, Update
+from medpfl.core.errors import AttackFailure
 from medpfl.core.functional import MSE_FLOOR
 from medpfl.federation.client import client_step
 
@@ -133,6 +134,35 @@ def finer_scales(scale: float) -> tuple[float, ...]:
 def rounds_played(scale: float | None) -> int:
     """How many rounds `calibrated` simulates."""
     return Search((scale,)).rounds if scale is not None else Search(SCALES, finer_scales).rounds
+
+
+def how_it_went(named: str, sought: bool, trial: Trial, read: str) -> str:
+    """What the report says of a crafted model's numbers.
+
+    >>> how_it_went("scale 0.01", True, Trial(0.5, 60.0, 0.0), "the images alone in their bin")
+    'scale 0.01 was calibrated: in 2 rounds on auxiliary images 50% of the images alone in their bin came back above 30 dB'
+    """
+    return (
+        f"{named}{' was calibrated' if sought else ''}: in {TRIALS} rounds on auxiliary images {trial.share:.0%} of "
+        f"{read} came back above 30 dB"
+    )
+
+
+def why_no_rounds(scale: float | None, recipe: Recipe | None) -> str | None:
+    """The reason why a scale that is to be sought (None) cannot be."""
+    if scale is not None or recipe is not None:
+        return None
+    return "the recipe is withheld, so no round can be played through: give `scale` a number"
+
+
+def auxiliary_images(view: ServerView, attack: str, fewest: int = 2) -> Auxiliary:
+    """The auxiliary images; raises `AttackFailure` where there are fewer."""
+    auxiliary = view.knowledge.auxiliary
+    if auxiliary is None or len(auxiliary.images) < fewest:
+        raise AttackFailure(
+            f"{attack} needs at least {fewest} auxiliary images: grant `auxiliary` and leave images for it"
+        )
+    return auxiliary
 
 
 def simulated(

@@ -12,7 +12,15 @@ from pydantic.dataclasses import dataclass
 
 from medpfl.attacks.balance import balanced
 from medpfl.attacks.base import ATTACKS, Attack
-from medpfl.attacks.calibration import TRIALS, Trial, calibrated, judged, rounds_played
+from medpfl.attacks.calibration import (
+    Trial,
+    auxiliary_images,
+    calibrated,
+    how_it_went,
+    judged,
+    rounds_played,
+    why_no_rounds,
+)
 from medpfl.attacks.certificates import share_of_idle_units
 from medpfl.attacks.crafted import CraftedAttack, ServerView
 from medpfl.attacks.first_layer_readout import FirstLayerReadout
@@ -138,8 +146,8 @@ class CuriousAbandonHonesty(CraftedAttack):
         """Clients must train with SGD; `own` needs a dense first layer with ReLU; peeling one class per image."""
         if (reason := why_no_readout(recipe)) is not None:
             return reason
-        if self.scale == "auto" and recipe is None:
-            return "the recipe is withheld, so no round can be played through: give `scale` a number"
+        if (reason := why_no_rounds(self._scale, recipe)) is not None:
+            return reason
         if self.read == "peeling":
             if model.task.name != "single_label":
                 return "the certificate of `read: peeling` needs one class per image: set read: units"
@@ -150,6 +158,8 @@ class CuriousAbandonHonesty(CraftedAttack):
     def prepare(self, server_view: ServerView, generator: torch.Generator) -> Broadcast:
         """The layer's weights. Raises `AttackFailure` without the auxiliary images that it is fitted to."""
         auxiliary = server_view.knowledge.auxiliary
+        if self.requires():
+            auxiliary = auxiliary_images(server_view, "curious_abandon_honesty")
         if self.requires() and (auxiliary is None or len(auxiliary.images) < 2):
             raise AttackFailure(
                 "curious_abandon_honesty needs at least 2 auxiliary images: grant `auxiliary` and leave images for it"
@@ -191,10 +201,7 @@ class CuriousAbandonHonesty(CraftedAttack):
             names=(layer.weight, layer.bias),
             generator=generator,
         )
-        note = (
-            f"scale {scale:g}{' was calibrated' if self.scale == 'auto' else ''}: in {TRIALS} rounds on auxiliary images "
-            f"{trial.share:.0%} of the images that are alone in some unit came back above 30 dB"
-        )
+        note = how_it_went(f"scale {scale:g}", self.scale == "auto", trial, "the images that are alone in some unit")
         return sent(scale, (note,))
 
     def reconstruct(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from medpfl.attacks.balance import balanced
 from medpfl.attacks.bin_readout import Candidates, between_neighbors, read_bins
 from medpfl.attacks.brightness_bins import alone, bin_counts, smoothed_edges
-from medpfl.attacks.calibration import TRIALS, Trial, calibrated, judged
+from medpfl.attacks.calibration import Trial, calibrated, how_it_went, judged
 from medpfl.attacks.crafted import ServerView
 from medpfl.attacks.layers import DenseLayer, dense_layer, layer_input
 from medpfl.attacks.updates import gradient_view
@@ -160,10 +160,7 @@ def binned_latents(
         return sent(scale)
     names = (layer.first.weight, layer.first.bias or "")
     chosen, trial = calibrated(view, scale, sent, tried, leaking=view.clients, names=names, generator=generator)
-    note = (
-        f"scale {chosen:g}{' was calibrated' if scale is None else ''}: in {TRIALS} rounds on auxiliary images "
-        f"{trial.share:.0%} of the latents alone in their bin came back above 30 dB"
-    )
+    note = how_it_went(f"scale {chosen:g}", scale is None, trial, "the latents alone in their bin")
     return sent(chosen, trial.floor, (note,))
 
 

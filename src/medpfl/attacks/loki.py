@@ -15,7 +15,15 @@ from medpfl.attacks.balance import balanced
 from medpfl.attacks.base import ATTACKS
 from medpfl.attacks.bin_readout import Candidates, read_single_bins
 from medpfl.attacks.brightness_bins import alone, bin_counts, brightness, gaussian_edges, smoothed_edges
-from medpfl.attacks.calibration import TRIALS, Trial, calibrated, judged, rounds_played
+from medpfl.attacks.calibration import (
+    Trial,
+    auxiliary_images,
+    calibrated,
+    how_it_went,
+    judged,
+    rounds_played,
+    why_no_rounds,
+)
 from medpfl.attacks.client_blocks import ClientBlocks, block_of, blocks_parameters, ends
 from medpfl.attacks.crafted import CraftedAttack, ServerView, why_no_room
 from medpfl.attacks.front import WEIGHT
@@ -98,15 +106,13 @@ class Loki(CraftedAttack):
             return f"the convolution takes images (C, height, width) or volumes, found {tuple(model.image_shape)}"
         if (reason := why_no_readout(recipe)) is not None:
             return reason
-        if self.scale == "auto" and recipe is None:
-            return "the recipe is withheld, so no round can be played through: give `scale` a number"
+        if (reason := why_no_rounds(None if self.scale == "auto" else self.scale, recipe)) is not None:
+            return reason
         return why_no_room(f"a block of {self.bins} units", self.added_parameters(model, clients=1))
 
     def prepare(self, server_view: ServerView, generator: torch.Generator) -> Broadcast:
         """The front before the model. Raises `AttackFailure` without auxiliary images or memory for all clients."""
-        auxiliary, clients = server_view.knowledge.auxiliary, server_view.clients
-        if auxiliary is None or len(auxiliary.images) < 2:
-            raise AttackFailure("loki needs at least 2 auxiliary images: grant `auxiliary` and leave images for it")
+        auxiliary, clients = auxiliary_images(server_view, "loki"), server_view.clients
         if reason := why_no_room(
             f"loki's front for {clients} clients", self.added_parameters(server_view.model, clients)
         ):
@@ -144,10 +150,7 @@ class Loki(CraftedAttack):
             names=(WEIGHT,),
             generator=generator,
         )
-        note = (
-            f"scale {scale:g}{' was calibrated' if self.scale == 'auto' else ''}: in {TRIALS} rounds on auxiliary images "
-            f"{trial.share:.0%} of the images alone in their client's bin came back above 30 dB"
-        )
+        note = how_it_went(f"scale {scale:g}", self.scale == "auto", trial, "the images alone in their client's bin")
         return sent(scale, trial.floor, (note,))
 
     def reconstruct(

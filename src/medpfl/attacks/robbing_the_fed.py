@@ -15,7 +15,15 @@ from medpfl.attacks.balance import balanced
 from medpfl.attacks.base import ATTACKS
 from medpfl.attacks.bin_readout import read_out
 from medpfl.attacks.brightness_bins import alone, bin_counts, smoothed_edges
-from medpfl.attacks.calibration import TRIALS, Trial, calibrated, judged, rounds_played
+from medpfl.attacks.calibration import (
+    Trial,
+    auxiliary_images,
+    calibrated,
+    how_it_went,
+    judged,
+    rounds_played,
+    why_no_rounds,
+)
 from medpfl.attacks.crafted import CraftedAttack, ServerView
 from medpfl.attacks.front import BIAS, WEIGHT, dense_front_parameters, why_no_memory
 from medpfl.attacks.imprint import Imprint, bin_gradients, fitted_edges, floor_of, read_imprint
@@ -23,7 +31,6 @@ from medpfl.attacks.linear_queries import QueryName, below_all, linear_query, qu
 from medpfl.attacks.updates import GradientView, gradient_view, read_each, why_no_readout
 from medpfl.core.config import STRICT
 from medpfl.core.domain import Batch, Broadcast, Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
-from medpfl.core.errors import AttackFailure
 from medpfl.core.session import NO_SESSION, Session
 
 
@@ -108,17 +115,13 @@ class RobbingTheFed(CraftedAttack):
         """Clients must train with SGD, the block must fit into memory, and calibration needs the recipe."""
         if (reason := why_no_readout(recipe)) is not None:
             return reason
-        if self.scale == "auto" and recipe is None:
-            return "the recipe is withheld, so no round can be played through: give `scale` a number"
+        if (reason := why_no_rounds(self._scale, recipe)) is not None:
+            return reason
         return why_no_memory(model, self.bins)
 
     def prepare(self, server_view: ServerView, generator: torch.Generator) -> Broadcast:
         """The block in front of the model. Raises `AttackFailure` without auxiliary images."""
-        auxiliary = server_view.knowledge.auxiliary
-        if auxiliary is None or len(auxiliary.images) < 2:
-            raise AttackFailure(
-                "robbing_the_fed needs at least 2 auxiliary images: grant `auxiliary` and leave images for it"
-            )
+        auxiliary = auxiliary_images(server_view, "robbing_the_fed")
         images = auxiliary.images
         query = linear_query(self.query, server_view.model.image_shape, generator)
         edges = self._edges(query_values(images, query), query)
@@ -154,10 +157,7 @@ class RobbingTheFed(CraftedAttack):
             leaking=server_view.clients,
             generator=generator,
         )
-        note = (
-            f"scale {scale:g}{' was calibrated' if self.scale == 'auto' else ''}: in {TRIALS} rounds on auxiliary images "
-            f"{trial.share:.0%} of the images alone in their bin came back above 30 dB"
-        )
+        note = how_it_went(f"scale {scale:g}", self.scale == "auto", trial, "the images alone in their bin")
         return _broadcast(replace(block, scale=scale), server_view, trial.floor, (note,))
 
     def reconstruct(

@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from medpfl.attacks.base import ATTACKS
-from medpfl.attacks.calibration import rounds_played
+from medpfl.attacks.calibration import rounds_played, why_no_rounds
 from medpfl.attacks.crafted import CraftedAttack, ServerView
 from medpfl.attacks.latent_bins import HiddenLayer, binned_latents, hidden_layer, latents, read_latents
 from medpfl.attacks.latent_decoder import DECODER, decoded, trained_decoder
@@ -88,8 +88,8 @@ class ScaleMia(CraftedAttack):
             return f"the decoder makes images (C, height, width) or volumes, found {tuple(model.image_shape)}"
         if (reason := why_no_readout(recipe)) is not None:
             return reason
-        if self.scale == "auto" and recipe is None:
-            return "the recipe is withheld, so no round can be played through: give `scale` a number"
+        if (reason := why_no_rounds(None if self.scale == "auto" else self.scale, recipe)) is not None:
+            return reason
         layer = hidden_layer(model)
         return layer if isinstance(layer, str) else None
 
