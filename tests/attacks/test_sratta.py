@@ -125,7 +125,11 @@ def test_the_images_that_activated_a_unit_are_those_of_a_replay() -> None:
     change = {
         name: (model.parameters[name] - played.observation.update.trainable[name]).double() for name in model.parameters
     }
-    active = active_images(change["1.weight"], change["1.bias"], inputs, before, 1e-4, 1e-12)
+    targets = torch.cat([batch.targets for batch in played.batches])
+    scores = torch.relu(before) @ model.parameters["3.weight"].double().T + model.parameters["3.bias"].double()
+    wrong = torch.softmax(scores, dim=1) - nn.functional.one_hot(targets, 4)
+    expected = wrong @ model.parameters["3.weight"].double() * 0.1 / (3 * 2)  # rate / (clients * batch)
+    active = active_images(change["1.weight"], change["1.bias"], inputs, before, expected, 1e-4, 0.6)
     right = [set(one.before | one.newly) == truth[one.unit] for one in active]
     assert len(active) >= 300
     assert sum(right) / len(right) >= 0.97

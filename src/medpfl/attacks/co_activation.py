@@ -14,6 +14,9 @@ MOST_ACTIVE = 20
 SMALLEST = 2e-3
 """Parts of a unit's gradient below this share of its largest one are taken for nothing."""
 
+ROUNDING = 1e-6
+"""Values in a unit below this share of the largest one may be of either sign."""
+
 
 @dataclass(frozen=True)
 class Active:
@@ -25,39 +28,46 @@ class Active:
 
 
 def active_images(
-    weight: Tensor, bias: Tensor, inputs: Tensor, before: Tensor, tolerance: float, floor: float
+    weight: Tensor, bias: Tensor, inputs: Tensor, before: Tensor, expected: Tensor, tolerance: float, drift: float
 ) -> list[Active]:
     """The units whose gradients (m, D) and (m,) are explained by few of the images, with these images.
 
     inputs: (K, D), what the layer sees of each image. before: (K, m), the images' values in the units with the weights
-    that were sent; images within rounding of zero there explain nothing. A unit is explained if no other combination
-    of fewer images and none with more than the relative residual `tolerance` is needed. Units below `floor` are idle.
+    that were sent. expected: (K, m), what each image adds to a unit's bias gradient if it activates the unit. A unit is
+    explained by the fewest images whose combination is its gradient up to the relative residual `tolerance`, if what
+    each adds is what is expected up to the relative `drift`, or anything below it where the image became active only
+    later. Units in which one of them is at zero up to rounding tell nothing.
     """
     atoms = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1)
     seen = torch.cat([weight, bias[:, None]], dim=1)
     products, shown = atoms @ atoms.T, seen @ atoms.T
     parts = torch.linalg.lstsq(atoms.T, seen.T, driver="gelsd").solution.T
+    near = ROUNDING * float(before.abs().max())
     found = []
-    for unit in (bias.abs() > floor).nonzero().flatten().tolist():
-        held = _fewest(products, shown[unit], float(seen[unit].square().sum()), parts[unit], tolerance)
-        if held is None or bool((before[list(held), unit].abs() <= tolerance * before.abs().max() * 1e-2).any()):
-            continue
-        first = frozenset(image for image in held if before[image, unit] > 0)
-        found.append(Active(unit, first, frozenset(held) - first))
+    for unit in range(len(bias)):
+        size = float(seen[unit].square().sum())
+        held = _fewest(products, shown[unit], size, parts[unit], tolerance) if size else {}
+        images = list(held)
+        values = before[images, unit]
+        shares = torch.tensor(list(held.values()), dtype=torch.float64) / expected[images, unit]
+        likely = (shares > torch.where(values > 0, 1 - drift, 0.0)) & (shares < 1 + drift) & (values.abs() > near)
+        if images and bool(likely.all()):
+            first = frozenset(image for image, value in zip(images, values.tolist(), strict=True) if value > 0)
+            found.append(Active(unit, first, frozenset(images) - first))
     return found
 
 
-def _fewest(products: Tensor, shown: Tensor, size: float, parts: Tensor, tolerance: float) -> list[int] | None:
-    """The fewest images whose combination is a unit's gradient, smallest parts left out first; None if there are none."""
+def _fewest(products: Tensor, shown: Tensor, size: float, parts: Tensor, tolerance: float) -> dict[int, float]:
+    """The fewest images whose combination is a unit's gradient, with what each adds, smallest parts left out first."""
     held: list[int] = (parts.abs() >= SMALLEST * parts.abs().max()).nonzero().flatten().tolist()
-    explained: list[int] | None = None
+    explained: dict[int, float] = {}
     while held and len(held) <= MOST_ACTIVE:
         own = torch.linalg.lstsq(products[held][:, held], shown[held, None], driver="gelsd").solution[:, 0]
         left = size - float(2 * own @ shown[held] - own @ products[held][:, held] @ own)
         if left > tolerance**2 * size:
             break
-        explained = held
-        held = [image for image, part in zip(held, own.tolist(), strict=True) if abs(part) > float(own.abs().min())]
+        explained = dict(zip(held, own.tolist(), strict=True))
+        held = [image for image, part in explained.items() if abs(part) > float(own.abs().min())]
     return explained
 
 

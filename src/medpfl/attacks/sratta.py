@@ -13,8 +13,8 @@ from torch import Tensor
 from medpfl.attacks.base import ATTACKS, Attack
 from medpfl.attacks.certificates import Group, group, single_bias_gradients
 from medpfl.attacks.co_activation import active_images, numbered, of_one_client
-from medpfl.attacks.latent_bins import hidden_layer
-from medpfl.attacks.layers import DenseLayer, first_dense, pixel_map
+from medpfl.attacks.latent_bins import HiddenLayer, hidden_layer
+from medpfl.attacks.layers import DenseLayer, first_dense, last_dense, pixel_map
 from medpfl.attacks.updates import gradient_view, nothing_came_back, read_each, why_no_scale
 from medpfl.core.config import STRICT
 from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
@@ -41,7 +41,8 @@ class Sratta(Attack):
     """1. Of a dense layer the aggregate gives dW_j and db_j summed over clients, local steps and images, so that
     x = dW_j / db_j where one image alone activated unit j. A candidate is kept if it lies in [0, 1], if several units
     show it, and if its part of the bias gradient is about what the model that was sent predicts for one image of one
-    class: a mixture of two has twice that. 2. For every unit, the fewest kept images whose combination is (dW_j, db_j) are those that activated it. 3. Of
+    class: a mixture of two has twice that. 2. For every unit, the fewest kept images whose combination is (dW_j, db_j), each with about its
+    expected part, are those that activated it. 3. Of
     these, some did so with the weights that were sent, the others only after local steps, which move a unit for one
     client alone: if the first are all of one client, the others are of the same.
 
@@ -72,6 +73,10 @@ class Sratta(Attack):
             return layer
         if isinstance(hidden := hidden_layer(model), str):
             return hidden
+        if (last := last_dense(model)) != hidden.second:
+            return (
+                last if isinstance(last, str) else f"more layers than one lie between '{layer.module}' and the output"
+            )
         if model.task.name != "single_label":
             return "the certificate needs one class per image"
         affine = pixel_map(model, layer)
@@ -114,7 +119,8 @@ class Sratta(Attack):
         images = torch.stack([groups[place].pixels for place in order.tolist()])
         inputs = affine[0] + affine[1] * images
         before = inputs @ model.parameters[layer.weight].double().T + model.parameters[layer.bias].double()
-        active = active_images(weight, bias, inputs, before, self.residual, floor)
+        expected = self._expected(model, images, labels[order]) / observation.examples
+        active = active_images(weight, bias, inputs, before, expected, self.residual, self.drift)
         attributed = of_one_client(active, len(images))
         newly = sum(bool(one.newly) for one in active)
         error = float(errors[order].mean())
@@ -158,6 +164,17 @@ class Sratta(Attack):
                 errors.append(best.values)
                 labels.append(best.indices)
         return torch.stack(errors), torch.stack(labels)
+
+    def _expected(self, model: GlobalModel, images: Tensor, labels: Tensor) -> Tensor:
+        """What an image of its class (K,) adds to each unit's bias gradient where it activates the unit: (K, m)."""
+        hidden = hidden_layer(model)
+        assert isinstance(hidden, HiddenLayer)  # `why_not` sees to that
+        double = model.to(torch.float64)
+        with torch.no_grad():
+            outputs, _ = double.forward(images.reshape(-1, *model.image_shape))
+        wrong = torch.softmax(outputs, dim=1) - model.task.encode(labels).double()
+        expected: Tensor = wrong @ double.parameters[hidden.second.weight]
+        return expected
 
 
 def _why_no_steps(recipe: Recipe | None, update: UpdateKind) -> str | None:
