@@ -14,15 +14,19 @@ from torch import Tensor
 from medpfl.core.tasks import SingleLabel
 from medpfl.guards.layer_views import LayerView
 from medpfl.guards.vetting.base import Measured, behavior, worst
-from medpfl.guards.vetting.dense import FEWEST, SAMPLED
+from medpfl.guards.vetting.dense import FEWEST
 from medpfl.guards.vetting.head import FISHING
 from medpfl.guards.vetting.watch import Watched, input_variation
 
 FEWEST_IMAGES = 4
 """With fewer images units are alike by chance."""
 
-LEFT = 0.03
-"""Share of a random row's answers up to which a unit counts as the multiple of another: noise of 17% of its row."""
+ALLOWED = {0.03: 0.5, 0.01: 0.15, 0.001: 0.03}
+"""What is left of a unit's answers beside another's, as a share of what a random row would leave -> share of a layer's
+units that may leave less. Nets that start small have some: their units line up while they train."""
+
+UNITS = 512
+"""Units of a layer that are compared with each other at work."""
 
 FITTED = 0.9
 """Probability of its label from which an image sends next to no gradient any more, and is not counted."""
@@ -69,26 +73,32 @@ def more_than_chance(watched: Watched) -> Measured | None:
 @behavior(
     "bins_at_work",
     means="crafted",
-    threshold=0.5,
+    threshold=1.0,
     summary="units that answer to images alike but for their thresholds: bins, however the weights are disguised",
     paper="Fowl et al.: Robbing the Fed, ICLR 2022; Shi et al.: Scale-MIA, NDSS 2025, and MedLeak",
-    limits="bins that all images of the test fall into together are not seen: test with your own images",
+    limits="bins that all images of the test fall into together are not seen: test with your own images; noise of a "
+    "fifth of the rows, or many times as many honest units, hide them",
 )
 def bins_at_work(watched: Watched) -> Measured | None:
     """The share of units whose answers, to the images and to grain over them, are another's up to scale and offset,
-    while other images switch them on."""
+    while other images switch them on, as a multiple of the share that is allowed for answers so alike."""
     return worst([_bins(watched, view) for view in _looked_at(watched)])
 
 
 def _bins(watched: Watched, view: LayerView) -> Measured:
-    chosen = torch.randperm(view.units, generator=torch.Generator().manual_seed(0))[:SAMPLED]
+    chosen = torch.randperm(view.units, generator=torch.Generator().manual_seed(0))[:UNITS]
     rows = watched.model.parameters[view.weight][chosen].flatten(1)
     active = _active(watched, view)[chosen]
     apart = (active[:, None] != active[None]).any(dim=2)
     left = _left_beside(view.samples(), watched.grainy[view.path], rows)
-    share = float(torch.where(apart, left, torch.inf).amin(dim=1).lt(LEFT).double().mean())
-    seen = f"{share:.0%} of {len(chosen)} units answer to the images alike and are switched on by different ones"
-    return Measured(share, view.path, seen)
+    nearest = torch.where(apart, left, torch.inf).amin(dim=1)
+    shares = {limit: float((nearest < limit).double().mean()) for limit in ALLOWED}
+    limit = max(ALLOWED, key=lambda limit: shares[limit] / ALLOWED[limit])
+    seen = (
+        f"{shares[limit]:.0%} of {len(chosen)} units answer to images as others do (to {limit:.1%}) and are switched on "
+        f"by different ones, more than {ALLOWED[limit]:.0%} are not honest"
+    )
+    return Measured(shares[limit] / ALLOWED[limit], view.path, seen)
 
 
 def _left_beside(received: Tensor, grainy: Tensor, rows: Tensor) -> Tensor:
