@@ -6,6 +6,7 @@ No measure here depends on the order, the sign or the size of units.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -21,12 +22,17 @@ from medpfl.guards.vetting.watch import Watched, input_variation
 FEWEST_IMAGES = 4
 """With fewer images units are alike by chance."""
 
-ALLOWED = {0.03: 0.5, 0.01: 0.15, 0.001: 0.03}
+ALLOWED = {0.03: 0.75, 0.01: 0.5, 0.003: 0.2, 0.001: 0.05}
 """What is left of a unit's answers beside another's, as a share of what a random row would leave -> share of a layer's
 units that may leave less. Nets that start small have some: their units line up while they train."""
 
-UNITS = 512
-"""Units of a layer that are compared with each other at work."""
+EQUAL = 0.001
+ALLOWED_ALIKE = 32
+"""Units whose answers may be one unit's to `EQUAL`, however many others the layer has."""
+
+UNITS = 4096
+ROWS_AT_ONCE = 512
+"""Units of a layer that are compared with each other at work, and how many with all others at once."""
 
 FITTED = 0.9
 """Probability of its label from which an image sends next to no gradient any more, and is not counted."""
@@ -80,44 +86,64 @@ def more_than_chance(watched: Watched) -> Measured | None:
     "fifth of the rows, or many times as many honest units, hide them",
 )
 def bins_at_work(watched: Watched) -> Measured | None:
-    """The share of units whose answers, to the images and to grain over them, are another's up to scale and offset,
-    while other images switch them on, as a multiple of the share that is allowed for answers so alike."""
+    """How many units' answers, to the images and to grain over them, are another's up to scale and offset, while other
+    images switch them on: the share of a layer's units, or the number that are one unit's alike, over what is allowed."""
     return worst([_bins(watched, view) for view in _looked_at(watched)])
 
 
 def _bins(watched: Watched, view: LayerView) -> Measured:
     chosen = torch.randperm(view.units, generator=torch.Generator().manual_seed(0))[:UNITS]
     rows = watched.model.parameters[view.weight][chosen].flatten(1)
-    active = _active(watched, view)[chosen]
-    apart = (active[:, None] != active[None]).any(dim=2)
-    left = _left_beside(view.samples(), watched.grainy[view.path], rows)
-    nearest = torch.where(apart, left, torch.inf).amin(dim=1)
+    sets = torch.unique(_active(watched, view)[chosen], dim=0, return_inverse=True)[1]
+    answers = _Answers.of(view.samples(), watched.grainy[view.path], rows)
+    nearest, alike = torch.full((len(chosen),), torch.inf, dtype=torch.float64), 0
+    for part in torch.arange(len(chosen)).split(ROWS_AT_ONCE):
+        left = torch.where(sets[part, None] != sets, answers.left_beside(part), torch.inf)
+        nearest[part] = left.amin(dim=1)
+        alike = max(alike, int((left < EQUAL).sum(dim=1).max()))
     shares = {limit: float((nearest < limit).double().mean()) for limit in ALLOWED}
     limit = max(ALLOWED, key=lambda limit: shares[limit] / ALLOWED[limit])
+    score = max(shares[limit] / ALLOWED[limit], alike / ALLOWED_ALIKE)
     seen = (
-        f"{shares[limit]:.0%} of {len(chosen)} units answer to images as others do (to {limit:.1%}) and are switched on "
-        f"by different ones, more than {ALLOWED[limit]:.0%} are not honest"
+        f"{shares[limit]:.0%} of {len(chosen)} units answer to images as another does to {limit:.1%}, up to {alike} as "
+        "one does, and each is switched on by other images"
     )
-    return Measured(shares[limit] / ALLOWED[limit], view.path, seen)
+    return Measured(score, view.path, seen)
 
 
-def _left_beside(received: Tensor, grainy: Tensor, rows: Tensor) -> Tensor:
-    """What is left of unit i's answers beside a multiple of unit j's, as a share of what rows so long would leave.
+@dataclass(frozen=True)
+class _Answers:
+    """What units answer to inputs without their mean: unit (images, units) of length 1, lengths (units,), how long the
+    answers of a row of that length would be beside this one's (units,), and which units' answers vary at all."""
 
-    received, grainy: two sets of inputs (N, inputs), each taken without its mean. rows: (units, inputs). Returns
-    (units, units): 1 is what a random row leaves on average, 0 a multiple; infinite where answers do not vary.
-    """
-    sets = [inputs.double() - inputs.double().mean(dim=0) for inputs in (received, grainy)]
-    inputs = torch.cat(sets).float()
-    answers = (inputs @ rows.T).double()
-    lengths = answers.norm(dim=0)
-    unit = answers / lengths.clamp_min(1e-300)
-    own = lengths.square()[:, None] * (1.0 - (unit.T @ unit).square()).clamp_min(0.0)
-    rest = inputs.double().square().sum() - (unit.T.float() @ inputs).double().square().sum(dim=1)
-    expected = rows.double().square().sum(dim=1) * rest.clamp_min(0.0) / inputs.shape[1]
-    varies = lengths > FLAT * received.double().norm() * rows.double().norm(dim=1)
-    found = own / expected.clamp_min(1e-300)[:, None]
-    return torch.where(varies[:, None] & varies[None], found, torch.inf)
+    unit: Tensor
+    lengths: Tensor
+    expected: Tensor
+    varies: Tensor
+
+    @staticmethod
+    def of(received: Tensor, grainy: Tensor, rows: Tensor) -> _Answers:
+        """received, grainy: two sets of inputs (N, inputs), each taken without its mean. rows: (units, inputs)."""
+        sets = [inputs.double() - inputs.double().mean(dim=0) for inputs in (received, grainy)]
+        inputs = torch.cat(sets).float()
+        answers = (inputs @ rows.T).double()
+        lengths = answers.norm(dim=0)
+        unit = answers / lengths.clamp_min(1e-300)
+        rest = inputs.double().square().sum() - (unit.T.float() @ inputs).double().square().sum(dim=1)
+        norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+        expected = norms * (rest.clamp_min(0.0) / inputs.shape[1]).sqrt()
+        return _Answers(unit, lengths, expected, lengths > FLAT * received.double().norm() * norms)
+
+    def left_beside(self, part: Tensor) -> Tensor:
+        """What is left of the answers of these units beside a multiple of each unit's, (part, units), squared lengths.
+
+        As a share of what a random row of that length leaves on average, or of the unit's own answers where that is
+        more (a unit that hardly answers leaves little beside any other): 1 is random, 0 a multiple. Infinite where
+        answers do not vary.
+        """
+        share = (1.0 - (self.unit[:, part].T @ self.unit).square()).clamp_min(0.0)
+        ratio = (self.lengths / self.expected.clamp_min(1e-300))[part, None].square()
+        return torch.where(self.varies[part, None] & self.varies, share * ratio.clamp_min(1.0), torch.inf)
 
 
 @behavior(
