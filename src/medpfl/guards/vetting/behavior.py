@@ -94,7 +94,7 @@ def bins_at_work(watched: Watched) -> Measured | None:
 def _bins(watched: Watched, view: LayerView) -> Measured:
     chosen = torch.randperm(view.units, generator=torch.Generator().manual_seed(0))[:UNITS]
     rows = watched.model.parameters[view.weight][chosen].flatten(1)
-    sets = torch.unique(_active(watched, view)[chosen], dim=0, return_inverse=True)[1]
+    sets = torch.unique(_active(watched, view)[chosen], dim=0, return_inverse=True)[1]  # type: ignore[no-untyped-call]
     answers = _Answers.of(view.samples(), watched.grainy[view.path], rows)
     nearest, alike = torch.full((len(chosen),), torch.inf, dtype=torch.float64), 0
     for part in torch.arange(len(chosen)).split(ROWS_AT_ONCE):
