@@ -94,10 +94,10 @@ def bins_at_work(watched: Watched) -> Measured | None:
 def _bins(watched: Watched, view: LayerView) -> Measured:
     chosen = torch.randperm(view.units, generator=torch.Generator().manual_seed(0))[:UNITS]
     rows = watched.model.parameters[view.weight][chosen].flatten(1)
-    sets = torch.unique(_active(watched, view)[chosen], dim=0, return_inverse=True)[1]  # type: ignore[no-untyped-call]
+    sets = torch.unique(_active(watched, view)[chosen], dim=0, return_inverse=True)[1]
     answers = _Answers.of(view.samples(), watched.grainy[view.path], rows)
     nearest, alike = torch.full((len(chosen),), torch.inf, dtype=torch.float64), 0
-    for part in torch.arange(len(chosen)).split(ROWS_AT_ONCE):
+    for part in torch.split(torch.arange(len(chosen)), ROWS_AT_ONCE):
         left = torch.where(sets[part, None] != sets, answers.left_beside(part), torch.inf)
         nearest[part] = left.amin(dim=1)
         alike = max(alike, int((left < EQUAL).sum(dim=1).max()))
