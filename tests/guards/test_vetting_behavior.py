@@ -281,7 +281,30 @@ def head_from_zero() -> nn.Module:
     return net
 
 
+def frozen_but_for_the_dense_layers() -> nn.Module:
+    net = MODELS["cnn_fedavg"].item((1, 28, 28), 4, seeded(6))
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(not name.startswith("body."))
+    return net
+
+
+class DensePatches(nn.Module):
+    """A dense layer on patches of the image comes first, as in some vision transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(49, 32)
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        patches = images.unfold(2, 7, 7).unfold(3, 7, 7).reshape(len(images), 16, 49)
+        output: Tensor = self.head(torch.relu(self.embed(patches)).mean(dim=1))
+        return output
+
+
 HONEST = {
+    "frozen but for the dense layers": frozen_but_for_the_dense_layers,
+    "dense layer on patches": DensePatches,
     "pruned to a half": lambda: pruned(MODELS["cnn_fedavg"].item((1, 28, 28), 4, seeded(1)), 0.5),
     "pruned to a tenth": lambda: pruned(MODELS["cnn_fedavg"].item((1, 28, 28), 4, seeded(2)), 0.9),
     "small kernels pruned to a tenth": lambda: pruned(MODELS["cnn3"].item((1, 28, 28), 4, seeded(2)), 0.9),
@@ -295,7 +318,8 @@ HONEST = {
 @pytest.mark.parametrize("kind", HONEST)
 def test_what_honest_people_do_to_models_raises_no_alarm(kind: str) -> None:
     vetting = vet(built(HONEST[kind]()))
-    assert vetting.verdict != "crafted", vetting.reasons
+    dense_first = kind == "adapter of low rank"
+    assert vetting.verdict == ("leaks" if dense_first else "passed"), vetting.reasons
 
 
 def test_a_model_whose_numbers_overflow_is_refused() -> None:

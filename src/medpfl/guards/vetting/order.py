@@ -23,7 +23,7 @@ def dense_first(evidence: Evidence) -> Measured | None:
     if first is None:
         return None
     ahead = list(takewhile(lambda layer: layer.dense and layer.bias is not None, evidence.layers.all))
-    if not first.dense or first.bias is None or _in_parts(evidence, first):
+    if not first.dense or first.bias is None or _sees_no_images(evidence, first):
         return Measured(0.0, first.name, "the first layer is no dense layer with biases that sees whole images")
     before = " and stands before the first convolution" if evidence.layers.convolutions else ""
     seen = f"the first layer is dense with biases{before}, so its gradient gives single images away"
@@ -50,7 +50,11 @@ def front_layers(evidence: Evidence) -> Measured | None:
     return Measured(float(len(ahead)), ahead[0].name, seen)
 
 
-def _in_parts(evidence: Evidence, layer: Weighted) -> bool:
-    """Whether the layer is known to see images in parts, such as patches or tokens."""
-    views = [] if evidence.watched is None else evidence.watched.views
-    return any(view.path == layer.name and view.count != view.images for view in views)
+def _sees_no_images(evidence: Evidence, layer: Weighted) -> bool:
+    """Whether the layer is known to see something else than whole images, such as patches, tokens or features."""
+    if evidence.watched is None:
+        return False
+    test = evidence.watched.test
+    return any(
+        found.layer == layer.name and (found.sees != "image" or found.samples != test.images) for found in test.layers
+    )

@@ -130,10 +130,12 @@ def _unseen_weights(unseen: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def tensors_of(model: GlobalModel | Tensors) -> Tensors:
-    """All tensors of a model: trained ones, then buffers, counters and frozen ones."""
+    """All tensors of a model, in the order of its layers, frozen ones included."""
     if not isinstance(model, GlobalModel):
         return model
-    return {**model.parameters, **model.buffers, **model.counters, **model.constants}
+    everything = {**model.parameters, **model.buffers, **model.counters, **model.constants}
+    order = [name for name in model.module.state_dict(keep_vars=True) if name in everything]
+    return {name: everything[name] for name in dict.fromkeys([*order, *everything])}
 
 
 def check_tensors(tensors: Tensors, what: str) -> None:
