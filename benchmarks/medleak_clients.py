@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -29,7 +30,9 @@ from medpfl.core.domain import Auxiliary, Batch, Knowledge, Observation, Recipe,
 from medpfl.core.functional import assignment
 from medpfl.data import Dataset, load_dataset
 from medpfl.data.readers.medmnist import MedMnistReader
+from medpfl.defenses.laplace import Laplace
 from medpfl.federation import Channel, Plain, SecAggPlus, run_round
+from medpfl.federation.hooks import NO_HOOKS, Hooks
 from medpfl.metrics.scoring import pairwise_mse
 from medpfl.metrics.statistics import success_rate
 from medpfl.models import build_model
@@ -48,11 +51,14 @@ class Case:
     channel: str = "plain"
     body: str = "default"
     images: int = 64
+    also: tuple[str, ...] = ()
+    noise: float = 0.0
     recipe: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
+        """What rounds of this case are kept under."""
         return f"{self.table}/{self.client}/{self.attack}/{self.channel}/{self.body}/{self.images}"
 
 
@@ -67,6 +73,7 @@ class Row:
     recovered: int
     null: int
     by_class: str
+    by_step: str
     seconds: float
     note: str
 
@@ -103,7 +110,42 @@ def optimizers() -> Iterator[Case]:
         yield Case("optimizers", client, "published", recipe=CLIENTS[client], settings=MedLeak.presets["published"])
 
 
-TABLES = {"optimizers": optimizers}
+def steps() -> Iterator[Case]:
+    """Local steps of 32 images by optimizer and way, behind both channels."""
+    clients = {
+        "SGD 0.05": {"learning_rate": 0.05},
+        "momentum 0.9": {"learning_rate": 0.05, "momentum": 0.9},
+        "Adam 1e-3": ADAM,
+    }
+    for count in (1, 2, 5, 10, 20):
+        for client, recipe in clients.items():
+            for channel in ("plain", "secagg_plus, 2 clients"):
+                both = count > 1 and channel == "plain" and client != "Adam 1e-3"
+                for way in ("first_batch", "all_batches") if both else ("auto",):
+                    named = f"{client}, {count} step{'s' if count > 1 else ''}"
+                    taken = {**recipe, "local_steps": count, "batch_size": 32}
+                    yield Case("steps", named, way, channel, images=32 * count, recipe=taken, settings={"steps": way})
+
+
+def capabilities() -> Iterator[Case]:
+    """What a server gains that may choose more than the model, or knows the clients' noise."""
+    five = {"learning_rate": 0.05, "local_steps": 5, "batch_size": 32}
+    for also in ((), ("recipe",), ("secure_aggregation",)):
+        named = " and ".join(("parameters, architecture, models", *also))
+        yield Case("capabilities", "Adam 1e-3", named, "secagg_plus, 8 clients", also=also, recipe=ADAM)
+        yield Case(
+            "capabilities", "SGD 0.05, 5 steps", named, "secagg_plus, 2 clients", images=160, also=also, recipe=five
+        )
+    for noise in (0.01, 0.1):
+        for known in (False, True):
+            named = "knows the noise" if known else "does not"
+            yield Case(
+                "capabilities", f"SGD 0.1, Laplace noise {noise:g} on weights", named, also=("defense",) * known,
+                noise=noise, recipe=SGD,
+            )  # fmt: skip
+
+
+TABLES = {"optimizers": optimizers, "steps": steps, "capabilities": capabilities}
 
 
 def played(case: Case, data: Dataset, seed: int) -> Row:
@@ -118,23 +160,18 @@ def played(case: Case, data: Dataset, seed: int) -> Row:
         model = replace(model, parameters=drawn)
     recipe = Recipe(**{"update": "weights", "batch_size": case.images, **case.recipe})
     auxiliary = Auxiliary(data.images[owned], data.targets[owned])
-    attack = MedLeak(bins=BINS, queries=1, **case.settings)
-    view = ServerView(
-        model,
-        recipe,
-        recipe.update,
-        channel,
-        case.images,
-        "malicious_server",
-        attack.needs(),
-        Knowledge(auxiliary=auxiliary),
-    )
+    attack = MedLeak(**{"bins": BINS, "queries": 1, **case.settings})
+    defense: Hooks = Laplace(scale=case.noise) if case.noise else NO_HOOKS
+    knowledge = Knowledge(auxiliary=auxiliary, defense=defense.mechanism() if "defense" in case.also else None)
+    can = attack.needs() | (set(case.also) - {"defense"})
+    view = ServerView(model, recipe, recipe.update, channel, case.images, "malicious_server", can, knowledge)
     broadcast = attack.prepare(view, generator)
     batches = [Batch(data.images[part], data.targets[part]) for part in torch.split(held, case.images)]
     clients = [(batch, generator) for batch in batches]
-    update = run_round(broadcast, clients, recipe, channel=channel, generator=generator)
+    update = run_round(broadcast, clients, recipe, hooks=defense, channel=channel, generator=generator)
+    told = broadcast.recipe or recipe
     observation = Observation(
-        broadcast.model(0), update, recipe, "malicious_server", clients=len(batches), broadcast=broadcast
+        broadcast.model(0), update, told, "malicious_server", clients=len(batches), broadcast=broadcast
     )
     (result,) = attack.reconstruct([observation], [generator])
     found = result.images if isinstance(result, Reconstruction) else batches[0].images[:0]
@@ -144,12 +181,13 @@ def played(case: Case, data: Dataset, seed: int) -> Row:
         case=case.name,
         seed=seed,
         images=case.images,
-        alone=int(alone(brightness(batches[0].images), broadcast.secret["edges"][0]).sum()),
+        alone=int(alone(brightness(batches[0].images), broadcast.secret["edges"].flatten()).sum()),
         recovered=int(hits.sum()),
         null=int((pairwise_mse(batches[0].images, auxiliary.images).amin(dim=1) < RECOVERED).sum()),
         by_class=" ".join(
             f"{int(hits[classes == one].sum())}/{int((classes == one).sum())}" for one in classes.unique()
         ),
+        by_step=" ".join(f"{int(one.sum())}/{len(one)}" for one in torch.split(hits, recipe.batch_size)),
         seconds=round(time.perf_counter() - started, 2),
         note=broadcast.notes[0] if broadcast.notes else "",
     )
@@ -169,24 +207,30 @@ def page(rows: Sequence[Row]) -> str:
     """The tables as Markdown."""
     text = []
     for table, cases in TABLES.items():
-        text.append(
-            f"\n## {table.capitalize()}\n\n| client | body | attack | channel | recovered | alone in bin | null |"
-        )
-        text.append("| --- | --- | --- | --- | --- | --- | --- |")
+        columns = "client | body | attack | channel | n | recovered | first step | by class | alone in bin | null"
+        text.append(f"\n## {table.capitalize()}\n\n| {columns} |\n|{' --- |' * len(columns.split(' | '))}")
         for case in cases():
             own = [row for row in rows if row.case == case.name]
             if own:
+                total = sum(row.images for row in own)
                 text.append(
-                    f"| {case.client} | {case.body} | {case.attack} | {case.channel} | {share(own, 'recovered')} | "
-                    f"{sum(row.alone for row in own) / sum(row.images for row in own):.3f} | "
-                    f"{sum(row.null for row in own) / sum(row.images for row in own):.3f} |"
+                    f"| {case.client} | {case.body} | {case.attack} | {case.channel} | {len(own)} x {case.images} | "
+                    f"{share(own)} | {parts([row.by_step.split()[0] for row in own])} | "
+                    f"{' '.join(parts(one) for one in zip(*(row.by_class.split() for row in own), strict=True))} | "
+                    f"{sum(row.alone for row in own) / total:.3f} | {sum(row.null for row in own) / total:.3f} |"
                 )
     return "\n".join(text)
 
 
-def share(rows: Sequence[Row], column: str) -> str:
-    """Share of all images with an interval over rounds."""
-    hits = [index < getattr(row, column) for row in rows for index in range(row.images)]
+def parts(counts: Sequence[str]) -> str:
+    """The share of counts like 3/32 together."""
+    pairs = [tuple(map(int, count.split("/"))) for count in counts]
+    return f"{sum(found for found, _ in pairs) / sum(number for _, number in pairs):.2f}"
+
+
+def share(rows: Sequence[Row]) -> str:
+    """Share of all images that came back, with an interval over rounds."""
+    hits = [index < row.recovered for row in rows for index in range(row.images)]
     interval = success_rate(hits, [row.seed for row in rows for _ in range(row.images)], seed=0)
     return f"{interval.value:.3f} [{interval.low:.2f}, {interval.high:.2f}]"
 
@@ -195,8 +239,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get("MEDPFL_DATA"), help="folder with medmnist/")
     parser.add_argument("--table", choices=sorted(TABLES), help="which rounds to play")
-    parser.add_argument("--only", default="", help="cases whose name holds this text")
+    parser.add_argument("--only", default="", help="cases in whose name this pattern is found")
     parser.add_argument("--seeds", type=int, default=3, help="rounds per case")
+    parser.add_argument("--first-seed", type=int, default=0, help="number of the first round")
     parser.add_argument("--minutes", type=float, default=7.0, help="no new round is begun after so long")
     parser.add_argument("--csv", type=Path, required=True, help="rounds, read and added to")
     parser.add_argument("--page", type=Path, help="Markdown file to write the tables to, below its first line `---`")
@@ -214,9 +259,9 @@ def _play(options: argparse.Namespace, rows: list[Row]) -> None:
     reader = MedMnistReader(path=Path(options.data, "medmnist", "pneumoniamnist_subset.npz"))
     data, started = load_dataset(reader, name="pneumonia", size=28, channels=1), time.monotonic()
     done = {(row.case, row.seed) for row in rows}
-    for seed in range(options.seeds):
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
         for case in TABLES[options.table]():
-            if options.only not in case.name or (case.name, seed) in done:
+            if not re.search(options.only, case.name) or (case.name, seed) in done:
                 continue
             if time.monotonic() - started > 60 * options.minutes:
                 return

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from medpfl.attacks.feature_readout import FeatureReadout
 from medpfl.attacks.first_layer_readout import FirstLayerReadout
 from medpfl.attacks.layers import DenseLayer, last_dense, layer_input
-from medpfl.core.domain import Observation, Recipe, Reconstruction
+from medpfl.attacks.peeling import Peeling
+from medpfl.core.domain import Batch, Observation, Recipe, Reconstruction
 from medpfl.core.tasks import SingleLabel
+from medpfl.federation.client import client_step
 from medpfl.models import Normalization, prepare
 
 Observe = Callable[..., Observation]
@@ -130,9 +132,10 @@ def test_first_layers_that_hide_the_image_are_refused(net: nn.Module, reason: st
 
 
 @pytest.mark.parametrize("attack", [FirstLayerReadout(), FeatureReadout()])
-def test_adam_clients_are_refused(attack: Any, make_model: Any, dense_net: Any) -> None:
+def test_several_steps_of_adam_are_refused(attack: Any, make_model: Any, dense_net: Any) -> None:
     model = make_model(dense_net(64, 9), (1, 8, 8))
-    assert "adam" in attack.why_not(model, Recipe(update="delta", optimizer="adam"), "delta", 1)
+    assert "adam" in attack.why_not(model, Recipe(update="delta", optimizer="adam", local_steps=3), "delta", 3)
+    assert attack.why_not(model, Recipe(update="delta", optimizer="adam"), "delta", 1) is None
     assert attack.why_not(model, Recipe(update="delta", local_steps=3), "delta", 3) is None
     assert attack.why_not(model, None, "delta", 3) is None
 
@@ -178,3 +181,23 @@ def test_the_last_layer_is_found_by_name_and_its_input_captured(make_model: Any)
         return layer_input(model, layer, images).sum()
 
     assert float(torch.func.grad(total)(images).abs().max()) > 0
+
+
+@pytest.mark.parametrize("update", ["delta", "weights"])
+def test_one_step_of_adam_is_undone_and_units_whose_size_it_hides_are_not_read(
+    update: Any, make_model: Any, dense_net: Any, blobs: Any
+) -> None:
+    """With an epsilon of the gradient's size it hides nothing; with the usual one a float32 step shows signs only."""
+    model, image = make_model(dense_net(64, 9), (1, 8, 8)), blobs(1, (1, 8, 8))
+    for epsilon, readable in ((1e-2, True), (1e-12, False)):
+        recipe = Recipe(update=update, optimizer="adam", learning_rate=0.01, epsilon=epsilon)
+        sent, _ = client_step(model, Batch(image, torch.tensor([1])), recipe)
+        observation = Observation(model, sent, recipe, "honest_server")
+        for attack in (FirstLayerReadout(), Peeling()):
+            (result,) = attack.reconstruct([observation], [torch.Generator()])
+            assert isinstance(result, Reconstruction)
+            if readable:
+                assert float((result.images - image).abs().max()) < 1e-2
+            else:
+                assert not len(result.images)
+                assert "hides the gradient's size" in result.stop_reason

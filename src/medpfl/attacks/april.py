@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from medpfl.attacks.base import ATTACKS, Attack
 from medpfl.attacks.labels import infer_labels
 from medpfl.attacks.tokens import Reading, Source, find_reading
-from medpfl.attacks.updates import gradient_view, read_each, why_no_readout
+from medpfl.attacks.updates import gradient_view, nothing_came_back, read_each, why_no_ratios
 from medpfl.core.config import STRICT
 from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
 from medpfl.core.session import NO_SESSION, Session
@@ -53,7 +53,7 @@ class April(Attack):
         """One private image, SGD, a trained position embedding, and a self-test on a random image."""
         if examples > 1:
             return f"only single images can be read, the update mixes {examples}"
-        if (reason := why_no_readout(recipe)) is not None:
+        if (reason := why_no_ratios(recipe)) is not None:
             return reason
         reading = find_reading(model, self._sources(), self.smallest)
         return reading if isinstance(reading, str) else None
@@ -72,7 +72,7 @@ class April(Attack):
         model = observation.model
         if observation.examples > 1:
             return Failure(f"only single images can be read, the update mixes {observation.examples}")
-        if (reason := why_no_readout(observation.recipe)) is not None:
+        if (reason := why_no_ratios(observation.recipe)) is not None:
             return Failure(reason)
         if id(model) not in readings:
             readings[id(model)] = find_reading(model, self._sources(), self.smallest)
@@ -80,6 +80,8 @@ class April(Attack):
         if isinstance(reading, str):
             return Failure(reading)
         view = gradient_view(observation)
+        if (lost := view.why_lost(*view.tensors)) is not None:
+            return nothing_came_back(observation, lost)
         found = reading.read(model, view.tensors, self.smallest)
         if not bool(torch.isfinite(found.image).all()):
             return Failure("the solution of the linear system is not finite")

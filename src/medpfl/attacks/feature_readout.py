@@ -18,7 +18,7 @@ from medpfl.attacks.matching.features import feature_objective
 from medpfl.attacks.matching.gradients import BatchedObjective, Layout, why_not_computable
 from medpfl.attacks.matching.initialization import uniform
 from medpfl.attacks.matching.lbfgs import LBFGS
-from medpfl.attacks.updates import gradient_view, nothing_came_back, settled_at_once, why_no_readout
+from medpfl.attacks.updates import gradient_view, nothing_came_back, settled_at_once, why_no_ratios
 from medpfl.core.config import STRICT
 from medpfl.core.devices import CPU, moved
 from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
@@ -77,7 +77,7 @@ class FeatureReadout(Attack):
             return layer
         if layer.bias is None:
             return f"the last layer '{layer.module}' has no bias, so nothing can be divided by its gradient"
-        return why_no_readout(recipe) or why_no_single_input(model, layer)
+        return why_no_ratios(recipe) or why_no_single_input(model, layer)
 
     def evaluations(self, model: GlobalModel, images: int) -> int:
         """All restarts with the longest line searches, at most one search per private image."""
@@ -124,8 +124,10 @@ class FeatureReadout(Attack):
         layer = last_dense(observation.model)
         assert isinstance(layer, DenseLayer)
         assert layer.bias is not None
-        tensors = gradient_view(observation).tensors
-        weight, bias = tensors[layer.weight], tensors[layer.bias]
+        view = gradient_view(observation)
+        if (lost := view.why_lost(layer.weight, layer.bias)) is not None:
+            return nothing_came_back(observation, lost)
+        weight, bias = view.tensors[layer.weight], view.tensors[layer.bias]
         if not bool(bias.abs().max() > 0):
             return nothing_came_back(
                 observation, "the last layer's bias gradient is zero, the model makes no error on the private images"

@@ -13,7 +13,7 @@ from torch import Tensor
 from medpfl.attacks.base import ATTACKS, Attack
 from medpfl.attacks.labels import infer_labels
 from medpfl.attacks.layers import DenseLayer, first_dense, pixel_map
-from medpfl.attacks.updates import gradient_view, nothing_came_back, read_each, why_no_readout
+from medpfl.attacks.updates import gradient_view, nothing_came_back, read_each, why_no_ratios
 from medpfl.core.config import STRICT
 from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
 from medpfl.core.session import NO_SESSION, Session
@@ -53,7 +53,7 @@ class FirstLayerReadout(Attack):
         layer = first_dense(model)
         if isinstance(layer, str):
             return layer
-        if (reason := why_no_readout(recipe)) is not None:
+        if (reason := why_no_ratios(recipe)) is not None:
             return reason
         affine = pixel_map(model, layer)
         return affine if isinstance(affine, str) else None
@@ -80,7 +80,10 @@ class FirstLayerReadout(Attack):
         assert not isinstance(affine, str)
         shift, factor = affine
         view = gradient_view(observation)
-        weight, bias = view.tensors[layer.weight], view.tensors[layer.bias]
+        known = view.known_units(layer.weight, layer.bias)
+        if not bool(known.any()):
+            return nothing_came_back(observation, view.why_lost(layer.weight, layer.bias) or "no unit is known")
+        weight, bias = view.tensors[layer.weight][known], view.tensors[layer.bias][known]
         if not bool(bias.abs().max() > 0):
             return nothing_came_back(observation, f"no unit of '{layer.module}' was active, its bias gradient is zero")
         if observation.examples == 1:

@@ -14,7 +14,7 @@ from torch import Tensor
 from medpfl.attacks.base import ATTACKS, Attack
 from medpfl.attacks.certificates import certify, group, share_of_idle_units
 from medpfl.attacks.layers import DenseLayer, first_dense, pixel_map
-from medpfl.attacks.updates import gradient_view, nothing_came_back, read_each, why_no_readout, why_no_scale
+from medpfl.attacks.updates import gradient_view, nothing_came_back, read_each, why_no_ratios, why_no_scale
 from medpfl.core.config import STRICT
 from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
 from medpfl.core.session import NO_SESSION, Session
@@ -99,6 +99,8 @@ class Peeling(Attack):
         affine = pixel_map(model, layer)
         assert not isinstance(affine, str)
         view = gradient_view(observation)
+        if (lost := view.why_lost(layer.weight, layer.bias)) is not None:
+            return nothing_came_back(observation, lost)
         weight, bias = view.tensors[layer.weight], view.tensors[layer.bias]
         if not bool(bias.abs().max() > 0):
             return nothing_came_back(observation, f"no unit of '{layer.module}' was active, its bias gradient is zero")
@@ -183,7 +185,7 @@ def why_not_one_dense_gradient(
         return layer
     if model.task.name != "single_label":
         return "the certificate needs one class per image"
-    if (reason := why_no_readout(recipe) or why_no_scale(recipe, update)) is not None:
+    if (reason := why_no_ratios(recipe) or why_no_scale(recipe, update)) is not None:
         return reason
     if recipe is not None and recipe.update != "gradient" and recipe.local_steps * recipe.epochs > 1:
         return f"the update mixes {recipe.local_steps * recipe.epochs} local steps, the certificate needs one gradient"

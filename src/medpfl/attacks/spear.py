@@ -88,6 +88,8 @@ class Spear(Attack):
         assert isinstance(layer, DenseLayer)
         assert layer.bias is not None
         view = gradient_view(observation)
+        if (lost := view.why_lost(layer.weight, layer.bias)) is not None:
+            return nothing_came_back(observation, lost)
         weight, bias = view.tensors[layer.weight], view.tensors[layer.bias]
         if not bool(bias.abs().max() > 0):
             return nothing_came_back(observation, f"no unit of '{layer.module}' was active, its bias gradient is zero")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -23,12 +23,29 @@ CLIP_MARGIN = 1e-4
 class GradientView:
     """An update turned into a gradient of the mean loss at the received model, in float64.
 
-    tensors: one entry per trainable tensor. notes: why it is not that gradient up to rounding, but a mean over local
+    tensors: one entry per trainable tensor. lost: of tensors in which the client's optimizer hides the size of some
+    entries, which (bool). notes: why it is not that gradient up to rounding, but a mean over local
     steps, or known up to a positive factor only; empty if it is.
     """
 
     tensors: dict[str, Tensor]
     notes: tuple[str, ...] = ()
+    lost: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def known_units(self, weight: str, bias: str) -> Tensor:
+        """Which units of a dense layer have no lost entry, bool (units,)."""
+        whole = torch.ones(len(self.tensors[bias]), dtype=torch.bool, device=self.tensors[bias].device)
+        for name in (weight, bias):
+            if name in self.lost:
+                whole &= ~self.lost[name].flatten(1).any(dim=1) if name == weight else ~self.lost[name]
+        return whole
+
+    def why_lost(self, *names: str) -> str | None:
+        """Why no exact ratios can be read of these tensors, half a sentence; None if all entries are known."""
+        hidden = [name for name in names if name in self.lost]
+        if not hidden:
+            return None
+        return f"the client's optimizer moved '{hidden[0]}' as far as it ever does, which hides the gradient's size"
 
     @property
     def exact(self) -> bool:
@@ -145,17 +162,21 @@ def _adam_undone(
     """The gradient behind the first of so many steps of Adam, all others having had none."""
     sent = observation.model.parameters if alone else {name: observation.sent_parameter(name) for name in moved}
     tensors: dict[str, Tensor] = {}
-    lost = entries = 0
+    masks: dict[str, Tensor] = {}
+    entries = 0
     for name, tensor in moved.items():
         own = _own_change(observation, name, tensor, recipe) if alone else tensor
         tensors[name], hidden = adam_gradient(own, sent[name], recipe, steps)
-        lost, entries = lost + int(hidden.sum()), entries + hidden.numel()
+        entries += hidden.numel()
+        if bool(hidden.any()):
+            masks[name] = hidden
+    lost = sum(int(mask.sum()) for mask in masks.values())
     notes: tuple[str, ...] = ()
     if lost:
         notes = (f"{recipe.optimizer} hides the gradient's size in {lost / entries:.1%} of its entries",)
     if observation.clients > 1 and not alone:
         notes = (*notes, f"{recipe.optimizer} scaled every client's gradient on its own, so their mean is not exact")
-    return GradientView(tensors, notes)
+    return GradientView(tensors, notes, masks)
 
 
 def _own_change(observation: Observation, name: str, mean: Tensor, recipe: Recipe) -> Tensor:
@@ -191,6 +212,12 @@ def why_no_readout(recipe: Recipe | None) -> str | None:
     if recipe is None or recipe.update == "gradient" or recipe.optimizer == "sgd":
         return None
     return f"{recipe.optimizer} scales every entry on its own, which destroys the ratios that are read out; needs SGD"
+
+
+def why_no_ratios(recipe: Recipe | None) -> str | None:
+    """The same for read-outs that look at what a single step of Adam hides (`GradientView.why_lost`)."""
+    reason = why_no_readout(recipe)
+    return None if reason is None or one_gradient(recipe) else f"{reason} or a single step"
 
 
 def why_no_scale(recipe: Recipe | None, update: UpdateKind) -> str | None:
