@@ -22,11 +22,8 @@ from medpfl.guards.norm_bound import sent_change
 from medpfl.guards.self_test import LayerFinding, SelfTest, Thresholds, self_test
 from medpfl.guards.signs import relative_changes, share_of_dying_units, surplus_loss
 
-FEWEST_SAMPLES = 4
+FEWEST_SAMPLES = 8
 """Of fewer samples every layer gives back most, so that nothing tells a crafted one."""
-
-FEWEST_PATTERNS = 16
-"""A freshly drawn layer must have so many patterns before a layer with far fewer is called crafted."""
 
 Finding = tuple[Level, str]
 
@@ -103,7 +100,8 @@ class LeakageGate(Guard):
         share = f"gives back {finding.share:.0%} of the {_what(finding)}"
         if finding.excess > self.excess:
             return f"{share}, a freshly drawn layer {chance.share:.0%}"
-        if finding.share >= 0.5 and chance.patterns >= FEWEST_PATTERNS and 2 * finding.patterns < chance.patterns:
+        chain = 2 * (finding.samples + 1)  # bins by one brightness, half of them for darker in place of brighter images
+        if finding.share >= 0.5 and finding.patterns <= chain and 2 * finding.patterns < chance.patterns:
             return (
                 f"{share} by units that tell only {finding.patterns} groups of them apart, "
                 f"a freshly drawn layer {chance.patterns}"

@@ -186,13 +186,13 @@ def _read(
 ) -> LayerFinding:
     rows = gradient.flatten(1)
     found = readouts(view.errors, view.squares(), parts)
-    found = found.purest(PRODUCTS // (view.count * view.inputs), ALWAYS_TESTED)
+    whole = pixels is not None and view.count == view.images
+    found = found.purest(PRODUCTS // (view.count * view.inputs) if whole else 0, ALWAYS_TESTED)
     space = _space(view, pixels)
     similarity = torch.zeros(view.count, dtype=torch.float64)
     psnr = torch.full((view.count,), torch.nan, dtype=torch.float64)
     returned = torch.zeros(view.count, dtype=torch.bool)
     everything = torch.arange(view.count)
-    whole = pixels is not None and view.count == view.images
     few = view.count * view.inputs <= SAMPLE_ENTRIES
     kept = space.prepared(view.samples()) if few else None
     for chunk in found.chunks(ROWS_AT_ONCE):

@@ -132,6 +132,9 @@ def _image_result(row: Row) -> ImageResult:
         fallback=row.get("status") == "done" and row.get("candidate") == "",
         null_ssim=null_ssim,
         null_psnr=null_psnr,
+        verdict=row.get("verdict", ""),
+        verdict_reason=row.get("verdict_reason", ""),
+        others_withheld=number(row.get("others_withheld")),
     )
 
 

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from medpfl.audit.files import write_atomically
-from medpfl.report import answer, diagnosis_wording, formatting, settings, wording
+from medpfl.report import answer, diagnosis_wording, formatting, guards, settings, wording
 from medpfl.report.comparison import outcomes
 from medpfl.report.curves import DECIBELS, Panel, columns, panels
 from medpfl.report.diagnosis import Diagnosis, diagnoses, pictured, scale
@@ -101,6 +101,8 @@ def render(audit: Audit, folder: Path, *, images: bool) -> str:
             decibels=scale(diagnosed),
             gallery=gallery(audit.cells, folder) if images else None,
             opened={outcome.strongest.id for outcome in found if outcome.strongest is not None},
+            guard_outcomes=guards.guard_outcomes(audit.cells),
+            beside_pictures=guards.beside_pictures(audit.cells),
             failures=failure_groups(audit.cells),
             silent=silent_groups(audit.cells),
             shown_cases=SHOWN_CASES,
@@ -148,6 +150,7 @@ def _environment() -> Environment:
         wording=wording,
         diagnosis=diagnosis_wording,
         settings=settings,
+        guards=guards,
         line_style=line_style,
         null_styles=NULL_STYLES,
         dash=formatting.DASH,

@@ -48,6 +48,7 @@ class ImageResult:
     `truth_mask` and `reconstruction_mask` are pictures of a segmentation model's masks, empty where there are none.
 
     `fallback` says that nothing came back for it and the adversary's best guess without an update was scored.
+    `verdict` and `verdict_reason` are what its client's guard found, empty without one.
     """
 
     case: str
@@ -78,6 +79,9 @@ class ImageResult:
     fallback: bool = False
     null_ssim: Mapping[str, float] = field(default_factory=dict)
     null_psnr: Mapping[str, float] = field(default_factory=dict)
+    verdict: str = ""
+    verdict_reason: str = ""
+    others_withheld: float | None = None
 
     @property
     def finished(self) -> bool:
@@ -136,6 +140,11 @@ class Cell:
     def defense(self) -> str:
         """Id of the defense."""
         return self.axes.get("defense", "")
+
+    @property
+    def protection(self) -> str:
+        """Id of the defense, or of the guard where there is no defense."""
+        return self.defense if self.defense not in NOTHING_THERE else self.axes.get("guard", "")
 
     @property
     def defended(self) -> bool:

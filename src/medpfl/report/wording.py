@@ -223,7 +223,7 @@ def defense_notes(outcome: DatasetOutcome, warnings: Mapping[str, Sequence[str]]
         if not first.defended:
             continue
         if entry.strongest is not None:
-            found.setdefault((informed(entry), False), []).append(first.defense)
+            found.setdefault((informed(entry), False), []).append(first.protection)
         for text in warnings.get(first.defense, ()):
             found.setdefault((text, True), []).append(first.defense)
     return tuple(
