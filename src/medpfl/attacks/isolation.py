@@ -18,8 +18,8 @@ TAIL = 10.0
 NO_SPREAD = 1e-12
 """Features that deviate less are the same for all images."""
 
-AS_LIKELY = 0.95
-"""Classes with at least this share of the best one's probability count as equally likely."""
+SURE = 2.0
+"""Shares that differ by no more than so many standard errors count as equal."""
 
 LEAST_SIGNAL = 0.05
 """Images whose errors sum to less are taken for none."""
@@ -128,12 +128,13 @@ def isolated(observation: Observation, label: int, whole: bool) -> Observation:
 def likeliest_alone(targets: Tensor, classes: int, images: int) -> int:
     """The class of which so many images most probably hold exactly one, by the shares among auxiliary targets (M,).
 
-    The first of those that are as likely up to what shares of a sample tell: where victims and auxiliary images come from
-    one small collection, the rarest class among these is the most frequent one among those.
+    The first of those whose shares are alike as far as a sample tells: where victims and auxiliary images come from one
+    small collection, the rarest class among these is the most frequent one among those.
     """
     shares = torch.bincount(targets, minlength=classes).double() / len(targets)
-    chances = shares * (1 - shares) ** (images - 1)
-    return int((chances >= AS_LIKELY * chances.max()).int().argmax())
+    best = shares[(shares * (1 - shares) ** (images - 1)).argmax()]
+    unsure = SURE * (best * (1 - best) / len(targets)).sqrt()
+    return int(((shares - best).abs() <= unsure).int().argmax())
 
 
 def why_no_hook(model: GlobalModel) -> str | None:
