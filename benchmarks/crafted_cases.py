@@ -102,6 +102,23 @@ def alone_within_clients(broadcast: Broadcast, images: Tensor) -> Tensor:
     return torch.cat([alone_by_brightness(broadcast, own) for own in clients])
 
 
+def first_in_their_bin(broadcast: Broadcast, images: Tensor, steps: int) -> Tensor:
+    """Images alone in their bin among those of their own client's steps up to their own: a unit that has learned from
+    one image may have moved so far that later ones leave no trace.
+    """
+    clients = torch.split(images, len(images) // len(broadcast.models))
+    batch = len(clients[0]) // steps
+    parts = [
+        alone_by_brightness(broadcast, own[: end * batch])[-batch:] for own in clients for end in range(1, steps + 1)
+    ]
+    return torch.cat(parts)
+
+
+def first_in_their_bin_expected(images: int, units: int, steps: int) -> float:
+    """The expected share of these images."""
+    return sum(multinomial(images // steps * end, units) for end in range(1, steps + 1)) / steps
+
+
 def alone_by_latent(broadcast: Broadcast, images: Tensor) -> Tensor:
     """Images whose mean latent is alone in its bin."""
     model = broadcast.model(0)

@@ -5,9 +5,9 @@
 Every attack meets the same nets, private images and auxiliary images, and clients of one float32 SGD step that send
 weights. `read` is the share of the images that the attack is after which come back above 30 dB, one candidate each, with a 95%
 interval over rounds. `at most` is the share that can be read in closed form, counted from the truth (for scoring only),
-`closed form` its expectation; `attributed` is the share of what came back that is attributed to the client that holds
-it. `nearest auxiliary` is the share of images that have an auxiliary image above 30 dB: what an attacker has who sees no
-update.
+`closed form` its expectation (with several local steps, of LOKI: images that are the first in their bin); `attributed`
+is the share of what came back that is attributed to the client that holds it. `nearest auxiliary` is the share of
+images that have an auxiliary image above 30 dB: what an attacker has who sees no update.
 
 A new attack is one more `Case` in `crafted_cases.py`.
 """
@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from crafted_cases import CASES, Case
+from crafted_cases import CASES, Case, first_in_their_bin, first_in_their_bin_expected
 from torch import Tensor
 
 from medpfl.attacks.crafted import ServerView
-from medpfl.core.domain import Auxiliary, Batch, Knowledge, Observation, Recipe, Reconstruction
+from medpfl.core.domain import Auxiliary, Batch, Broadcast, Knowledge, Observation, Recipe, Reconstruction
 from medpfl.core.functional import assignment
 from medpfl.core.seeding import generator
 from medpfl.data import Dataset, MedMnistReader, PhantomReader, load_dataset
@@ -47,7 +47,7 @@ FILES: dict[str, tuple[str, int, Literal[1, 3]]] = {
 """Real images by file, size and channels; two, two and six classes."""
 
 COLUMNS = (
-    "data", "channel", "clients", "images", "attack", "rounds", "after", "read", "low", "high", "psnr",
+    "data", "channel", "clients", "images", "steps", "attack", "rounds", "after", "read", "low", "high", "psnr",
     "at_most", "closed_form", "attributed", "candidates", "nearest_auxiliary", "seconds",
 )  # fmt: skip
 
@@ -98,18 +98,24 @@ def _rows(options: argparse.Namespace) -> Iterator[dict[str, str]]:
                     wanted = any(part in case.label for part in options.attacks) if options.attacks else True
                     if channel_name not in case.channels or name not in (case.data or options.data) or not wanted:
                         continue
-                    played = [_play(case, data, images, channel, options.units, seed) for seed in range(options.rounds)]
-                    yield {"data": name, "channel": channel_name, **_row(case, played, images, channel, options.units)}
+                    recipe = Recipe(
+                        update="weights",
+                        learning_rate=options.rate,
+                        batch_size=images // options.steps,
+                        local_steps=options.steps,
+                    )
+                    played = [_play(case, data, recipe, channel, options.units, seed) for seed in range(options.rounds)]
+                    row = _row(case, played, images, channel, options.units, options.steps)
+                    yield {"data": name, "channel": channel_name, **row}
 
 
-def _play(case: Case, data: Dataset, images: int, channel: Channel, units: int, seed: int) -> Played:
+def _play(case: Case, data: Dataset, recipe: Recipe, channel: Channel, units: int, seed: int) -> Played:
     """The round of this seed: private images, net and auxiliary images are the same for every attack."""
-    started = time.process_time()
+    started, images = time.process_time(), recipe.private_images
     order = torch.randperm(len(data), generator=generator("division", seed))
     held = torch.split(order[: images * channel.client_count], images)
     owned = order[images * channel.client_count :]
     clients = [Batch(data.images[part], data.targets[part]) for part in held]
-    recipe = Recipe(update="weights", learning_rate=0.1, batch_size=images)
     attack, stream = case.attack(units), generator("attack", seed)
     view = ServerView(
         model=case.net(data, units, seed),
@@ -143,7 +149,7 @@ def _play(case: Case, data: Dataset, images: int, channel: Channel, units: int, 
             said[rows] = result.clients[columns]
     return Played(
         read=errors < RECOVERED,
-        at_most=None if case.at_most is None else case.at_most(broadcast, private),
+        at_most=_at_most(case, broadcast, private, recipe.local_steps),
         psnr=-10 * errors[errors < RECOVERED].clamp_min(1e-10).log10(),
         attributed=None if result.clients is None else (said == owners)[errors < RECOVERED],
         candidates=len(result.images),
@@ -152,12 +158,25 @@ def _play(case: Case, data: Dataset, images: int, channel: Channel, units: int, 
     )
 
 
+def _at_most(case: Case, broadcast: Broadcast, private: Tensor, steps: int) -> Tensor | None:
+    """Which images can be read at most; over several local steps this is known of attacks on clients apart only."""
+    if steps > 1:
+        return first_in_their_bin(broadcast, private, steps) if case.apart else None
+    return None if case.at_most is None else case.at_most(broadcast, private)
+
+
+def _closed_form(case: Case, images: int, sought: int, units: int, steps: int) -> float | None:
+    if steps > 1:
+        return first_in_their_bin_expected(images, units, steps) if case.apart else None
+    return None if case.closed_form is None else case.closed_form(images if case.apart else sought, units)
+
+
 def _nearest(private: Tensor, auxiliary: Tensor) -> Tensor:
     """Mean squared error of each private image's nearest auxiliary image."""
     return torch.stack([pairwise_mse(image[None], auxiliary).amin() for image in private])
 
 
-def _row(case: Case, played: Sequence[Played], images: int, channel: Channel, units: int) -> dict[str, str]:
+def _row(case: Case, played: Sequence[Played], images: int, channel: Channel, units: int, steps: int) -> dict[str, str]:
     reads = torch.cat([one.read for one in played])
     rounds = torch.cat([torch.full((len(one.read),), place) for place, one in enumerate(played)])
     found = success_rate(reads.numpy(), rounds.numpy(), seed=0)
@@ -167,6 +186,7 @@ def _row(case: Case, played: Sequence[Played], images: int, channel: Channel, un
     values = {
         "clients": channel.client_count,
         "images": images,
+        "steps": steps,
         "attack": case.label,
         "rounds": len(played),
         "after": case.after,
@@ -175,7 +195,7 @@ def _row(case: Case, played: Sequence[Played], images: int, channel: Channel, un
         "high": found.high,
         "psnr": torch.cat([one.psnr for one in played]).median() if bool(reads.any()) else None,
         "at_most": torch.cat(most).double().mean() if most else None,
-        "closed_form": None if case.closed_form is None else case.closed_form(images if case.apart else sought, units),
+        "closed_form": _closed_form(case, images, sought, units, steps),
         "attributed": torch.cat(told).double().mean() if told else None,
         "candidates": sum(one.candidates for one in played) / len(played),
         "nearest_auxiliary": torch.cat([one.near_auxiliary for one in played]).double().mean(),
@@ -215,6 +235,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--clients", type=int, default=4, help="behind secure_sum and secagg_plus")
     parser.add_argument("--images", nargs="+", type=int, default=[16, 64], help="of each client")
+    parser.add_argument("--steps", type=int, default=1, help="local steps that a client's images are divided into")
+    parser.add_argument("--rate", type=float, default=0.1, help="the clients' learning rate")
     parser.add_argument("--units", type=int, default=512, help="bins or units of the crafted layer")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--attacks", nargs="*", default=[], help="only cases whose label holds one of these words")

@@ -51,6 +51,9 @@ class Loki(CraftedAttack):
     there are. The layer's unit k gets a gradient from images of brightness bin k only (hard tanh), so row k is the
     image itself, up to a factor, where one of that client's N images is alone in it: a share (1 - 1/K)^(N - 1).
 
+    Over several local steps a unit that has learned from one image leaves its bin behind, so that the first image of a
+    bin is kept and later ones leave no trace: more come back than are alone in their bin.
+
     The factor is the image's error, and the bias gradient that would show it is shared by all clients. `constant` adds
     a channel to every block that holds 1 for its own client, and so a bias gradient of each client's own: exact. `bin`
     needs no channel and takes the bin's own place for the mean value: off by half a bin's width at most. `stretched`
