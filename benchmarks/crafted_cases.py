@@ -223,6 +223,12 @@ CASES = (
         at_most=alone_in_a_unit("1"),
         net=dense_net,
     ),
+    Case(
+        "curious_abandon_honesty published, own layer",
+        lambda _: CuriousAbandonHonesty(**CuriousAbandonHonesty.presets["published"]),
+        at_most=alone_in_a_unit("1"),
+        net=dense_net,
+    ),
     Case("fishing class, gradinv", lambda _: Fishing(), "victim", closed_form=one_of_a_class, data=("bodyparts",)),
     Case(
         "fishing class, dlg", lambda _: Fishing(search="dlg"), "victim", closed_form=one_of_a_class, data=("bodyparts",)

@@ -19,7 +19,7 @@ import csv
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -213,9 +213,24 @@ def _text(name: str, value: object) -> str:
     return f"{number:.1f}" if name in {"psnr", "candidates", "seconds"} else f"{number:.3f}"
 
 
+def photographs(count: int) -> Dataset:
+    """Color images, 32x32, with the spectrum, mean and contrast of photographs: amplitudes fall as one over frequency."""
+    draws = generator("photographs")
+    frequency = (torch.fft.fftfreq(32)[:, None].square() + torch.fft.rfftfreq(32)[None].square()).sqrt()
+    frequency[0, 0] = 1 / 32
+    common = torch.randn(count, 1, 32, 17, generator=draws, dtype=torch.cfloat)
+    own = torch.randn(count, 3, 32, 17, generator=draws, dtype=torch.cfloat)
+    images = torch.fft.irfft2((common + 0.4 * own) / frequency, s=(32, 32))
+    images = (images / images.std() * 0.25 + 0.47).clamp(0, 1)
+    like = dataset("skin")
+    return replace(like, name="photographs", images=images, targets=torch.arange(count) % like.task.classes)
+
+
 def dataset(name: str) -> Dataset:
     if name == "films":
         return load_dataset(PhantomReader(kind="chest", count=3000, resolution=28), name=name, size=28, channels=1)
+    if name == "photographs":
+        return photographs(2000)
     file, size, channels = FILES[name]
     reader = MedMnistReader(path=Path(os.environ["MEDPFL_DATA"], "medmnist", file))
     return load_dataset(reader, name=name, size=size, channels=channels)
@@ -229,7 +244,7 @@ def _channel(name: str, clients: int) -> Channel:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--data", nargs="+", default=["pneumonia", "skin"], choices=[*FILES, "films"])
+    parser.add_argument("--data", nargs="+", default=["pneumonia", "skin"], choices=[*FILES, "films", "photographs"])
     parser.add_argument(
         "--channels", nargs="+", default=["plain", "secure_sum"], choices=["plain", "secure_sum", "secagg_plus"]
     )
