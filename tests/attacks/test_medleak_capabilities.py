@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from crafted_rounds import SGD, Round, alone_between
 from crafted_rounds import attacked as attacked_round
 from torch import Tensor, cat, tensor
@@ -13,9 +14,11 @@ from torch import Tensor, cat, tensor
 from medpfl.attacks.crafted import ServerView, beyond_capabilities
 from medpfl.attacks.medleak import MedLeak
 from medpfl.core.domain import Auxiliary, Broadcast, Knowledge, Recipe
+from medpfl.core.errors import AttackFailure
 from medpfl.data.dataset import Dataset
 from medpfl.defenses.laplace import Laplace
-from medpfl.federation import Plain, SecAggPlus
+from medpfl.federation import Plain, SecAggPlus, SecureSum
+from medpfl.metrics.scoring import pairwise_mse
 
 ADAM: dict[str, Any] = {"optimizer": "adam", "learning_rate": 1e-3}
 BINS = MedLeak(bins=256, queries=1)
@@ -84,3 +87,20 @@ def test_what_goes_beyond_the_capabilities_is_named(sent: Any, reason: str | Non
     assert found is None if reason is None else reason in (found or "")
     without = replace(view, can=frozenset())
     assert "without the capability" in (beyond_capabilities(without, Broadcast((model, model), **sent)) or "")
+
+
+@pytest.mark.parametrize("channel", [SecureSum(clients=4), SecAggPlus(clients=4)], ids=["sum", "secagg"])
+def test_units_of_their_own_tell_whose_images_came_back(channel: SecureSum | SecAggPlus, films: Dataset) -> None:
+    """Every image above 30 dB is attributed to the client that holds it, and most of all clients' images are."""
+    found = attacked_round(MedLeak(bins=512, mode="apart"), films, 16, channel=channel)
+    whose, errors = found.result.clients, pairwise_mse(found.private.double(), found.result.images.double())
+    assert whose is not None
+    owners = torch.arange(4).repeat_interleave(16)
+    right = [int(owners[row]) == int(whose[column]) for row, column in (errors < 1e-3).nonzero().tolist()]
+    assert all(right)
+    assert len(right) >= 0.8 * len(owners)
+
+
+def test_too_many_clients_for_units_of_their_own_are_refused(films: Dataset) -> None:
+    with pytest.raises(AttackFailure, match="too few of its 8 bins for each of 5 clients"):
+        attacked_round(MedLeak(bins=8, mode="apart"), films, 2, channel=SecureSum(clients=5))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -105,6 +105,18 @@ def read_rows(
         bins=torch.cat(units)[:most],
         deviations=torch.cat(deviations)[:most],
         bins_read=len(read),
+    )
+
+
+def side_by_side(found: Sequence[Candidates]) -> Candidates:
+    """Candidates of several gradients, one after the other."""
+    if len(found) == 1:
+        return found[0]
+    return Candidates(
+        images=torch.cat([one.images for one in found]),
+        bins=torch.cat([one.bins for one in found]),
+        deviations=torch.cat([one.deviations for one in found]),
+        bins_read=sum(one.bins_read for one in found),
     )
 
 

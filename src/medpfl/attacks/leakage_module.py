@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -46,6 +46,13 @@ class LeakageModule:
         """The same with all units off for every image: its first layer gets no gradient, whatever the images are."""
         highest = self.bins.rows_of(self.bins.places).clamp_min(0).sum(dim=1)
         return dense_in_front(model, self._tensors(torch.full_like(highest, self.scale), -2 * self.scale * highest))
+
+    def alive_in(self, first: int, count: int, model: GlobalModel) -> GlobalModel:
+        """The same with all units off for every image but `count` of them, from the unit `first` on."""
+        alive, dead = self.in_front_of(model), self.dead_in_front_of(model)
+        biases = dead.parameters[BIAS].clone()
+        biases[first : first + count] = alive.parameters[BIAS][first : first + count]
+        return replace(alive, parameters={**alive.parameters, BIAS: biases})
 
     def _tensors(self, sizes: Tensor, biases: Tensor) -> dict[str, Tensor]:
         """sizes (K,): what the queries' weights are multiplied by."""

@@ -15,8 +15,8 @@ from torch import Tensor
 from medpfl.attacks.balance import balanced
 from medpfl.attacks.base import ATTACKS
 from medpfl.attacks.bin_labels import read_labels
-from medpfl.attacks.bin_readout import Candidates, read_out
-from medpfl.attacks.calibration import TRIALS, Search, Trial, judged, rounding_floor, sought
+from medpfl.attacks.bin_readout import Candidates, read_out, side_by_side
+from medpfl.attacks.calibration import TRIALS, Search, Trial, judged, rounding_floor, sought, together
 from medpfl.attacks.crafted import CraftedAttack, ServerView
 from medpfl.attacks.front import BIAS, WEIGHT, dense_front_parameters, why_no_memory
 from medpfl.attacks.leakage_module import LeakageModule
@@ -75,7 +75,9 @@ class MedLeak(CraftedAttack):
     auxiliary ones, and one where clients take several steps or compute in half precision.
 
     `separate` sends the module to the victim and a dead one to all others, so that an aggregate shows the victim's
-    images; `joint` sends it to all, and the bins tell all clients' images apart. `scale` divides the first layer and
+    images; `joint` sends it to all, and the bins tell all clients' images apart, but not whose they are; `apart` divides
+    the units among the clients, which tells that too and reads nearly as many: with n images for each of C clients alone
+    in their bin are (1 - C/K)^(n - 1), against (1 - 1/K)^(C n - 1). `scale` divides the first layer and
     multiplies the second, which changes no output but lifts the gradient above the rounding of float32 weights and of
     SecAgg+ (1: the published recipe); `auto` takes what recovers most in rounds that the server plays through on
     auxiliary images, with the clients' recipe and the channel's arithmetic. `steps` is about clients that take several
@@ -84,8 +86,11 @@ class MedLeak(CraftedAttack):
 
     bins: Annotated[int, Field(ge=2, description="units of the module, K: one brightness bin each")] = 512
     mode: Annotated[
-        Literal["separate", "joint"],
-        Field(description="separate: the others get a dead module; joint: all clients get the same module"),
+        Literal["separate", "joint", "apart"],
+        Field(
+            description="separate: the others get a dead module; joint: all clients get the same module; apart: each gets "
+            "units of its own, a part of all"
+        ),
     ] = "separate"
     scale: Annotated[
         Literal["auto"] | Annotated[float, Field(gt=0)],
@@ -133,7 +138,7 @@ class MedLeak(CraftedAttack):
 
     def needs(self) -> frozenset[str]:
         """Another architecture with chosen tensors; for `separate` different ones for different clients."""
-        own = {"inconsistent_models"} if self.mode == "separate" else set()
+        own = {"inconsistent_models"} if self.mode != "joint" else set()
         return frozenset({"parameters", "architecture", *own})
 
     def uses(self) -> frozenset[str]:
@@ -182,13 +187,13 @@ class MedLeak(CraftedAttack):
 
     def _chosen(self, view: ServerView, images: Tensor, generator: torch.Generator) -> Broadcast:
         """The module with as many queries as let most images be read."""
-        draw = partial(self._bins, generator=generator)
+        draw = partial(self._bins, self._units(view), generator=generator)
         if self.queries != "auto":
             return self._made(draw(self.queries, images), view, generator)
         if not _exact(view.recipe):
             return self._made(draw(1, images), view, generator)
-        number = view.examples * self._leaking(view)
-        shares = peelable_shares(draw, self.bins, images, number, generator)
+        number = view.examples * (view.clients if self.mode == "joint" else 1)
+        shares = peelable_shares(draw, self._units(view), images, number, generator)
         count = fewest_of_best(shares)
         sent = self._made(draw(count, images), view, generator)
         if count == 1 or view.recipe is None or (share := self._played(sent, view, generator)) >= shares[1]:
@@ -196,8 +201,17 @@ class MedLeak(CraftedAttack):
         single = self._made(draw(1, images), view, generator)
         return single if self._played(single, view, generator) > share else sent
 
-    def _bins(self, count: int, images: Tensor, generator: torch.Generator) -> QueryBins:
-        return query_bins(self.patterns, count, self.bins, images, generator, self.quantiles)
+    def _bins(self, units: int, count: int, images: Tensor, generator: torch.Generator) -> QueryBins:
+        return query_bins(self.patterns, count, units, images, generator, self.quantiles)
+
+    def _units(self, view: ServerView) -> int:
+        """How many units share the images of a client. Raises `AttackFailure` where clients are too many for all."""
+        units = self.bins // view.clients if self.mode == "apart" else self.bins
+        if units < 2 * (1 if self.queries == "auto" else self.queries):
+            raise AttackFailure(
+                f"medleak has too few of its {self.bins} bins for each of {view.clients} clients: use more"
+            )
+        return units
 
     def _leaking(self, view: ServerView) -> int:
         """How many clients get the module."""
@@ -220,7 +234,7 @@ class MedLeak(CraftedAttack):
         assert auxiliary is not None  # checked by `prepare`
         direction = torch.randn(auxiliary.images[0].numel(), dtype=torch.float64, generator=generator)
         module = LeakageModule(
-            bins=bins,
+            bins=bins.times(view.clients) if self.mode == "apart" else bins,
             direction=(direction / direction.norm()).to(auxiliary.images.device),
             offset=auxiliary.images.double().mean(dim=0).flatten(),
             scale=1.0,
@@ -233,8 +247,7 @@ class MedLeak(CraftedAttack):
             model = balanced(view.model, module.in_front_of, auxiliary.images, view.recipe, auxiliary.targets)
             view = replace(view, model=model)
         if way == "first_batch":
-            assert view.recipe is not None  # a withheld recipe counts as one step
-            model, towards = self_stopping(view.model, auxiliary, module.offset, view.recipe)
+            model, towards = self_stopping(view.model, auxiliary, module.offset)
             view, module = replace(view, model=model), replace(module, direction=towards)
         if view.recipe is None:
             assert self.scale != "auto"  # `why_not` refuses that
@@ -250,9 +263,13 @@ class MedLeak(CraftedAttack):
         notes: tuple[str, ...] = (),
     ) -> Broadcast:
         models: tuple[GlobalModel, ...] = (module.in_front_of(view.model),)
+        bins, blocks = module.bins, view.clients if self.mode == "apart" else 1
         if self.mode == "separate" and view.clients > 1:
             models += (module.dead_in_front_of(view.model),)
-        secret = {"rows": module.bins.rows, "edges": module.bins.edges, "floor": torch.tensor(floor)}
+        if blocks > 1:
+            bins = QueryBins(*(one[: len(one) // blocks] for one in (bins.rows, bins.edges)))
+            models = tuple(module.alive_in(one * bins.units, bins.units, view.model) for one in range(blocks))
+        secret = {"rows": bins.rows, "edges": bins.edges, "floor": torch.tensor(floor)}
         secret |= {way: torch.tensor(True)}
         return Broadcast(models, secret, notes)
 
@@ -284,54 +301,67 @@ class MedLeak(CraftedAttack):
     def _given(self) -> tuple[float | None, float | None]:
         return None if self.scale == "auto" else self.scale, None if self.gain == "auto" else self.gain
 
-    def _gradient(self, observation: Observation) -> ModuleGradient:
-        """What the update shows of the module's own gradient."""
+    def _gradients(self, observation: Observation) -> list[ModuleGradient]:
+        """What the update shows of the module's own gradient: of all its units, or of each client's."""
         assert observation.broadcast is not None  # the callers see to that
-        sent = observation.broadcast
-        within = _sent_bins(sent) if "all_batches" in sent.secret else None
-        return ModuleGradient(observation, self.mode == "separate", "first_batch" in sent.secret, within)
+        sent, bins = observation.broadcast, _sent_bins(observation.broadcast)
+        within = bins if "all_batches" in sent.secret else None
+        gradient = ModuleGradient(observation, self.mode != "joint", "first_batch" in sent.secret, within)
+        if self.mode != "apart":
+            return [gradient]
+        return [replace(gradient, block=(one * bins.units, bins.units)) for one in range(observation.clients)]
 
     def _tried(self, batches: Sequence[Batch], observation: Observation) -> Trial:
         """How a simulated round went, whose images the attacker knows: those alone in a bin, without peeling."""
         assert observation.broadcast is not None  # `simulated` sees to that
-        bins, images = _sent_bins(observation.broadcast), torch.cat([batch.images for batch in batches])
-        gradient, shape = self._gradient(observation), observation.model.image_shape
-        several = not one_gradient(observation.recipe)
-        floor = 0.0 if several else rounding_floor(bins.per_bin(gradient.bias), bins.counts(images))
-        found = read_singles(gradient, bins, shape, self._sought(observation), floor)
-        trial = judged(images if several else images[bins.alone(images)], found.images, floor)
+        bins, shape = _sent_bins(observation.broadcast), observation.model.image_shape
+        several, trials = not one_gradient(observation.recipe), []
+        held = [batch.images for batch in batches]
+        for gradient, images in zip(
+            self._gradients(observation), held if self.mode == "apart" else [torch.cat(held)], strict=True
+        ):
+            floor = 0.0 if several else rounding_floor(bins.per_bin(gradient.bias), bins.counts(images))
+            found = read_singles(gradient, bins, shape, self._sought(observation), floor)
+            trials.append(judged(images if several else images[bins.alone(images)], found.images, floor))
+        trial = together(trials)
         return trial if len(bins.rows) == 1 else replace(trial, psnr=trial.psnr - PEELED)
 
     def _played(self, sent: Broadcast, view: ServerView, generator: torch.Generator) -> float:
         """The share of all images that come back in simulated rounds with this broadcast."""
 
         def read(batches: Sequence[Batch], observation: Observation) -> Trial:
-            return judged(torch.cat([batch.images for batch in batches]), self._candidates(observation).images, 0.0)
+            found = torch.cat([one.images for one in self._candidates(observation)])
+            return judged(torch.cat([batch.images for batch in batches]), found, 0.0)
 
         leaking = self._leaking(view)
         _, trial = sought(view, Search((sent,)), lambda one: one, read, leaking=leaking, generator=generator)
         return trial.share
 
     def _sought(self, observation: Observation) -> int:
-        """How many images can be in what the update shows."""
-        return observation.examples // (observation.clients if self.mode == "separate" else 1)
+        """How many images can be in what a gradient shows."""
+        return observation.examples // (observation.clients if self.mode != "joint" else 1)
 
-    def _candidates(self, observation: Observation) -> Candidates:
-        """What the update shows, whoever's images it is of."""
+    def _candidates(self, observation: Observation) -> list[Candidates]:
+        """What each of `_gradients` shows, whoever's images it is of."""
         assert observation.broadcast is not None  # the callers see to that
-        sent, gradient = observation.broadcast, self._gradient(observation)
-        shape, most, floor = observation.model.image_shape, self._sought(observation), float(sent.secret["floor"])
-        return read_module(gradient, _sent_bins(sent), shape, most, floor)
+        sent, shape, most = observation.broadcast, observation.model.image_shape, self._sought(observation)
+        bins, floor = _sent_bins(sent), float(sent.secret["floor"])
+        return [read_module(gradient, bins, shape, most, floor) for gradient in self._gradients(observation)]
 
     def _read(self, observation: Observation) -> Reconstruction | Failure:
         if observation.broadcast is None or "edges" not in observation.broadcast.secret:
             return Failure("medleak reads the update of a model that it prepared, and this server sent another")
-        found, bins = self._candidates(observation), _sent_bins(observation.broadcast)
-        labels = read_labels(
-            observation.model, found, self._gradient(observation).bias, bins, observation.examples,
-            batch_norm_mode(observation.recipe),
-        )  # fmt: skip
-        return read_out(observation, found, self._gradient(observation).notes, labels)
+        bins, found, labels = _sent_bins(observation.broadcast), self._candidates(observation), []
+        gradients = self._gradients(observation)
+        for one, gradient in zip(found, gradients, strict=True):
+            settings = bins, observation.examples, batch_norm_mode(observation.recipe)
+            labels.append(read_labels(observation.model, one, gradient.bias, *settings))
+        known = [one for one in labels if one is not None]
+        result = read_out(observation, side_by_side(found), gradients[0].notes, torch.cat(known) if known else None)
+        if self.mode == "joint" or observation.clients == 1:
+            return result
+        whose = [torch.full((len(one.images),), client) for client, one in enumerate(found)]
+        return replace(result, clients=torch.cat(whose))
 
 
 def _sent_bins(broadcast: Broadcast) -> QueryBins:

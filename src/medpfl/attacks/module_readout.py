@@ -23,18 +23,20 @@ class ModuleGradient:
     """What an update shows of the gradient of a module's first layer, in float64, as much of it as is asked for.
 
     alone: of all clients behind an aggregate, only the first had gradients there. first_only: of all local steps, only
-    the first had. within: bins that tell what of the biases rounding may have hidden.
+    the first had. within: bins that tell what of the biases rounding may have hidden. block: first unit and number of the
+    units that are looked at, as if there were no others; None for all.
     """
 
     observation: Observation
     alone: bool
     first_only: bool = False
     within: QueryBins | None = None
+    block: tuple[int, int] | None = None
 
     @cached_property
     def bias(self) -> Tensor:
         """Of the biases, (K,)."""
-        found = self._view({BIAS: None}).tensors[BIAS]
+        found = self._view({BIAS: self._rows(None)}).tensors[BIAS]
         return found if self.within is None else biases_from_weights(self.weight(), found, self.within)
 
     @property
@@ -44,7 +46,7 @@ class ModuleGradient:
 
     def weight(self, units: Tensor | None = None) -> Tensor:
         """Of the weights of these units, or of all: (M, D)."""
-        return self._view({WEIGHT: units}).tensors[WEIGHT]
+        return self._view({WEIGHT: self._rows(units)}).tensors[WEIGHT]
 
     def per_bin(self, units: Tensor, bins: QueryBins) -> Tensor:
         """What the images of these units' bins put into the gradient of the weights, (M, D)."""
@@ -52,6 +54,13 @@ class ModuleGradient:
         rows = self.weight(torch.cat([units, units[~last] + 1]))
         rows[: len(units)][~last] -= rows[len(units) :]
         return rows[: len(units)]
+
+    def _rows(self, units: Tensor | None) -> Tensor | None:
+        """Where these units, or all of the block, are among all units."""
+        if self.block is None:
+            return units
+        first, count = self.block
+        return torch.arange(first, first + count) if units is None else units + first
 
     def _view(self, rows: Rows) -> GradientView:
         return gradient_view(narrowed(self.observation, rows), alone=self.alone, first_only=self.first_only)

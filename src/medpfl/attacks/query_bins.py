@@ -63,6 +63,10 @@ class QueryBins:
         ones = torch.ones((size, size), dtype=torch.float64, device=self.edges.device).triu()
         return torch.kron(torch.eye(queries, dtype=torch.float64, device=ones.device), ones)
 
+    def times(self, count: int) -> QueryBins:
+        """The same bins for so many blocks of units, one after the other."""
+        return QueryBins(self.rows.repeat(count, 1), self.edges.repeat(count, 1))
+
     def to(self, device: torch.device) -> QueryBins:
         """The same there."""
         return QueryBins(self.rows.to(device), self.edges.to(device))

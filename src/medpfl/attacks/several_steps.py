@@ -44,9 +44,7 @@ def candidates(recipe: Recipe | None, chosen: Steps) -> tuple[Steps, ...]:
     return ("first_batch", "all_batches") if linear else ("first_batch",)
 
 
-def self_stopping(
-    model: GlobalModel, auxiliary: Auxiliary, offset: Tensor, recipe: Recipe
-) -> tuple[GlobalModel, Tensor]:
+def self_stopping(model: GlobalModel, auxiliary: Auxiliary, offset: Tensor) -> tuple[GlobalModel, Tensor]:
     """The model and the direction (D,) of length 1 of a module that turns itself off in the first step.
 
     The direction raises the output of the class that is rarest in the auxiliary labels, and that class's bias is
@@ -58,7 +56,7 @@ def self_stopping(
     rarest = _rarest(auxiliary.targets, model)
     shown = offset.to(auxiliary.images.dtype).reshape(1, *model.image_shape).requires_grad_()
     with torch.enable_grad():
-        output, _ = model.forward(shown, batch_norm="eval" if len(shown) == 1 else recipe.batch_norm)
+        output, _ = model.forward(shown, batch_norm="eval")
         outputs = output.flatten(2).mean(dim=2)[0] if output.ndim > 2 else output[0]
         others = (outputs.sum() - outputs[rarest]) / max(1, len(outputs) - 1)
         (gradient,) = torch.autograd.grad(outputs[rarest] - others if len(outputs) > 1 else outputs[0], shown)
