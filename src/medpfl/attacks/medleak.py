@@ -51,7 +51,7 @@ OF_WHICH: dict[Steps, str] = {
 }
 """What a calibration's share is of."""
 
-PEELED = 40.0
+PEELED = 25.0
 """By how many dB images must be clearer to be peeled: what one of them leaves behind disturbs those that come after."""
 
 

@@ -1,0 +1,330 @@
+"""How many private images MedLeak reads out of one round, against how many can be read in closed form.
+
+    python benchmarks/medleak.py --out docs/benchmarks                  # all parts
+    python benchmarks/medleak.py --out docs/benchmarks --parts peeling  # one; rows that are not measured again are kept
+
+Parts: `bins` (how many images are alone in their bin, for two kinds of quantiles), `closed` (one query: what the
+read-out loses of them, per channel and body), `peeling` (several queries). A client takes one float32 SGD step and
+sends weights; the other clients got a dead module, so that only the module's tensors need to go through a channel.
+The server's images are half of the data without duplicates, the clients' the other half. Scales are calibrated by the
+attack on its own images: in `closed` at 512 units and for the first division, in `peeling` for every division.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from medleak_page import Row, known, write
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from medpfl.attacks.crafted import ServerView
+from medpfl.attacks.front import BIAS, WEIGHT
+from medpfl.attacks.medleak import MedLeak
+from medpfl.attacks.module_readout import ModuleGradient, read_module
+from medpfl.attacks.query_bins import QueryBins, query_bins
+from medpfl.core.domain import (
+    Auxiliary,
+    Batch,
+    Broadcast,
+    GlobalModel,
+    Knowledge,
+    Observation,
+    Recipe,
+    Update,
+)
+from medpfl.core.functional import assignment
+from medpfl.core.seeding import generator
+from medpfl.data import Dataset, MedMnistReader, PhantomReader, load_dataset
+from medpfl.federation import Channel, Plain, SecAggPlus, SecureSum
+from medpfl.federation.client import client_step
+from medpfl.metrics.scoring import pairwise_mse
+from medpfl.metrics.statistics import success_rate
+from medpfl.models import build_model
+
+RECOVERED = 1e-3
+"""Mean squared error of 30 dB."""
+
+CLIENTS = 8
+CHANNELS: dict[str, Channel] = {
+    "plain": Plain(),
+    "secure_sum": SecureSum(clients=CLIENTS),
+    "secagg_plus": SecAggPlus(clients=CLIENTS),
+}
+FILES: dict[str, tuple[str, Any]] = {
+    "PneumoniaMNIST": ("pneumoniamnist_subset.npz", 1),
+    "ISIC 2017 color": ("isic2017_28.npz", 3),
+}
+DIVISIONS = 3
+"""Divisions of the data, each with a net and a module of its own; batches are spread over them."""
+
+
+@dataclass(frozen=True)
+class Division:
+    """Images of clients and server for one seed."""
+
+    clients: Batch
+    server: Batch
+    seed: int
+
+
+@dataclass(frozen=True)
+class Round:
+    """One client's batch: which images came back (one candidate each), with which PSNR, and which can in closed form."""
+
+    came: Tensor
+    psnr: Tensor
+    alone: Tensor
+    near: Tensor
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures the chosen parts and writes `medleak.md` and `medleak.csv`."""
+    options = _options(arguments)
+    torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    started = time.process_time()
+    rows = {row.key: row for row in known(options.out)}
+    for part in options.parts:
+        for row in {"bins": _bins, "closed": _closed, "peeling": _peeling}[part](options):
+            rows[row.key] = row
+            write(list(rows.values()), options.out)
+            print(f"{time.process_time() - started:5.0f} s  {row}", flush=True)
+
+
+def _bins(options: argparse.Namespace) -> Iterator[Row]:
+    """No rounds, only how images fall into bins that were made from others."""
+    sets = [(name, data, len(data) // 2) for name, data in _sets(options.data)]
+    films = load_dataset(PhantomReader(kind="chest", count=12000, resolution=28), name="films", size=28, channels=1)
+    for name, data, owned in [*sets, ("chest phantoms", films, 10000)]:
+        order = torch.randperm(len(data), generator=generator("bins", name))
+        for quantiles in ("smoothed", "gaussian"):
+            for units in options.units:
+                images = data.images[order[:owned]]
+                bins = query_bins("smooth", 1, units, images, torch.Generator(), quantiles)  # type: ignore[arg-type]
+                for size in options.images:
+                    draws, rest = generator("draws", name, size), data.images[order[owned:]]
+                    batches = [rest[torch.randperm(len(rest), generator=draws)[:size]] for _ in range(200)]
+                    alone = [bins.alone(batch) for batch in batches]
+                    yield _row(
+                        "bins", name, [Round(one, one[:0], one, one[:0]) for one in alone], size, units, quantiles
+                    )
+
+
+def _closed(options: argparse.Namespace) -> Iterator[Row]:
+    for name, data in _sets(options.data):
+        for body in options.bodies:
+            for size in options.images:
+                scales: dict[str, float] = {}
+                for units in options.units:
+                    found: dict[str, list[Round]] = {channel: [] for channel in CHANNELS}
+                    for seed in range(DIVISIONS):
+                        division = _division(data, seed)
+                        for shared in (("plain", "secure_sum"), ("secagg_plus",)):
+                            last = CHANNELS[shared[-1]]
+                            scale: Any = scales.get(shared[-1], "auto")
+                            attack = MedLeak(bins=units, queries=1, scale=scale)
+                            sent = _sent(attack, division, _net(data, body, seed), last, size)
+                            scales[shared[-1]] = float(sent.model(0).parameters[WEIGHT].double().sum(dim=1).mean())
+                            for channel, rounds in _played(sent, division, shared, size, _share(options)):
+                                found[channel] += rounds
+                    for channel, rounds in found.items():
+                        yield _row("closed", name, rounds, size, units, "one query", body=body, channel=channel)
+
+
+def _peeling(options: argparse.Namespace) -> Iterator[Row]:
+    cases = [
+        *(("plain", size, "auto", "smooth", off_grid) for size in (128, 256) for off_grid in (False, True)),
+        *(("secagg_plus", size, "auto", "smooth", off_grid) for size in (64, 256) for off_grid in (False, True)),
+        *(("plain", 256, count, "smooth", False) for count in (1, 2, 3, 4)),
+        *(("plain", 256, 3, pattern, False) for pattern in ("random", "dct")),
+    ]
+    for name, data in _sets(options.data):
+        for channel, size, queries, pattern, off_grid in cases:
+            if size not in options.images:
+                continue
+            rounds: list[Round] = []
+            for seed in range(DIVISIONS):
+                division = _division(data, seed)
+                if off_grid:
+                    division = replace(
+                        division,
+                        clients=_augmented(division.clients, seed, 0),
+                        server=_augmented(division.server, seed, 1),
+                    )
+                attack = MedLeak(bins=512, queries=queries, patterns=pattern)  # type: ignore[arg-type]
+                sent = _sent(attack, division, _net(data, "default", seed), CHANNELS[channel], size)
+                share = _share(options) if queries == "auto" else -(-_share(options) // 3)
+                for _, one in _played(sent, division, (channel,), size, share):
+                    rounds += one
+            setting = f"{'auto' if queries == 'auto' else queries}, {pattern}"
+            grid = "resized and augmented" if off_grid else "8 bit"
+            yield _row("peeling", name, rounds, size, 512, setting, body="default", channel=channel, grid=grid)
+
+
+def _sent(attack: MedLeak, division: Division, model: GlobalModel, channel: Channel, size: int) -> Broadcast:
+    view = ServerView(
+        model=model,
+        recipe=_recipe(size),
+        update="weights",
+        channel=channel,
+        examples=size,
+        threat_model="malicious_server",
+        can=attack.needs(),
+        knowledge=Knowledge(auxiliary=Auxiliary(division.server.images, division.server.targets)),
+    )
+    return attack.prepare(view, generator("prepare", division.seed))
+
+
+def _played(
+    sent: Broadcast, division: Division, channels: Sequence[str], size: int, batches: int
+) -> Iterator[tuple[str, list[Round]]]:
+    """The same client steps behind each of the channels."""
+    held, draws, recipe = division.clients, generator("round", division.seed, size), _recipe(size)
+    bins = QueryBins(sent.secret["rows"], sent.secret["edges"])
+    found: dict[str, list[Round]] = {channel: [] for channel in channels}
+    for _ in range(batches):
+        places = torch.randperm(len(held), generator=draws)[:size]
+        batch = Batch(held.images[places], held.targets[places])
+        step, _ = client_step(sent.model(0), batch, recipe, generator=draws)
+        own = Update("weights", {key: step.trainable[key] for key in (WEIGHT, BIAS)}, {}, {}, size)
+        near = pairwise_mse(batch.images, division.server.images).amin(dim=1) < RECOVERED
+        for channel in channels:
+            seen = CHANNELS[channel]
+            models = sent.models if seen.client_count > 1 else sent.models[:1]
+            others = [_unchanged(models[-1], size)] * (seen.client_count - 1)
+            arrived = seen.send([own, *others], draws)
+            broadcast = Broadcast(models, sent.secret, sent.notes)
+            observation = Observation(
+                models[0], arrived, recipe, "malicious_server", clients=seen.client_count, broadcast=broadcast
+            )
+            gradient = ModuleGradient(observation, alone=True)
+            # The floor was calibrated on a mean over the last channel's clients.
+            floor = float(sent.secret["floor"]) * CHANNELS[channels[-1]].client_count / seen.client_count
+            candidates = read_module(gradient, bins, models[0].image_shape, size, floor)
+            errors = _errors(batch.images, candidates.images.clamp(0, 1))
+            found[channel].append(Round(errors < RECOVERED, -10 * errors.log10(), bins.alone(batch.images), near))
+    yield from found.items()
+
+
+def _errors(private: Tensor, images: Tensor) -> Tensor:
+    """Mean squared error of each private image with its candidate, infinite without one; as many as can be above 30 dB."""
+    errors = torch.full((len(private),), torch.inf, dtype=torch.float64)
+    if len(images):
+        pairs = pairwise_mse(private.double(), images.double())
+        rows, columns = assignment(pairs.clamp_max(RECOVERED))
+        errors[rows] = pairs[rows, columns].clamp_min(1e-15)
+    return errors
+
+
+def _unchanged(model: GlobalModel, size: int) -> Update:
+    return Update("weights", {key: model.parameters[key] for key in (WEIGHT, BIAS)}, {}, {}, size)
+
+
+def _recipe(size: int) -> Recipe:
+    return Recipe(update="weights", learning_rate=0.1, batch_size=size)
+
+
+def _net(data: Dataset, body: str, seed: int) -> GlobalModel:
+    """A LeNet, drawn from uniform(-0.5, 0.5) as in DLG or as PyTorch draws layers by default."""
+    draws = generator("net", seed)
+    model = build_model("lenet_idlg", image_shape=tuple(data.images.shape[1:]), task=data.task, generator=draws)
+    if body == "uniform":
+        return model
+    fans = {key.rpartition(".")[0]: tensor[0].numel() for key, tensor in model.parameters.items() if tensor.ndim > 1}
+    drawn = {
+        key: (2 * torch.rand(tensor.shape, generator=draws) - 1) / fans[key.rpartition(".")[0]] ** 0.5
+        for key, tensor in model.parameters.items()
+    }
+    return replace(model, parameters=drawn)
+
+
+def _augmented(held: Batch, seed: int, side: int) -> Batch:
+    """Zoomed, resized there and back, and changed in brightness and contrast: no pixel is left on the 8-bit grid."""
+    draws = generator("augmented", seed, side)
+    images = []
+    for image in held.images:
+        size = int(torch.randint(20, 28, (), generator=draws))
+        smaller = interpolate(image[None], size=(size, size), mode="bilinear", antialias=True)
+        back = interpolate(smaller, size=tuple(image.shape[1:]), mode="bicubic")[0]
+        shift, factor = (0.1 * (torch.rand(2, generator=draws) - 0.5)).tolist()
+        images.append(((back - 0.5) * (1 + factor) + 0.5 + shift).clamp(0, 1))
+    return Batch(torch.stack(images), held.targets)
+
+
+def _sets(names: Sequence[str]) -> Iterator[tuple[str, Dataset]]:
+    """Real images at 28x28, each once."""
+    for name in names:
+        file, channels = FILES[name]
+        reader = MedMnistReader(path=Path(os.environ["MEDPFL_DATA"], "medmnist", file))
+        data = load_dataset(reader, name=name, size=28, channels=channels)
+        first = {image.numpy().tobytes(): place for place, image in reversed(list(enumerate(data.images)))}
+        places = torch.tensor(sorted(first.values()))
+        yield name, replace(data, images=data.images[places], targets=data.targets[places])
+
+
+def _division(data: Dataset, seed: int) -> Division:
+    order = torch.randperm(len(data.images), generator=generator("division", seed))
+    held, owned = order[: len(order) // 2], order[len(order) // 2 :]
+    return Division(Batch(data.images[held], data.targets[held]), Batch(data.images[owned], data.targets[owned]), seed)
+
+
+def _share(options: argparse.Namespace) -> int:
+    return -(-int(options.batches) // DIVISIONS)
+
+
+def _row(part: str, data: str, rounds: Sequence[Round], size: int, units: int, setting: str, **other: str) -> Row:
+    came, alone = torch.cat([one.came for one in rounds]), torch.cat([one.alone for one in rounds])
+    places = torch.arange(len(rounds)).repeat_interleave(size)
+    found = success_rate(came.numpy(), places.numpy(), seed=0)
+    psnr, near = torch.cat([one.psnr for one in rounds]), torch.cat([one.near for one in rounds])
+    return Row(
+        part=part,
+        data=data,
+        images=size,
+        units=units,
+        setting=setting,
+        batches=len(rounds),
+        closed_form=(1 - 1 / units) ** (size - 1),
+        alone=float(alone.double().mean()),
+        came_back=found.mean or 0.0,
+        low=found.low or 0.0,
+        high=found.high or 0.0,
+        of_alone=float(came[alone].double().mean()),
+        least_psnr=float(psnr[came].quantile(0.05)) if len(psnr) and bool(came.any()) else 0.0,
+        null=float(near.double().mean()) if len(near) else 0.0,
+        **other,
+    )
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--parts", nargs="+", choices=("bins", "closed", "peeling"), default=["bins", "closed", "peeling"]
+    )
+    parser.add_argument("--data", nargs="+", choices=tuple(FILES), default=list(FILES))
+    parser.add_argument(
+        "--bodies", nargs="+", choices=("uniform", "default"), default=["uniform", "default"], help="in closed"
+    )
+    parser.add_argument("--images", type=int, nargs="+", default=[16, 64, 128, 256], help="private images of a client")
+    parser.add_argument("--units", type=int, nargs="+", default=[512, 1024], help="in the parts bins and closed")
+    parser.add_argument(
+        "--batches",
+        type=int,
+        default=30,
+        help="rounds per row, in three divisions of the data; a third where queries are given",
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()
