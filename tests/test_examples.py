@@ -212,3 +212,13 @@ def test_the_relatives_of_medleak_are_not_refused_on_the_same_rounds() -> None:
     assert [refusal(cell) for cell in found] == [None] * len(found)
     used = {cell.attack.name for cell in found}
     assert used == {"medleak", "robbing_the_fed", "curious_abandon_honesty", "fishing", "loki", "scale_mia"}
+
+
+def test_medleak_against_clients_of_all_kinds_is_not_refused_and_some_servers_may_choose_more() -> None:
+    found = cells(
+        parse_spec(yaml.safe_load((FOLDER / "medleak_clients.yaml").read_text(encoding="utf-8")), base=FOLDER)
+    )
+    assert [refusal(cell) for cell in found] == [None] * len(found)
+    assert {cell.recipe.id for cell in found} == {"momentum", "adam", "bfloat16", "five-steps"}
+    assert {"recipe" in cell.threat_model.can for cell in found} == {True, False}
+    assert {cell.channel.name for cell in found if "whose" in cell.attack.id} == {"secagg_plus"}

@@ -187,7 +187,7 @@ def test_the_read_out_keeps_images_and_drops_what_cannot_be_one() -> None:
     weight = (steps[:, None] * inputs).flip(0).cumsum(0).flip(0)
     found = read_bins(weight, bias, edges, (1, 2, 2), 4, floor=1e-6)
     assert found.bins.tolist() == [0, 3]
-    torch.testing.assert_close(found.images.flatten(1), torch.stack([dark, bright]))
+    torch.testing.assert_close(found.images.flatten(1).double(), torch.stack([dark, bright]), rtol=1e-6, atol=1e-7)
     assert read_bins(weight, bias, edges, (1, 2, 2), 1, floor=1e-6).bins.tolist() == [0]
     assert 1 in read_bins(weight, bias, edges, (1, 2, 2), 4).bins.tolist()
 
