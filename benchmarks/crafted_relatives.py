@@ -3,7 +3,7 @@
     python benchmarks/crafted_relatives.py --data pneumonia skin --images 16 64 --rounds 5 --csv relatives.csv
 
 Every attack meets the same nets, private images and auxiliary images, and clients of one float32 SGD step that send
-weights. `read` is the share of the images that the attack is after which come back above 30 dB, one candidate each, with a 95%
+weights (or gradients: `--update`). `read` is the share of the images that the attack is after which come back above 30 dB, one candidate each, with a 95%
 interval over rounds. `at most` is the share that can be read in closed form, counted from the truth (for scoring only),
 `closed form` its expectation (with several local steps, of LOKI: images that are the first in their bin); `attributed`
 is the share of what came back that is attributed to the client that holds it. `nearest auxiliary` is the share of
@@ -47,7 +47,7 @@ FILES: dict[str, tuple[str, int, Literal[1, 3]]] = {
 """Real images by file, size and channels; two, two and six classes."""
 
 COLUMNS = (
-    "data", "channel", "clients", "images", "steps", "attack", "rounds", "after", "read", "low", "high", "psnr",
+    "data", "channel", "clients", "images", "steps", "update", "attack", "rounds", "after", "read", "low", "high", "psnr",
     "at_most", "closed_form", "attributed", "candidates", "nearest_auxiliary", "seconds",
 )  # fmt: skip
 
@@ -99,14 +99,14 @@ def _rows(options: argparse.Namespace) -> Iterator[dict[str, str]]:
                     if channel_name not in case.channels or name not in (case.data or options.data) or not wanted:
                         continue
                     recipe = Recipe(
-                        update="weights",
+                        update=options.update,
                         learning_rate=options.rate,
                         batch_size=images // options.steps,
                         local_steps=options.steps,
                     )
                     played = [_play(case, data, recipe, channel, options.units, seed) for seed in range(options.rounds)]
                     row = _row(case, played, images, channel, options.units, options.steps)
-                    yield {"data": name, "channel": channel_name, **row}
+                    yield {"data": name, "channel": channel_name, "update": options.update, **row}
 
 
 def _play(case: Case, data: Dataset, recipe: Recipe, channel: Channel, units: int, seed: int) -> Played:
@@ -251,6 +251,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=4, help="behind secure_sum and secagg_plus")
     parser.add_argument("--images", nargs="+", type=int, default=[16, 64], help="of each client")
     parser.add_argument("--steps", type=int, default=1, help="local steps that a client's images are divided into")
+    parser.add_argument("--update", default="weights", choices=["gradient", "weights"], help="what clients send")
     parser.add_argument("--rate", type=float, default=0.1, help="the clients' learning rate")
     parser.add_argument("--units", type=int, default=512, help="bins or units of the crafted layer")
     parser.add_argument("--rounds", type=int, default=5)
