@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -115,3 +116,23 @@ def test_what_is_not_covered_is_said() -> None:
 def test_unusable_tensors_are_refused_in_one_sentence(tensors: dict[str, torch.Tensor], said: str) -> None:
     with pytest.raises(ModelError, match=said):
         vet(tensors)
+
+
+FILLS: dict[str, Callable[[tuple[int, ...]], torch.Tensor]] = {
+    "zeros": torch.zeros,
+    "ones": torch.ones,
+    "large": lambda shape: (1e38 * torch.randn(shape)).clamp(-3e38, 3e38),
+    "tiny": lambda shape: 1e-40 * torch.randn(shape),
+    "half": lambda shape: torch.randn(shape).half(),
+    "sparse": lambda shape: (torch.randn(shape) > 2).float(),
+}
+
+
+@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize("shape", [(1, 1), (16, 16), (20, 17), (300, 40), (16, 1, 3, 3), (17, 16, 3, 3, 3), (0, 4)])
+def test_odd_tensors_get_a_verdict_or_one_sentence(fill: str, shape: tuple[int, ...]) -> None:
+    odd = {"a.weight": FILLS[fill](shape), "a.bias": FILLS[fill](shape[:1])}
+    plain = {"b.weight": torch.randn(16, 16), "b.bias": torch.randn(16)}
+    for tensors in ({**odd, **plain}, {**plain, **odd}):
+        vetting = vet(tensors, reference={**plain, "a.weight": torch.randn(shape)})
+        assert all(result.status == "not checked" or math.isfinite(result.score) for result in vetting.results)

@@ -61,7 +61,7 @@ def images_come_back(watched: Watched) -> Measured | None:
 @behavior(
     "more_than_chance",
     means="crafted",
-    threshold=0.5,
+    threshold=0.6,
     summary="a layer that gives back more of what it gets than a freshly drawn layer of its size would",
 )
 def more_than_chance(watched: Watched) -> Measured | None:

@@ -81,12 +81,12 @@ def sampled_rows(matrix: Tensor, most: int) -> tuple[Tensor, Tensor]:
 
     Which ones is drawn with a fixed seed, so that the same model always gives the same rows.
     """
-    norms = torch.linalg.vector_norm(matrix.float(), dim=1)
-    places = (norms > 0).nonzero().flatten()
+    places = (matrix != 0).any(dim=1).nonzero().flatten()
     if len(places) > most:
         order = torch.randperm(len(places), generator=torch.Generator().manual_seed(0))
         places = places[order[:most]].sort().values
-    return matrix[places].float() / norms[places, None], places
+    rows = matrix[places].double()
+    return (rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)).float(), places
 
 
 def first_trained(tensors: Tensors, layers: Layers) -> Weighted | None:

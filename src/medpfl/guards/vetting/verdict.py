@@ -151,7 +151,7 @@ def check_tensors(tensors: Tensors, what: str) -> None:
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.is_quantized:
             raise ModelError(f"{what}: '{name}' is sparse or quantized: expected dense tensors")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
             raise ModelError(
                 f"{what}: '{name}' holds numbers that are not finite: do not train on it, ask for an intact one"
             )
