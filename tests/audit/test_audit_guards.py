@@ -144,3 +144,12 @@ def test_a_wrong_guard_is_one_clear_sentence(guards: list[Any], message: str, tm
         parse_spec(plain(guards=guards), tmp_path)
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_comparing_digests_stops_different_models_and_no_common_one(tmp_path: Path) -> None:
+    channel = {"name": "secure_sum", "clients": 3}
+    attacks = [{**MEDLEAK, "mode": mode, "label": mode} for mode in ("separate", "joint")]
+    spec = plain(channels=[channel], guards=["same_model"], attacks=attacks)
+    run_audit(parse_spec(spec, tmp_path), tmp_path / "out", workers=0)
+    status = {row["attack"]: (row["status"], row["others_withheld"]) for row in rows(tmp_path / "out")}
+    assert status == {"separate": ("blocked", "2"), "joint": ("done", "0")}

@@ -19,11 +19,16 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 
 @dataclass(frozen=True)
 class Received:
-    """What a client has before it trains: the model that came, its own images and how it is to train."""
+    """What a client has before it trains: the model that came, its own images and how it is to train.
+
+    others: what the other clients of the round received; of these a client may learn digests, over a channel that the
+    server does not control.
+    """
 
     model: GlobalModel
     batch: Batch
     recipe: Recipe
+    others: tuple[GlobalModel, ...] = ()
 
 
 @dataclass(frozen=True)

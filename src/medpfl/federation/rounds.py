@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from medpfl.core.domain import Batch, Broadcast, GlobalModel, Recipe, Update
+from medpfl.core.domain import Batch, Broadcast, Recipe, Update
 from medpfl.federation.channels import PLAIN, Channel
 from medpfl.federation.client import client_step, drawn_orders
 from medpfl.federation.guarding import NO_GUARD, Guarding, Received, Trained, Verdict
@@ -72,7 +72,8 @@ def guarded_round(
 
     def updates() -> Iterator[Update]:
         for number, (batch, own) in enumerate(clients):
-            update, found = _guarded_step(broadcast.model(number), batch, told, hooks, guard, own)
+            received = Received(broadcast.model(number), batch, told, broadcast.models)
+            update, found = _guarded_step(received, hooks, guard, own)
             verdicts.append(found)
             if update is not None:
                 senders.append(number)
@@ -92,10 +93,10 @@ def guarded_round(
 
 
 def _guarded_step(
-    model: GlobalModel, batch: Batch, recipe: Recipe, hooks: Hooks, guard: Guarding, generator: torch.Generator
+    received: Received, hooks: Hooks, guard: Guarding, generator: torch.Generator
 ) -> tuple[Update | None, tuple[Verdict, ...]]:
     """The update of one client, None if its guard withholds it, and what the guard found."""
-    received = Received(model, batch, recipe)
+    model, batch, recipe = received.model, received.batch, received.recipe
     before = guard.before(received)
     found = () if before is None else (before,)
     if before is not None and before.withholds:
