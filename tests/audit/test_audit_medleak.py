@@ -150,5 +150,7 @@ def test_a_server_that_chooses_recipe_and_aggregation_is_told_of_in_results_and_
     assert all("train in 1 local step of 4 images with learning rate 1" in row["notes"] for row in found)
     assert all("aggregate with clipping_range" in row["notes"] for row in found)
     report = write_report(out).read_text(encoding="utf-8")
+    (cell,) = load_audit(out).cells
+    assert "The server told clients to train in 1 local step of 4 images" in wording.assumptions(cell)
     assert "into how many local steps clients divide their images" in report
     assert "clients hold 4 images and max_weight is 2" in report

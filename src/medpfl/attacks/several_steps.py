@@ -51,7 +51,7 @@ def self_stopping(model: GlobalModel, auxiliary: Auxiliary, offset: Tensor) -> t
     raised besides, so that the error of all other images lowers the units that they activate: a module whose first
     layer is small then is off for all that follows. The price is paid by images of that class, whose gradients are
     weaker. offset: (D,), what the module shows the body of no image at all. Without a dense last layer with biases
-    the model stays, and the direction too is only that of its first output.
+    no bias is raised; where targets are masks, the first class counts as rarest.
     """
     rarest = _rarest(auxiliary.targets, model)
     shown = offset.to(auxiliary.images.dtype).reshape(1, *model.image_shape).requires_grad_()

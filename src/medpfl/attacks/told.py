@@ -12,6 +12,9 @@ from medpfl.attacks.crafted import ServerView
 from medpfl.core.domain import Broadcast, Recipe
 from medpfl.federation.client import client_step
 
+TOLD = "the server told clients"
+"""How notes begin that say what clients were told."""
+
 ADAM_RATE = 1.0
 """Learning rate at which Adam's bounded steps are far above rounding and quantization."""
 
@@ -35,7 +38,7 @@ def told_recipe(view: ServerView) -> Recipe | None:
 def recipe_note(told: Recipe) -> str:
     """What clients were told, for the report."""
     return (
-        f"the server told clients to train in {told.local_steps} local step of {told.batch_size} images with learning "
+        f"{TOLD} to train in {told.local_steps} local step of {told.batch_size} images with learning "
         f"rate {told.learning_rate:g}"
     )
 
@@ -65,4 +68,4 @@ def with_fitted_aggregation(
 def aggregation_note(broadcast: Broadcast) -> str:
     """What clients were told of the aggregation, for the report."""
     listed = ", ".join(f"{name} {value:.3g}" for name, value in broadcast.aggregation.items())
-    return f"the server told clients to aggregate with {listed}"
+    return f"{TOLD} to aggregate with {listed}"

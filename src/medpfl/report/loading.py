@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from medpfl.attacks.told import TOLD
 from medpfl.core.errors import StoreError
 from medpfl.report.views import AXES, NULLS, Audit, Cell, ImageResult, Measured, Null
 
@@ -135,6 +136,7 @@ def _image_result(row: Row) -> ImageResult:
         verdict=row.get("verdict", ""),
         verdict_reason=row.get("verdict_reason", ""),
         others_withheld=number(row.get("others_withheld")),
+        told=tuple(note for note in row.get("notes", "").split("; ") if note.startswith(TOLD)),
     )
 
 

@@ -82,6 +82,7 @@ class ImageResult:
     verdict: str = ""
     verdict_reason: str = ""
     others_withheld: float | None = None
+    told: tuple[str, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -125,6 +126,11 @@ class Cell:
     utility: Mapping[str, Measured] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     results: tuple[ImageResult, ...] = ()
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """What a malicious server told clients beside the model, as the first case that says so has it."""
+        return next((result.told for result in self.results if result.told), ())
 
     @property
     def dataset(self) -> str:

@@ -114,6 +114,7 @@ def assumptions(cell: Cell) -> str:
         (
             f"The adversary is {settings.adversary(cell)}.",
             *([f"It sent {crafted}."] if crafted else []),
+            *(f"{text[:1].upper()}{text[1:]}." for text in cell.told),
             f"The client sends {settings.sent(cell)}.",
             f"The model is {model}{f', {state}' if state else ''}.",
             f"{_channel(cell)}.",
