@@ -1,0 +1,1 @@
+"""Parts of `guards_detector.py`: the runs, their scores and the page."""

@@ -1,0 +1,107 @@
+"""What the three looks at a round say of it: vetting of tensors, vetting of a model at work, the gate after training."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from detector.honest import Round
+from medpfl.attacks.updates import gradient_view
+from medpfl.core.domain import Observation, Update
+from medpfl.federation.client import client_step
+from medpfl.federation.guarding import Received, Trained
+from medpfl.guards.leakage_gate import LeakageGate
+from medpfl.guards.norm_bound import sent_change
+from medpfl.guards.self_test import SelfTest, self_test
+from medpfl.guards.signs import relative_changes
+from medpfl.guards.vetting import CHECKS, Result, vet
+
+VETTED = 16
+"""Of its own images a client vets with so many."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Verdicts of the three looks with their shipped thresholds, every check's score, seconds of vetting and of the gate.
+
+    structure: of the checks that need no model to run. behavior: of all checks of vetting.
+    """
+
+    structure: str
+    behavior: str
+    gate: str
+    values: Mapping[str, float]
+    seconds: tuple[float, float]
+
+
+def scored(held: Round, generator: torch.Generator) -> tuple[Scores, Update]:
+    """Vets the model, takes the client step, and looks at the update."""
+    start = time.perf_counter()
+    vetting = vet(held.model, images=held.batch.images[:VETTED])
+    vetted = time.perf_counter()
+    update, _ = client_step(held.model, held.batch, held.recipe, generator=generator)
+    trained = Trained(Received(held.model, held.batch, held.recipe), update, [torch.arange(len(held.batch))])
+    stepped = time.perf_counter()
+    gate = LeakageGate().after(trained)
+    passed = time.perf_counter()
+    vetted_scores = {f"{result.about}.{result.check}": result.score for result in vetting.results if _measured(result)}
+    return Scores(
+        structure=_verdict([result for result in vetting.results if result.about == "structure"]),
+        behavior=vetting.verdict,
+        gate=gate.level,
+        values={**vetted_scores, **({} if gate.level == "unusable" else gate_values(trained))},
+        seconds=(vetted - start, passed - stepped),
+    ), update
+
+
+def _verdict(results: Sequence[Result]) -> str:
+    found = {result.means for result in results if result.status == "found"}
+    return next((word for word in ("crafted", "leaks") if word in found), "passed")
+
+
+def gate_values(trained: Trained) -> dict[str, float]:
+    """What the gate's findings rest on: shares of images, excess over chance, the largest relative change."""
+    received, recipe = trained.received, trained.received.recipe
+    gradient = gradient_view(Observation(received.model, trained.update, recipe, "client")).tensors
+    several = trained.steps if len(trained.steps) > 1 else ()
+    test = self_test(received.model, gradient, received.batch, steps=several, batch_norm=recipe.batch_norm)
+    change = sent_change(trained.update, received.model.parameters)
+    rate = recipe.learning_rate if trained.update.kind == "gradient" else 1.0
+    moved = relative_changes(received.model.parameters, change)
+    return {
+        "gate.images": test.returned / len(received.batch),
+        "gate.excess": max((layer.excess for layer in test.layers), default=0.0),
+        "gate.chain": _chain(test),
+        "gate.change": rate * max(moved.values(), default=0.0),
+    }
+
+
+def _chain(test: SelfTest) -> float:
+    """How many more groups of samples a layer that gives half of them back may tell apart as a chain of bins does."""
+    found = [
+        2 * (layer.samples + 1) / max(1, layer.patterns)
+        for layer in test.layers
+        if layer.chance is not None and layer.share >= 0.5 and 2 * layer.patterns < layer.chance.patterns
+    ]
+    return max(found, default=0.0)
+
+
+def _measured(result: Result) -> bool:
+    return result.status != "not checked" and math.isfinite(result.score)
+
+
+def thresholds() -> dict[str, tuple[float, str]]:
+    """Shipped threshold and meaning of every score."""
+    found = {f"{entry.item.about}.{entry.name}": (entry.item.threshold, entry.item.means) for entry in CHECKS}
+    gate = LeakageGate()
+    return {
+        **found,
+        "gate.images": (0.0, "leaks"),
+        "gate.excess": (gate.excess, "crafted"),
+        "gate.chain": (1.0, "crafted"),
+        "gate.change": (gate.change, "crafted"),
+    }
