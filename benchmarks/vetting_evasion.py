@@ -53,7 +53,7 @@ DISGUISES = (
     Disguise("in front: permuted, scaled, rank 1"),
     Disguise("in front: noise of 3 in a black border", border=3.0),
     Disguise("behind a convolution", behind=True),
-    *(Disguise(f"behind: noise of {noise:g}", noise=noise, behind=True) for noise in (0.02, 0.05, 0.1, 0.2, 0.4)),
+    *(Disguise(f"behind: noise of {noise:g}", noise=noise, behind=True) for noise in (0.05, 0.1, 0.2, 0.4, 0.8)),
     *(Disguise(f"behind: {share:.0%} honest units", honest=share, behind=True) for share in (0.5, 0.9, 0.98)),
     Disguise("behind: noise of 0.1, 90% honest units", noise=0.1, honest=0.9, behind=True),
 )

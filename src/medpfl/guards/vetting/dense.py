@@ -86,9 +86,9 @@ def _columns(layer: Weighted) -> Measured:
     "low_rank",
     about="structure",
     means="crafted",
-    threshold=0.99,
-    summary="a dense layer of numerical rank two or less",
-    limits="noise of more than 10% of the rows hides it; so do several queries (proportional_rows sees those)",
+    threshold=0.8,
+    summary="a dense layer whose rows lie in two directions, but for noise",
+    limits="noise of half of a row's length hides it; so do several queries (proportional_rows sees those)",
 )
 def low_rank(evidence: Evidence) -> Measured | None:
     """The share of two directions in the squared length of the rows, each row counted with length 1."""
