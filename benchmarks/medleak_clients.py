@@ -232,7 +232,8 @@ def share(rows: Sequence[Row]) -> str:
     """Share of all images that came back, with an interval over rounds."""
     hits = [index < row.recovered for row in rows for index in range(row.images)]
     interval = success_rate(hits, [row.seed for row in rows for _ in range(row.images)], seed=0)
-    return f"{interval.value:.3f} [{interval.low:.2f}, {interval.high:.2f}]"
+    spread = "" if interval.low is None else f" [{interval.low:.2f}, {interval.high:.2f}]"
+    return f"{interval.mean:.3f}{spread}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -18,6 +18,7 @@ from medpfl.core.functional import assignment
 from medpfl.data.dataset import Dataset
 from medpfl.federation import SecAggPlus
 from medpfl.metrics.scoring import pairwise_mse
+from medpfl.models import build_model
 
 STEPS = 4
 SIZE = 16
@@ -88,3 +89,15 @@ def test_biases_that_were_rounded_are_put_where_the_weights_say() -> None:
     steps = bins.per_bin(biases_from_weights(weight, bias + noise, bins))
     torch.testing.assert_close(steps[1], torch.tensor(2.0).double(), rtol=0.1, atol=0)
     torch.testing.assert_close(steps[2], torch.tensor(-1.0).double(), rtol=0.1, atol=0)
+
+
+def test_the_published_module_is_not_changed_for_several_steps_and_loses_what_ours_keeps(films: Dataset) -> None:
+    sgd = CLIENTS["sgd"]
+    published = attacked(films, sgd, settings=MedLeak.presets["published"])
+    assert sum(recovered_by_step(published)) < 0.4 * STEPS * SIZE
+    body = published.broadcast.model(0).parameters
+    agreed = build_model(
+        "lenet_idlg", image_shape=(1, 28, 28), task=films.task, generator=torch.Generator().manual_seed(0)
+    )
+    for name, tensor in agreed.parameters.items():
+        assert torch.equal(body[f"body.{name}"], tensor)

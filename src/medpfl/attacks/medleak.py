@@ -45,7 +45,7 @@ MODULE = (WEIGHT, BIAS)
 """What is read out."""
 
 OF_WHICH: dict[Steps, str] = {
-    "auto": "the images alone in their bin",
+    "plain": "the images alone in their bin",
     "first_batch": "all images, of which the first local step's are kept,",
     "all_batches": "all images of all local steps",
 }
@@ -116,7 +116,7 @@ class MedLeak(CraftedAttack):
         Steps,
         Field(
             description="where clients take several local steps: first_batch turns the module off after the first, "
-            "all_batches keeps it nearly as it is; auto: what recovers more images of the round"
+            "all_batches keeps it nearly as it is, plain makes it as for one; auto: what recovers more images of the round"
         ),
     ] = "auto"
     balance: Annotated[
@@ -124,7 +124,14 @@ class MedLeak(CraftedAttack):
     ] = True
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "published": {"scale": 1.0, "queries": 1, "quantiles": "gaussian", "balance": False},
+        "published": {
+            "scale": 1.0,
+            "gain": GAIN,
+            "queries": 1,
+            "quantiles": "gaussian",
+            "balance": False,
+            "steps": "plain",
+        },
         "quick": {"bins": 256},
     }
     sends: ClassVar[str] = (
@@ -228,8 +235,8 @@ class MedLeak(CraftedAttack):
         shares = [self._played(one, view, generator) for one in sent]
         return sent[shares.index(max(shares))]
 
-    def _module(self, bins: QueryBins, view: ServerView, generator: torch.Generator, way: Steps = "auto") -> Broadcast:
-        """The same in one of the ways for several steps; `auto` where clients take only one."""
+    def _module(self, bins: QueryBins, view: ServerView, generator: torch.Generator, way: Steps = "plain") -> Broadcast:
+        """The same in one of the ways for several steps; `plain` where clients take only one."""
         auxiliary = view.knowledge.auxiliary
         assert auxiliary is not None  # checked by `prepare`
         direction = torch.randn(auxiliary.images[0].numel(), dtype=torch.float64, generator=generator)
@@ -258,7 +265,7 @@ class MedLeak(CraftedAttack):
         self,
         module: LeakageModule,
         view: ServerView,
-        way: Steps = "auto",
+        way: Steps = "plain",
         floor: float = 0.0,
         notes: tuple[str, ...] = (),
     ) -> Broadcast:
@@ -288,11 +295,12 @@ class MedLeak(CraftedAttack):
             leaking=self._leaking(view),
             generator=generator,
         )
+        of_which = OF_WHICH[way] if way != "plain" or one_gradient(view.recipe) else "all images of all local steps"
         named = "scale and gain" if len({tried.gain for tried in search.first}) > 1 else "scale"
         value = f"{chosen.scale:g}{f' and {chosen.gain:g}' if named != 'scale' else ''}"
         note = (
             f"{named} {value}{' was calibrated' if len(search.first) > 1 else ''}: in {TRIALS} rounds on auxiliary images "
-            f"{trial.share:.0%} of {OF_WHICH[way]} came back above 30 dB"
+            f"{trial.share:.0%} of {of_which} came back above 30 dB"
         )
         final = self._broadcast(sized(chosen), view, way, trial.floor, (note,))
         final = with_fitted_aggregation(view, final, MODULE, generator)

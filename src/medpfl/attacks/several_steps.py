@@ -20,7 +20,7 @@ from medpfl.attacks.sizes import Sizes
 from medpfl.core.domain import Auxiliary, GlobalModel, Recipe
 from medpfl.core.tasks import Segmentation
 
-Steps = Literal["auto", "first_batch", "all_batches"]
+Steps = Literal["auto", "first_batch", "all_batches", "plain"]
 
 RAISED = 2.0
 """By how much the rarest class's output is raised, so that nearly all images have errors of one sign."""
