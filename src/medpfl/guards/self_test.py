@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -162,7 +163,7 @@ def read_views(
 ) -> SelfTest:
     """`self_test` of what the layers got and gave, as `layer_views` says it."""
     views, not_tested = seen[0], dict(seen[1])
-    maps = pixel_maps(model)
+    maps = pixel_maps(model) if any(_may_see_images(view, model) for view in views if view.weight in gradient) else {}
     findings = []
     for view in views:
         if view.weight not in gradient:
@@ -175,6 +176,11 @@ def read_views(
         findings.append(_read(view, gradient[view.weight], parts, maps.get(view.path), thresholds))
     images = max((view.images for view in views), default=0)
     return SelfTest(images, tuple(findings), not_tested)
+
+
+def _may_see_images(view: LayerView, model: GlobalModel) -> bool:
+    """Whether the layer gets as many numbers of an image as it has pixels; a convolution gets each several times."""
+    return view.convolution or view.inputs * view.count == view.images * math.prod(model.image_shape)
 
 
 def _read(
