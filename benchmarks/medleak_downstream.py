@@ -172,10 +172,10 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--data", choices=["pneumoniamnist", "phantom"], default="phantom")
     found.add_argument("--seeds", type=int, default=10, help="number of divisions")
     found.add_argument("--first-seed", type=int, default=0, help="rows of other seeds in the CSV are kept")
-    found.add_argument("--rounds", type=int, default=12, help="attacked rounds, each with another victim's batch")
+    found.add_argument("--rounds", type=int, default=8, help="attacked rounds, each with another victim's batch")
     found.add_argument("--batch", type=int, default=64, help="images of a victim")
     found.add_argument("--auxiliary", type=int, default=200, help="the server's own images")
-    found.add_argument("--steps", type=int, default=300, help="training steps of every classifier, 32 images each")
+    found.add_argument("--steps", type=int, default=200, help="training steps of every classifier, 32 images each")
     found.add_argument("--margin", type=float, default=0.02, help="largest difference that counts as equivalent")
     found.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     return found
