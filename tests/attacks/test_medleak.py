@@ -136,6 +136,11 @@ def test_a_dead_module_gets_no_gradient_whatever_the_images_are(queries: int, fi
 def test_any_model_takes_the_module(
     module: nn.Module, shape: tuple[int, ...], task: Task, blobs: Callable[..., Tensor]
 ) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for layer in module.modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d | nn.Conv3d):
+                layer.reset_parameters()
     model = prepare(module, name="own", image_shape=shape, task=task)
     images, generator = blobs(200, shape), torch.Generator().manual_seed(0)
     targets = torch.randint(task.classes, (200,), generator=generator)

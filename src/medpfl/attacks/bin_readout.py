@@ -93,7 +93,7 @@ def read_rows(
     for part in torch.split(read, max(1, BLOCK // inputs)):
         if sum(map(len, units)) >= most:
             break
-        found = rows(part) / bias[part, None]
+        found = rows(part).div_(bias[part, None])
         own = query if query is None or query.ndim == 1 else query[part // (len(bias) // len(query))]
         off = how_far_off(found, below.to(found)[part], above.to(found)[part], own)
         plausible = (off <= TOLERANCE).nonzero().flatten()
@@ -165,7 +165,7 @@ def how_far_off(found: Tensor, below: Tensor, above: Tensor, query: Tensor | Non
     if query is None:
         query = found.new_full((found.shape[1],), 1 / found.shape[1])
     query = query.to(found)
-    outside = (found - found.clamp(0, 1)).square().mean(dim=1).sqrt()
-    values = (found * query).sum(dim=1)
+    outside = (found - found.clamp(0, 1)).norm(dim=1) / found.shape[1] ** 0.5
+    values = found @ query if query.ndim == 1 else (found * query).sum(dim=1)
     missed = torch.maximum(below - values, values - above).clamp_min(0) / query.abs().sum(dim=-1)
     return torch.maximum(outside, missed).nan_to_num(nan=torch.inf)

@@ -42,23 +42,30 @@ class LeakageModule:
             sizes = entries * inputs
         return dense_in_front(model, self._tensors(sizes, biases))
 
-    def dead_in_front_of(self, model: GlobalModel) -> GlobalModel:
-        """The same with all units off for every image: its first layer gets no gradient, whatever the images are."""
-        highest = self.bins.rows_of(self.bins.places).clamp_min(0).sum(dim=1)
-        return dense_in_front(model, self._tensors(torch.full_like(highest, self.scale), -2 * self.scale * highest))
+    def dead(self, live: GlobalModel) -> GlobalModel:
+        """What `in_front_of` gave with all units off for every image, so that its first layer gets no gradient.
+
+        All tensors but the biases are the same objects, which takes no memory twice.
+        """
+        highest = 4 * self.scale * self.bins.rows.clamp_min(0).sum(dim=1)  # rows in half precision: up to twice `scale`
+        biases = -highest[self.bins.places // self.bins.edges.shape[1]].float()
+        return replace(live, parameters={**live.parameters, BIAS: biases.to(live.device)})
 
     def alive_in(self, first: int, count: int, model: GlobalModel) -> GlobalModel:
         """The same with all units off for every image but `count` of them, from the unit `first` on."""
-        alive, dead = self.in_front_of(model), self.dead_in_front_of(model)
-        biases = dead.parameters[BIAS].clone()
+        alive = self.in_front_of(model)
+        biases = self.dead(alive).parameters[BIAS].clone()
         biases[first : first + count] = alive.parameters[BIAS][first : first + count]
         return replace(alive, parameters={**alive.parameters, BIAS: biases})
 
     def _tensors(self, sizes: Tensor, biases: Tensor) -> dict[str, Tensor]:
         """sizes (K,): what the queries' weights are multiplied by."""
         column = self.gain * self.direction / (self.scale * self.bins.units)
+        weight = torch.empty(len(sizes), len(column), device=column.device)
+        for unit, size in enumerate(sizes):  # row by row, so that no copy in double precision of all is made
+            weight[unit] = size * self.bins.rows[unit // self.bins.edges.shape[1]]
         tensors = {
-            WEIGHT: (sizes[:, None] * self.bins.rows_of(self.bins.places)).float(),
+            WEIGHT: weight,
             BIAS: biases.float(),
             SECOND_WEIGHT: column.float()[:, None].repeat(1, self.bins.units),
             SECOND_BIAS: self.offset.float(),

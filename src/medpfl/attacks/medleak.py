@@ -269,10 +269,9 @@ class MedLeak(CraftedAttack):
         floor: float = 0.0,
         notes: tuple[str, ...] = (),
     ) -> Broadcast:
-        models: tuple[GlobalModel, ...] = (module.in_front_of(view.model),)
+        live = module.in_front_of(view.model)
+        models = (live, module.dead(live)) if self.mode == "separate" and view.clients > 1 else (live,)
         bins, blocks = module.bins, view.clients if self.mode == "apart" else 1
-        if self.mode == "separate" and view.clients > 1:
-            models += (module.dead_in_front_of(view.model),)
         if blocks > 1:
             bins = QueryBins(*(one[: len(one) // blocks] for one in (bins.rows, bins.edges)))
             models = tuple(module.alive_in(one * bins.units, bins.units, view.model) for one in range(blocks))

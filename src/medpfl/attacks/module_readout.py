@@ -14,7 +14,7 @@ from medpfl.attacks.narrowing import Rows, narrowed
 from medpfl.attacks.query_bins import QueryBins
 from medpfl.attacks.several_steps import biases_from_weights
 from medpfl.attacks.span_peeling import read_by_peeling
-from medpfl.attacks.updates import GradientView, gradient_view
+from medpfl.attacks.updates import GradientView, gradient_view, linear_factors
 from medpfl.core.domain import Observation
 
 
@@ -51,9 +51,27 @@ class ModuleGradient:
     def per_bin(self, units: Tensor, bins: QueryBins) -> Tensor:
         """What the images of these units' bins put into the gradient of the weights, (M, D)."""
         last = bins.last(units)
-        rows = self.weight(torch.cat([units, units[~last] + 1]))
-        rows[: len(units)][~last] -= rows[len(units) :]
-        return rows[: len(units)]
+        factors = linear_factors(self.observation, self.first_only)
+        if factors is None:
+            rows = self.weight(torch.cat([units, units[~last] + 1]))
+            rows[: len(units)][~last] -= rows[len(units) :]
+            return rows[: len(units)]
+        places = self._rows(units)
+        assert places is not None  # as units are given
+        found = self._differences(self.observation.update.trainable[WEIGHT], places, last).mul_(factors[0])
+        if factors[1]:
+            found.add_(self._differences(self.observation.sent_parameter(WEIGHT), places, last), alpha=factors[1])
+        return found
+
+    @staticmethod
+    def _differences(tensor: Tensor, units: Tensor, last: Tensor) -> Tensor:
+        """These rows less those after them, the last of a query as they are: (M, D), float64, without other copies."""
+        found = torch.empty(len(units), tensor.shape[1], dtype=torch.float64, device=tensor.device)
+        for row, unit, alone in zip(found, units.tolist(), last.tolist(), strict=True):
+            row.copy_(tensor[unit])
+            if not alone:
+                row.sub_(tensor[unit + 1])
+        return found
 
     def _rows(self, units: Tensor | None) -> Tensor | None:
         """Where these units, or all of the block, are among all units."""

@@ -127,33 +127,42 @@ def gradient_view(
     clients behind an aggregate, only the first had gradients in the tensors of interest; the view is then
     of its gradient. first_only: of all local steps, only the first had. Both matter to who made the model so.
     """
-    recipe = observation.recipe
-    if observation.update.kind == "gradient":
-        tensors = _chosen(observation, names)
-        if recipe is not None and recipe.gradient_clip is not None and _norm(tensors) >= _almost(recipe.gradient_clip):
-            return GradientView(tensors, ("the client's clipping scaled the gradient by an unknown factor",))
-        return GradientView(tensors)
-    moved = change(observation, names)
-    if recipe is None:
-        tensors = {name: -tensor for name, tensor in moved.items()}
-        return GradientView(tensors, ("the recipe is withheld, so the gradient's scale is unknown",))
-    steps = recipe.local_steps * recipe.epochs
-    if recipe.optimizer != "sgd" and (steps == 1 or first_only):
-        return _adam_undone(observation, moved, recipe, alone, steps)
-    counted = recipe.learning_rate * sum(step_weights(recipe))
-    tensors = {name: -tensor / counted for name, tensor in moved.items()}
-    if recipe.weight_decay and recipe.optimizer != "adam":
+    kind, recipe = observation.update.kind, observation.recipe
+    factors = linear_factors(observation, first_only)
+    if factors is None:
+        assert recipe is not None  # who does not know it takes what was sent as the gradient's direction
+        steps = recipe.local_steps * recipe.epochs
+        return _adam_undone(observation, change(observation, names), recipe, alone, steps)
+    of_update, of_sent = factors
+    tensors = {name: of_update * tensor for name, tensor in _chosen(observation, names).items()}
+    if of_sent:
         tensors = {
-            name: tensor - recipe.weight_decay * observation.sent_parameter(name).double()
-            for name, tensor in tensors.items()
+            name: tensor + of_sent * observation.sent_parameter(name).double() for name, tensor in tensors.items()
         }
-    if recipe.optimizer != "sgd":
+    if recipe is None:
+        withheld = ("the recipe is withheld, so the gradient's scale is unknown",)
+        return GradientView(tensors, () if kind == "gradient" else withheld)
+    if kind != "gradient" and recipe.optimizer != "sgd":
         return GradientView(tensors, (f"{recipe.optimizer} shows little more than the gradient's signs",))
-    if steps > 1:
+    if kind != "gradient" and (steps := recipe.local_steps * recipe.epochs) > 1:
         return GradientView(tensors, (f"the update mixes {steps} local steps",))
     if recipe.gradient_clip is not None and _norm(tensors) >= _almost(recipe.gradient_clip):
         return GradientView(tensors, ("the client's clipping scaled the gradient by an unknown factor",))
     return GradientView(tensors)
+
+
+def linear_factors(observation: Observation, first_only: bool = False) -> tuple[float, float] | None:
+    """What update and sent tensors are multiplied by in `gradient_view`; None where it is no such sum, as after Adam."""
+    kind, recipe = observation.update.kind, observation.recipe
+    if kind == "gradient":
+        return 1.0, 0.0
+    if recipe is None:
+        return -1.0, float(kind == "weights")
+    if recipe.optimizer != "sgd" and (recipe.local_steps * recipe.epochs == 1 or first_only):
+        return None
+    counted = recipe.learning_rate * sum(step_weights(recipe))
+    decay = recipe.weight_decay if recipe.optimizer != "adam" else 0.0
+    return -1 / counted, (1 / counted if kind == "weights" else 0.0) - decay
 
 
 def _adam_undone(
