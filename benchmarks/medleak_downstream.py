@@ -2,7 +2,7 @@
 
     python benchmarks/medleak_downstream.py --data pneumoniamnist --seeds 10 --out docs/benchmarks
 
-For every seed the images are divided anew: `--auxiliary` images are the server's own, `--rounds` x `--batch` images are
+For every seed the images are divided anew, classes taking turns: `--auxiliary` images are the server's own, `--rounds` x `--batch` images are
 what victims hold. MedLeak attacks every round, once in `plain` and once behind `secagg_plus` with four clients (mode
 `separate`); all candidates that it returns are the thief's loot, wrong ones included. Then one net per row is trained,
 all with the same start, steps and batch size, and judged on the published test split, which nobody holds.
@@ -170,12 +170,12 @@ def parser() -> argparse.ArgumentParser:
     """Options of the command line."""
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--data", choices=["pneumoniamnist", "phantom"], default="phantom")
-    found.add_argument("--seeds", type=int, default=10, help="number of divisions")
+    found.add_argument("--seeds", type=int, default=6, help="number of divisions")
     found.add_argument("--first-seed", type=int, default=0, help="rows of other seeds in the CSV are kept")
-    found.add_argument("--rounds", type=int, default=8, help="attacked rounds, each with another victim's batch")
+    found.add_argument("--rounds", type=int, default=6, help="attacked rounds, each with another victim's batch")
     found.add_argument("--batch", type=int, default=64, help="images of a victim")
-    found.add_argument("--auxiliary", type=int, default=200, help="the server's own images")
-    found.add_argument("--steps", type=int, default=200, help="training steps of every classifier, 32 images each")
+    found.add_argument("--auxiliary", type=int, default=100, help="the server's own images")
+    found.add_argument("--steps", type=int, default=250, help="training steps of every classifier, 32 images each")
     found.add_argument("--margin", type=float, default=0.02, help="largest difference that counts as equivalent")
     found.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     return found

@@ -69,9 +69,11 @@ def dataset(name: str) -> tuple[Dataset, Dataset]:
 
 
 def divided(sets: tuple[Dataset, Dataset], auxiliary: int, clients: int, seed: int) -> Divided:
-    """A random division for this seed; test images are always all of the test split."""
+    """A random division for this seed in which classes take turns; test images are always all of the test split."""
     own, test = (Images(one.images, one.targets) for one in sets)
     order = torch.randperm(len(own), generator=generator("division", seed))
+    parts = [order[own.labels[order] == label] for label in own.labels.unique()]
+    order = torch.stack([part[: min(map(len, parts))] for part in parts], dim=1).flatten()
     return Divided(own[order[:auxiliary]], own[order[auxiliary : auxiliary + clients]], test)
 
 

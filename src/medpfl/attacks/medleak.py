@@ -270,6 +270,7 @@ class MedLeak(CraftedAttack):
         notes: tuple[str, ...] = (),
     ) -> Broadcast:
         live = module.in_front_of(view.model)
+        models: tuple[GlobalModel, ...]
         models = (live, module.dead(live)) if self.mode == "separate" and view.clients > 1 else (live,)
         bins, blocks = module.bins, view.clients if self.mode == "apart" else 1
         if blocks > 1:
