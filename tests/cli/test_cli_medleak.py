@@ -134,4 +134,4 @@ def test_check_tells_the_memory_of_a_round_and_the_channel_takes_its_own(
     }
     entries = (4096 - 64) * (2 * 256 + 1)
     assert told["plaink4096"] - told["plaink64"] >= 32 * entries
-    assert told["secagg_plusk4096"] - told["secagg_plusk64"] >= 56 * entries
+    assert told["secagg_plusk4096"] - told["secagg_plusk64"] >= 48 * entries

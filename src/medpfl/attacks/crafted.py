@@ -14,7 +14,7 @@ from medpfl.core.memory import machine_memory
 from medpfl.core.session import NO_SESSION, Session
 from medpfl.federation.channels import Channel
 
-BYTES_PER_ADDED = 34
+BYTES_PER_ADDED = 42
 """Bytes at the peak per entry that a crafted model has more: sent, trained, received, and read out in float64.
 
 A channel takes its `bytes_per_entry` besides.

@@ -37,7 +37,7 @@ class SecureChannel(Channel):
             )
         return self
 
-    bytes_per_entry = 16
+    bytes_per_entry = 6
 
     @property
     def client_count(self) -> int:
@@ -107,7 +107,7 @@ class SecAggPlus(SecureChannel):
     modulus_range: Annotated[int, Field(ge=2, le=2**62, description="sums are taken modulo this number")] = 2**32
     max_weight: Annotated[float, Field(gt=0, description="number of examples that counts as weight 1")] = 1000.0
 
-    bytes_per_entry = 28
+    bytes_per_entry = 10
 
     chosen_by_server = frozenset({"clipping_range", "quantization_range"})
 
