@@ -16,7 +16,7 @@ from medpfl.core.tasks import SingleLabel
 from medpfl.federation import Channel, Plain, SecAggPlus, SecureSum, run_round
 from medpfl.models import build_model
 
-SHAPE = (1, 32, 32)
+SHAPE = (1, 64, 64)
 
 
 @pytest.mark.parametrize("kind", ["gradient", "weights"])
@@ -28,7 +28,7 @@ def test_no_round_takes_more_than_is_stated_and_none_takes_half(channel: Channel
     model = build_model("lenet_idlg", image_shape=SHAPE, task=SingleLabel(2), generator=generator)
     brightness = torch.linspace(0.1, 1, 40)[:, None, None, None]
     images, targets = brightness * torch.rand((40, *SHAPE), generator=generator), torch.arange(40) % 2
-    recipe, attack = Recipe(update=kind, batch_size=4, learning_rate=0.1), MedLeak(bins=1024, scale=1e-4, queries=2)
+    recipe, attack = Recipe(update=kind, batch_size=4, learning_rate=0.1), MedLeak(bins=256, scale=1e-4, queries=2)
     knowledge = Knowledge(auxiliary=Auxiliary(images[4:], targets[4:]))
     view = ServerView(model, recipe, kind, channel, 4, "malicious_server", attack.needs(), knowledge)
 
