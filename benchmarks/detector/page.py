@@ -82,7 +82,8 @@ alarm: {design}. Only `crafted` counts as an alarm above.
 OTHERS = """Every check's score has a distance to its shipped threshold, from -1 (no sign) to 1; a run's suspicion is the
 sum of those above 0, or the largest if none is. From which suspicion on a run is an alarm was fixed without the architecture (false alarms) or the attack family
 (detection) that it is then counted on, in turn: at the rank that lets 1% or 0.1% of fresh honest runs through, and half
-of the way from there to the crafted runs. A rank for 0.1% needs 999 honest runs; `-` stands where there are fewer.
+of the way from there to the crafted runs. A rank for 0.1% needs 999 honest runs; with fewer it is extrapolated from an
+exponential tail through the highest tenth, and no more than the interval shows is known about it.
 """
 
 ADAPTIVE = """Bins in front of a body (32 images, 256 units unless said otherwise), shuffled and rescaled with rank-1
@@ -156,9 +157,6 @@ def _others(honest: Sequence[Row], crafted: Sequence[Row]) -> Table:
     for look in LOOKS:
         for name, alarms in POINTS.items():
             false, found = left_out(honest, crafted, look, alarms)
-            if alarms * (len(honest) + 1) < 1:
-                table.append((look, name, "-", "-", "-", "-"))
-                continue
             worst = max(false, key=lambda group: false[group].value), min(found, key=lambda group: found[group].value)
             table.append(
                 (

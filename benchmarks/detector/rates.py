@@ -102,15 +102,26 @@ def leaks_by_design(row: Row) -> bool:
 def fixed_threshold(honest: Sequence[float], crafted: Sequence[float], alarms: float) -> float:
     """The suspicion from which on a run is an alarm, fixed on these runs so that `alarms` of honest ones are.
 
-    The rank that a fresh honest run exceeds with that chance (conformal), or infinity with too few runs for it; from
-    there half of the way to where crafted runs begin (their lowest hundredth), if these lie above.
+    The rank that a fresh honest run exceeds with that chance (conformal); with too few runs for it, an exponential tail
+    through their highest tenth. From there half of the way to where crafted runs begin (their lowest hundredth), if
+    these lie above.
     """
-    allowed = math.floor(alarms * (len(honest) + 1)) - 1
-    if allowed < 0:
-        return math.inf
-    bound = sorted(honest, reverse=True)[allowed]
+    ordered = sorted(honest, reverse=True)
+    allowed = math.floor(alarms * (len(ordered) + 1)) - 1
+    bound = ordered[allowed] if allowed >= 0 else _tail(ordered, alarms)
     begin = sorted(crafted)[len(crafted) // 100] if crafted else bound
     return (bound + begin) / 2 if begin > bound else bound
+
+
+def _tail(ordered: Sequence[float], alarms: float) -> float:
+    """What a share `alarms` lies above, if the highest tenth falls off exponentially."""
+    highest = max(1, len(ordered) // TAIL)
+    start = ordered[highest]
+    mean_excess = sum(value - start for value in ordered[:highest]) / highest
+    return start + mean_excess * math.log(highest / len(ordered) / alarms)
+
+
+TAIL = 10
 
 
 def predictive_value(detection: float, alarms: float, base: float) -> float:
