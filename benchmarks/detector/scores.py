@@ -72,6 +72,9 @@ def gate_values(trained: Trained) -> dict[str, float]:
     change = sent_change(trained.update, received.model.parameters)
     rate = recipe.learning_rate if trained.update.kind == "gradient" else 1.0
     moved = relative_changes(received.model.parameters, change)
+    classes = received.model.task.classes
+    head = next((name for name in reversed(list(moved)) if len(received.model.parameters[name]) == classes), "")
+    moved.pop(head, None)
     return {
         "gate.images": test.returned / len(received.batch),
         "gate.excess": max((layer.excess for layer in test.layers), default=0.0),
@@ -81,11 +84,11 @@ def gate_values(trained: Trained) -> dict[str, float]:
 
 
 def _chain(test: SelfTest) -> float:
-    """How many more groups of samples a layer that gives half of them back may tell apart as a chain of bins does."""
+    """How many more groups of samples a layer that gives a quarter of them back may tell apart as a chain of bins does."""
     found = [
         2 * (layer.samples + 1) / max(1, layer.patterns)
         for layer in test.layers
-        if layer.chance is not None and layer.share >= 0.5 and 2 * layer.patterns < layer.chance.patterns
+        if layer.chance is not None and layer.share >= 0.25 and 2 * layer.patterns < layer.chance.patterns
     ]
     return max(found, default=0.0)
 

@@ -242,3 +242,20 @@ def test_what_cannot_be_tested_is_named(phantoms: Dataset) -> None:
     assert found.layers == ()
     assert found.worst is None
     assert found.not_tested == {"matrix": "its layer is neither dense nor a convolution"}
+
+
+@pytest.mark.parametrize(("between", "sees"), [(nn.Identity(), "image"), (nn.ReLU(), "features")])
+def test_images_behind_a_linear_mixture_of_their_pixels_count_as_images(
+    phantoms: Dataset, between: nn.Module, sees: str
+) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 16, 4, stride=4), between, nn.Flatten(), nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 4)
+    )
+    model = prepare(net, name="mixed", image_shape=(1, 28, 28), task=phantoms.task)
+    batch = held(phantoms, 2)
+    update, _ = client_step(model, batch, Recipe(update="gradient", batch_size=2))
+    found = self_test(model, update.trainable, batch)
+    dense = next(layer for layer in found.layers if layer.layer == "3")
+    assert (dense.sees, dense.share) == (sees, 1.0)
+    assert found.returned == 2 or sees == "features"

@@ -156,6 +156,34 @@ def pixel_maps(model: GlobalModel) -> dict[str, tuple[Tensor, Tensor]]:
     return found
 
 
+def mixed_images(model: GlobalModel) -> frozenset[str]:
+    """Dense layers that see the whole image through a linear map that mixes pixels, such as a convolution alone.
+
+    Whoever made the map undoes it, so what such a layer gives back are images. Found by running the model on two
+    random images and their mean.
+    """
+    layers = {path: layer for path, layer in model.module.named_modules() if _is_matrix(layer, path, model)}
+    probes = torch.rand((3, *model.image_shape), generator=torch.Generator().manual_seed(0))
+    probes[2] = (probes[0] + probes[1]) / 2
+    with torch.no_grad():
+        calls, _ = _run(model, layers, probes.to(model.device, _dtype(model)), "eval")
+    found = set()
+    for path, made in calls.items():
+        received = made[0][0]
+        if len(made) != 1 or isinstance(layers[path], Convolution) or received.ndim != 2:
+            continue
+        first, second, mean = received.double()
+        differ = float((first - second).norm())
+        enough = len(mean) >= LEAST_OF_IMAGE * probes[0].numel()
+        if enough and differ > 0 and float(((first + second) / 2 - mean).norm()) < 1e-4 * differ:
+            found.add(path)
+    return frozenset(found)
+
+
+LEAST_OF_IMAGE = 0.25
+"""A layer that gets fewer numbers than this share of the image's entries does not see the whole image."""
+
+
 def sample_view(layer: nn.Module, received: Tensor) -> tuple[Tensor, int]:
     """A layer's input as (N, *positions, *sample), and how many of the dimensions are places of samples."""
     if not isinstance(layer, Convolution):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -58,9 +58,10 @@ class LeakageGate(Guard):
     ] = 25.0
     excess: Annotated[
         float, Field(gt=0, lt=1, description="crafted: share of samples beyond what a freshly drawn layer gives back")
-    ] = 0.3
+    ] = 0.5
     change: Annotated[
-        float, Field(gt=0, description="crafted: largest change of a weight in one round, in units of its own size")
+        float,
+        Field(description="crafted: largest change of a weight before the last layer, in units of its own size", gt=0),
     ] = 10.0
 
     def after(self, trained: Trained) -> Verdict:
@@ -115,6 +116,7 @@ class LeakageGate(Guard):
         if trained.update.kind == "gradient":
             change = {name: -trained.received.recipe.learning_rate * tensor for name, tensor in change.items()}
         changes = relative_changes(model.parameters, change)
+        changes.pop(_last(changes, model), None)  # which starts at zero where a trained body gets a new task
         weight = max(changes, key=lambda name: changes[name], default=None)
         if weight is not None and changes[weight] > self.change:
             yield "crafted", f"training changed {weight} by {changes[weight]:.3g} times its own size"
@@ -130,6 +132,11 @@ class LeakageGate(Guard):
             surplus = surplus_loss(model, batch)
             if surplus is not None and surplus >= 0:
                 yield "passed", "the received model does no better than guessing by the frequency of classes"
+
+
+def _last(names: Iterable[str], model: GlobalModel) -> str:
+    """The last of these weights that has a unit per class; empty if there is none."""
+    return next((name for name in reversed(list(names)) if len(model.parameters[name]) == model.task.classes), "")
 
 
 def _moved(model: GlobalModel, change: dict[str, Tensor]) -> GlobalModel:

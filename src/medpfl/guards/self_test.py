@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
@@ -16,7 +16,7 @@ from medpfl.core.config import STRICT
 from medpfl.core.domain import Batch, GlobalModel, Tensors
 from medpfl.core.functional import MSE_FLOOR
 from medpfl.guards.isolation import ALONE, Chance, chance, distinct, patterns, readouts
-from medpfl.guards.layer_views import LayerView, layer_views, pixel_maps
+from medpfl.guards.layer_views import LEAST_OF_IMAGE, LayerView, layer_views, mixed_images, pixel_maps
 
 ROWS_AT_ONCE = 128
 PRODUCTS = 1_000_000_000
@@ -53,7 +53,8 @@ class Thresholds:
 class LayerFinding:
     """What a layer's part of the update gives back of what the layer got.
 
-    layer: its path. sees: `image` where its samples are the image or patches of it, pixel by pixel; else `features`.
+    layer: its path. sees: `image` where its samples are the image or patches of it, pixel by pixel or in a linear
+    mixture of all of them; else `features`.
     units: rows of its weight. samples: vectors that it got, one per image (or per token or patch of one).
     similarity (S,): the best correlation of a read-out with each sample, whatever the read-out's scale and offset and
     without what all samples have in common. psnr (S,): that of images in dB after the best brightness and contrast,
@@ -164,6 +165,8 @@ def read_views(
     """`self_test` of what the layers got and gave, as `layer_views` says it."""
     views, not_tested = seen[0], dict(seen[1])
     maps = pixel_maps(model) if any(_may_see_images(view, model) for view in views if view.weight in gradient) else {}
+    others = [view for view in views if view.path not in maps and _may_see_all(view, model)]
+    mixed = mixed_images(model) if others else frozenset()
     findings = []
     for view in views:
         if view.weight not in gradient:
@@ -173,7 +176,8 @@ def read_views(
             not_tested[view.weight] = "its convolution sees patches of features, of which no single one is an image"
             continue
         parts = [torch.isin(view.owners, step).nonzero().flatten() for step in steps]
-        findings.append(_read(view, gradient[view.weight], parts, maps.get(view.path), thresholds))
+        found = _read(view, gradient[view.weight], parts, maps.get(view.path), thresholds)
+        findings.append(replace(found, sees="image") if view.path in mixed else found)
     images = max((view.images for view in views), default=0)
     return SelfTest(images, tuple(findings), not_tested)
 
@@ -181,6 +185,12 @@ def read_views(
 def _may_see_images(view: LayerView, model: GlobalModel) -> bool:
     """Whether the layer gets as many numbers of an image as it has pixels; a convolution gets each several times."""
     return view.convolution or view.inputs * view.count == view.images * math.prod(model.image_shape)
+
+
+def _may_see_all(view: LayerView, model: GlobalModel) -> bool:
+    """Whether a dense layer gets one vector per image that is long enough for the whole of it."""
+    long = view.inputs >= LEAST_OF_IMAGE * math.prod(model.image_shape)
+    return not view.convolution and view.count == view.images and long
 
 
 def _read(

@@ -19,6 +19,9 @@ from medpfl.guards.vetting.dense import FEWEST
 from medpfl.guards.vetting.head import FISHING
 from medpfl.guards.vetting.watch import Watched, input_variation
 
+FEWEST_INPUTS = 64
+"""Layers that get fewer numbers have no whole image to give away, and their rows, once pruned, are alike by chance."""
+
 FEWEST_IMAGES = 4
 """With fewer images units are alike by chance."""
 
@@ -149,12 +152,12 @@ class _Answers:
 @behavior(
     "units_of_one_image",
     means="crafted",
-    threshold=0.8,
+    threshold=0.4,
     summary="units that a single image switches on each, as traps and sparse bins are",
     paper="Boenisch et al.: When the Curious Abandon Honesty, EuroS&P 2023",
 )
 def units_of_one_image(watched: Watched) -> Measured | None:
-    """The share of units on for one image among those that are on for any, where these show a quarter of the images."""
+    """The share of units on for one image among those that are on for any, where these show a third of the images."""
     return worst([_singles(view) for view in _looked_at(watched) if _gated(view)])
 
 
@@ -163,7 +166,7 @@ def _singles(view: LayerView) -> Measured:
     counts = active.sum(dim=1)
     single, alive = counts == 1, int((counts > 0).sum())
     shown = int(active[single].any(dim=0).sum())
-    enough = alive >= FEWEST and shown >= view.images / 4
+    enough = alive >= FEWEST and shown >= view.images / 3
     share = int(single.sum()) / alive if enough else 0.0
     seen = f"{int(single.sum())} of {alive} units that are on at all are on for a single image, and show {shown} images"
     return Measured(share, view.path, seen)
@@ -267,8 +270,12 @@ def _dominance(view: LayerView) -> Measured:
 
 
 def _looked_at(watched: Watched) -> list[LayerView]:
-    """Layers but the head that get one vector per image and have enough units and images to say something."""
-    enough = [view for view in watched.per_image if view.units >= FEWEST and view.images >= FEWEST_IMAGES]
+    """Layers but the head that get one vector per image and have enough units, inputs and images to say something."""
+    enough = [
+        view
+        for view in watched.per_image
+        if view.units >= FEWEST and view.images >= FEWEST_IMAGES and view.inputs >= FEWEST_INPUTS
+    ]
     return [view for view in enough if view is not watched.head]
 
 
