@@ -113,6 +113,10 @@ def _alarms(rows: Sequence[Row], look: str) -> Rate:
     return rate(called(row, look, "crafted") for row in rows)
 
 
+def _noticed(rows: Sequence[Row]) -> Rate:
+    return rate(called(row, "all three", "crafted") or called(row, "all three", "leaks") for row in rows)
+
+
 def _leaks(honest: Sequence[Row]) -> str:
     parts = {"dense first": True, "others": False}
     found = {
@@ -144,10 +148,15 @@ def _by_family(crafted: Sequence[Row]) -> Table:
     table = [("family", "runs", "recovered, mean", *LOOKS, "all three, `crafted` or `leaks`")]
     for group in sorted({row.group for row in crafted}):
         part = [row for row in crafted if row.group == group]
-        either = rate(called(row, "all three", "crafted") or called(row, "all three", "leaks") for row in part)
         mean = fmean(row.recovered for row in part)
         table.append(
-            (group, str(len(part)), f"{mean:.2f}", *(str(_alarms(part, look).hits) for look in LOOKS), str(either.hits))
+            (
+                group,
+                str(len(part)),
+                f"{mean:.2f}",
+                *(str(_alarms(part, look).hits) for look in LOOKS),
+                str(_noticed(part).hits),
+            )
         )
     return table
 
@@ -184,12 +193,13 @@ def _values(honest: Sequence[Row], crafted: Sequence[Row]) -> Table:
 
 
 def _adaptive(adaptive: Sequence[Row]) -> Table:
-    table = [("trick", "what its strength is", "strength", "runs", "recovered", *LOOKS)]
+    table = [("trick", "what its strength is", "strength", "runs", "recovered", *LOOKS, "`crafted` or `leaks`")]
     for name, trick in TRICKS.items():
         for strength in trick.strengths:
             part = [row for row in adaptive if row.group == name and row.strength == strength]
             if part:
                 shares = [f"{_alarms(part, look).value:.0%}" for look in LOOKS]
+                shares.append(f"{_noticed(part).value:.0%}")
                 table.append(
                     (
                         name,
