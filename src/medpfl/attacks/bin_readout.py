@@ -93,11 +93,11 @@ def read_rows(
     for part in torch.split(read, max(1, BLOCK // inputs)):
         if sum(map(len, units)) >= most:
             break
-        found = rows(part).div_(bias[part, None])
+        found = rows(part).div_(bias[part, None]).float()
         own = query if query is None or query.ndim == 1 else query[part // (len(bias) // len(query))]
         off = how_far_off(found, below.to(found)[part], above.to(found)[part], own)
         plausible = (off <= TOLERANCE).nonzero().flatten()
-        images.append((found if len(plausible) == len(found) else found[plausible]).float())
+        images.append(found if len(plausible) == len(found) else found[plausible])
         units.append(part[plausible])
         deviations.append(off[plausible])
     return Candidates(
