@@ -23,7 +23,7 @@ SHAPE = (1, 64, 64)
 @pytest.mark.parametrize(
     "channel", [Plain(), SecureSum(clients=3), SecAggPlus(clients=3)], ids=lambda one: type(one).__name__
 )
-def test_no_round_takes_more_than_is_stated_and_none_takes_half(channel: Channel, kind: Any) -> None:
+def test_no_round_takes_more_than_is_stated_and_none_takes_a_third(channel: Channel, kind: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     model = build_model("lenet_idlg", image_shape=SHAPE, task=SingleLabel(2), generator=generator)
     brightness = torch.linspace(0.1, 1, 40)[:, None, None, None]
@@ -42,7 +42,7 @@ def test_no_round_takes_more_than_is_stated_and_none_takes_half(channel: Channel
         attack.reconstruct([seen], [generator])
 
     stated = (BYTES_PER_ADDED + channel.bytes_per_entry) * attack.added_parameters(model, channel.client_count)
-    assert stated / 2 < peak_bytes(whole_round) <= stated
+    assert stated / 3 < peak_bytes(whole_round) <= stated
 
 
 def test_workers_are_as_many_as_fit_side_by_side() -> None:

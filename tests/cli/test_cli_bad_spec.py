@@ -39,10 +39,6 @@ SPECS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
     "channel name": ({"channels": ["plan"]}, ("channels[0]", "did you mean 'plain'")),
     "defense name": ({"defenses": ["lapalce"]}, ("defenses[0]", "did you mean 'laplace'")),
-    "planned attack": (
-        {"attacks": ["robbing_the_fed"]},
-        ("attacks[0]", "'robbing_the_fed' is not in this version, which has: april"),
-    ),
     "clients of a channel": (
         {"channels": [{"name": "secure_sum", "clients": 0}]},
         ("channels[0].clients", "greater than or equal to 1", "found 0"),
@@ -50,7 +46,7 @@ SPECS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "attack name": ({"attacks": ["dgl"]}, ("attacks[0]", "did you mean 'dlg'")),
     "preset name": ({"attacks": [{"name": "dlg", "preset": "quik"}]}, ("attacks[0].preset", "did you mean 'quick'")),
     "state name": ({"models": [{"name": "lenet_dlg", "state": "untraind"}]}, ("models[0].state", "'untrained'")),
-    "guard": ({"guards": ["vet"]}, ("guards[0]", "guards: []")),
+    "guard": ({"guards": ["leakage_gat"]}, ("guards[0]", "did you mean 'leakage_gate'")),
     "only axis": ({"attacks": [{"name": "cpl", "only": {"modl": ["x"]}}]}, ("attacks[0].only", "'model'")),
     "only nothing": ({"attacks": [{"name": "cpl", "only": {"model": ["x"]}}]}, ("attacks[0].only.model", "nothing")),
     "only a text": ({"attacks": [{"name": "cpl", "only": {"model": "x"}}]}, ("attacks[0].only.model", "a list")),

@@ -20,7 +20,6 @@ from medpfl.audit.threat_models import THREAT_MODELS, ThreatModel
 from medpfl.audit.validation import as_plain
 from medpfl.core.domain import CAPABILITIES, KNOWLEDGE, ORACLES
 from medpfl.core.errors import InputError, suggestion
-from medpfl.core.planned import not_in_this_version
 from medpfl.core.registry import Entry, Registry
 from medpfl.data import DATASETS, READERS
 from medpfl.defenses import DEFENSES
@@ -151,8 +150,6 @@ def entries(kind: str) -> list[Entry[Any]]:
 def description(kind: str, name: str) -> dict[str, Any]:
     """All that `medpfl describe` says, as JSON-like values. Raises InputError for an unknown kind or name."""
     found = {entry.name: entry for entry in entries(kind)}
-    if name not in found and kind in REGISTRIES and not_in_this_version(REGISTRIES[kind].kind, name):
-        raise InputError(REGISTRIES[kind].why_missing(name))
     if name not in found:
         raise InputError(f"unknown name '{name}' among {kind}: {suggestion(name, found)}")
     entry = found[name]

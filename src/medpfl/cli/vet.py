@@ -79,7 +79,7 @@ def vet(
     \b
     Examples:
       medpfl vet round7.pt --model resnet18 --size 224 --reference round6.pt
-      medpfl vet round7.safetensors --model our_package.models:make_model --images local/images --json
+      medpfl vet round7.safetensors --model ours.models:make --images local --json
     """
     tensors = _read(file)
     earlier = None if reference is None else _read(reference)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from medpfl.core.errors import SpecError, suggestion
-from medpfl.core.planned import not_in_this_version
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -61,8 +60,6 @@ class Registry(Generic[T]):
 
     def why_missing(self, name: str) -> str:
         """What to tell somebody who asks for a name that is not registered."""
-        if not_in_this_version(self.kind, name):
-            return f"the {self.kind} '{name}' is not in this version, which has: {', '.join(self.names())}"
         return f"unknown {self.kind} '{name}': {suggestion(name, self._entries)}"
 
     def __contains__(self, name: object) -> bool:
