@@ -22,7 +22,7 @@ from medpfl.guards.norm_bound import sent_change
 from medpfl.guards.self_test import LayerFinding, SelfTest, Thresholds, self_test
 from medpfl.guards.signs import relative_changes, share_of_dying_units, surplus_loss
 
-FEWEST_SAMPLES = 8
+FEWEST_SAMPLES = 12
 """Of fewer samples every layer gives back most, so that nothing tells a crafted one."""
 
 Finding = tuple[Level, str]
