@@ -152,7 +152,7 @@ class Spread:
 def spread(values: Sequence[float] | NDArray[np.float64], level: float = 0.95) -> Spread:
     """Mean and t interval of values that are independent given the data."""
     found = np.asarray(values, dtype=np.float64)
-    half = 0.0
+    half = float("nan")  # one value has no interval
     if len(found) > 1:
         half = float(stats.t.ppf((1 + level) / 2, len(found) - 1) * stats.sem(found))
     return Spread(float(found.mean()), float(found.mean()) - half, float(found.mean()) + half)
@@ -161,6 +161,8 @@ def spread(values: Sequence[float] | NDArray[np.float64], level: float = 0.95) -
 def equivalence(differences: Sequence[float], margin: float) -> float:
     """The p-value of two one-sided t tests (TOST): small if the mean difference lies within +- margin."""
     found = np.asarray(differences, dtype=np.float64)
+    if len(found) < 2:
+        return float("nan")
     if float(found.std()) == 0:
         return 0.0 if abs(float(found.mean())) < margin else 1.0
     lower = stats.ttest_1samp(found, -margin, alternative="greater").pvalue
