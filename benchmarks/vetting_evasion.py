@@ -130,6 +130,7 @@ def main() -> None:
     parser.add_argument("--bins", type=int, default=256, help="bins of the module (256)")
     parser.add_argument("--images", type=int, default=32, help="private images of the attacked client (32)")
     parser.add_argument("--medmnist", type=Path, help="a MedMNIST file with gray 28x28 images; default: drawn films")
+    parser.add_argument("--only", default="", help="only disguises whose name holds this text")
     parser.add_argument("--out", type=Path, help="CSV file to write beside the printed rows")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
@@ -138,7 +139,7 @@ def main() -> None:
         films = MedMnistReader(path=chosen.medmnist)
     images = load_dataset(films, name="films", size=SIDE, channels=1, maximum=600).images
     rows: list[dict[str, object]] = []
-    for how in DISGUISES:
+    for how in (known for known in DISGUISES if chosen.only in known.name):
         found = [measured(how, images, chosen.bins, chosen.images, seed) for seed in range(chosen.seeds)]
         mean = {name: sum(one[0][name] for one in found) / len(found) for name in found[0][0]}
         names = sorted({name for one in found for name in one[1]})
