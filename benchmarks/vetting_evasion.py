@@ -38,14 +38,19 @@ CLASSES = 2
 
 @dataclass(frozen=True)
 class Disguise:
-    """How the module hides. noise: of every row, as a share of its length, and of every column. border: random weights
-    so many times as long as the row where images are made black. honest: share of units that are drawn as PyTorch
-    does. behind: whether a random convolution with ReLU stands in front, whose outputs the bins then sort."""
+    """How the module hides.
+
+    noise: of every row, as a share of its length, and of every column. border: random weights so many times as long as
+    the row where images are made black. honest: share of units that are drawn as PyTorch does. back: length of their
+    columns in the second layer, in units of the bins' median column. behind: whether a random convolution with ReLU
+    stands in front, whose outputs the bins then sort.
+    """
 
     name: str
     noise: float = 0.0
     border: float = 0.0
     honest: float = 0.0
+    back: float = 0.1
     behind: bool = False
 
 
@@ -56,6 +61,9 @@ DISGUISES = (
     *(Disguise(f"behind: noise of {noise:g}", noise=noise, behind=True) for noise in (0.05, 0.1, 0.2, 0.4, 0.8)),
     *(Disguise(f"behind: {share:.0%} honest units", honest=share, behind=True) for share in (0.5, 0.9, 0.98)),
     Disguise("behind: noise of 0.1, 90% honest units", noise=0.1, honest=0.9, behind=True),
+    Disguise(
+        "behind: noise of 0.1, 90% honest units with columns as long", noise=0.1, honest=0.9, back=1.0, behind=True
+    ),
 )
 
 
@@ -90,6 +98,8 @@ class Module(nn.Module):
         second = second + how.noise * second.norm(dim=0) * torch.randn(second.shape, generator=generator) / INPUTS**0.5
         extra = int(bins * how.honest / (1 - how.honest)) if how.honest else 0
         plain, back = nn.Linear(inputs, max(1, extra)), nn.Linear(max(1, extra), INPUTS, bias=False)
+        with torch.no_grad():
+            back.weight.mul_(how.back * second.norm(dim=0).median() / back.weight.norm(dim=0).mean())
         order = torch.randperm(bins + extra, generator=generator)
         self.first, self.second = nn.Linear(inputs, bins + extra), nn.Linear(bins + extra, INPUTS)
         with torch.no_grad():
