@@ -117,7 +117,7 @@ def test_brightness_from_a_constant_channel_is_exact_and_from_the_bin_off_by_its
     for image in images:
         mean = float(image.mean())
         low, high = max(edge for edge in edges if edge < mean), min(edge for edge in edges if edge >= mean)
-        nearest = min(placed.result.images, key=lambda one: float((one - image).abs().sum()))
+        nearest = min(placed.result.images.double(), key=lambda one: float((one - image).abs().sum()))
         ratio = float(nearest.mean()) / mean
         torch.testing.assert_close(nearest, image * ratio, atol=1e-4, rtol=0)
         inner = low > 0 and high < 1
