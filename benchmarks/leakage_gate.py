@@ -43,10 +43,12 @@ STAGES = (0, 20, 200)
 """Steps of training before the round."""
 
 CRAFTED: dict[str, dict[str, object]] = {
-    "medleak": {"scale": 1e-4},
-    "medleak-published": {"scale": 1.0, "quantiles": "gaussian", "balance": False},
-    "medleak-quiet": {"scale": 1e-2},
-    "medleak-few": {"scale": 1e-4, "bins": 64},
+    "medleak": {"scale": 1e-4, "queries": 1},
+    "medleak-queries": {"scale": 1e-4, "queries": 4},
+    "medleak-queries-quiet": {"scale": 1.0, "queries": 4},
+    "medleak-published": {"scale": 1.0, "queries": 1, "quantiles": "gaussian", "balance": False},
+    "medleak-quiet": {"scale": 1e-2, "queries": 1},
+    "medleak-few": {"scale": 1e-4, "bins": 64, "queries": 1},
     "robbing_the_fed": {"scale": 1e-4},
     "robbing_the_fed-sparse": {"scale": 1e-4, "variant": "sparse"},
     "curious_abandon_honesty": {"scale": 1e-4, "factor": 0.97, "tuning": "factor"},

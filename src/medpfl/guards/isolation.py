@@ -18,6 +18,11 @@ ALONE = 0.9
 """Share of a read-out from which on a sample counts as alone in it."""
 
 
+FEWEST_SETS = 4
+MOST_SETS = 1024
+"""Of so many different sets it is looked at how they cross."""
+
+
 @dataclass(frozen=True)
 class Readouts:
     """Rows of a layer's gradient, less a multiple of another row each: (M,) unit, other (-1: none), factor.
@@ -114,10 +119,10 @@ def nearly_active(errors: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Chance:
-    """What an honest layer would do by chance: share of samples that it gives back, and patterns of its units."""
+    """What an honest layer would do by chance: share of samples that it gives back, and of units that cross."""
 
     share: float
-    patterns: int
+    crossing: float | None
 
 
 def chance(samples: Tensor, units: int) -> Chance:
@@ -139,18 +144,30 @@ def chance(samples: Tensor, units: int) -> Chance:
     errors = (draw.to(root) @ root.T > 0).double()
     found = readouts(errors, rows.square().sum(dim=1))
     share = len(distinct(found.sample[found.purity >= ALONE])) / len(rows)
-    return Chance(share, patterns(errors))
+    return Chance(share, crossing(errors))
 
 
-def patterns(errors: Tensor) -> int:
-    """How many different sets of samples units are active for: (units, S) -> at most the number of units.
+def crossing(errors: Tensor) -> float | None:
+    """Of all pairs of units that are active for different samples, the share that cross. errors: (units, S).
 
-    A chain of bins has few, one for every sample, however many units it has; an honest layer has about as many as units.
+    Two sets of samples cross if some samples are in both, some in either alone, and some in neither. Sets that come
+    from thresholds of one number never do, whichever unit has which threshold and whichever side it takes; nor do sets
+    of one sample each. Sets of honest units mostly do. None with fewer than 4 different sets.
 
-    >>> patterns(torch.tensor([[1.0, 2.0], [3.0, 4.0], [0.0, 5.0]]))
-    2
+    >>> crossing(torch.tensor([[1.0, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 1]])), crossing(torch.ones(9, 4))
+    (0.0, None)
+    >>> round(crossing(torch.tensor([[1.0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 1, 0], [1, 1, 1, 0]])), 2)
+    0.5
     """
-    return len(distinct(_hashes(errors != 0)))
+    units = _one_per_set(errors != 0, errors)[:MOST_SETS]
+    if len(units) < FEWEST_SETS:
+        return None
+    sets = (errors[units] != 0).double()
+    both, sizes = (sets @ sets.T).round(), sets.sum(dim=1)
+    first, second = sizes[:, None] - both, sizes[None, :] - both
+    neither = errors.shape[1] - both - first - second
+    crossed = (both > 0) & (first > 0) & (second > 0) & (neither > 0)
+    return float(crossed.sum()) / (len(units) * (len(units) - 1))
 
 
 def distinct(values: Tensor) -> Tensor:

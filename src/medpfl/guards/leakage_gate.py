@@ -25,6 +25,15 @@ from medpfl.guards.signs import relative_changes, share_of_dying_units, surplus_
 FEWEST_SAMPLES = 12
 """Of fewer samples every layer gives back most, so that nothing tells a crafted one."""
 
+CHAIN_SHARE = 0.25
+"""Bins give back at least this share, or they do not fit the images."""
+
+CHAIN_SAMPLES = 16
+"""Of fewer samples a trained layer with few active units looks like bins, too."""
+
+CHAIN_CROSSING = 0.02
+"""And hardly any of its units cross; images at the very edge of a bin may."""
+
 Finding = tuple[Level, str]
 
 
@@ -40,8 +49,8 @@ class LeakageGate(Guard):
     """The client owns the truth, so it needs no guess about the attacker.
 
     `leaks`: more images come back than `images` allows, by the read-out self-test. `crafted`: beyond that a layer gives
-    back far more than a freshly drawn one would of the same inputs, or does it with units that ask all the same
-    question; or one step of training changed a weight by more than `change` times its size. Units that die and a loss
+    back far more than a freshly drawn one would of the same inputs, or does it with units that sort images like bins;
+    or one step of training changed a weight by more than `change` times its size. Units that die and a loss
     that does not beat the class prior are told as well.
     """
 
@@ -101,11 +110,11 @@ class LeakageGate(Guard):
         share = f"gives back {finding.share:.0%} of the {_what(finding)}"
         if finding.excess > self.excess:
             return f"{share}, a freshly drawn layer {chance.share:.0%}"
-        chain = 2 * (finding.samples + 1)  # bins by one brightness, half of them for darker in place of brighter images
-        if finding.share >= 0.5 and finding.patterns <= chain and 2 * finding.patterns < chance.patterns:
+        sorting = finding.crossing is not None and finding.crossing <= CHAIN_CROSSING
+        if sorting and finding.share >= CHAIN_SHARE and finding.samples >= CHAIN_SAMPLES:
             return (
-                f"{share} by units that tell only {finding.patterns} groups of them apart, "
-                f"a freshly drawn layer {chance.patterns}"
+                f"{share} by units that sort them like bins: {finding.crossing:.0%} of their pairs cross, "
+                f"of a freshly drawn layer's {chance.crossing or 0.0:.0%}"
             )
         return None
 

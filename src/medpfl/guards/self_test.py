@@ -15,7 +15,7 @@ from torch import Tensor
 from medpfl.core.config import STRICT
 from medpfl.core.domain import Batch, GlobalModel, Tensors
 from medpfl.core.functional import MSE_FLOOR
-from medpfl.guards.isolation import ALONE, Chance, chance, distinct, patterns, readouts
+from medpfl.guards.isolation import ALONE, Chance, chance, crossing, distinct, readouts
 from medpfl.guards.layer_views import LEAST_OF_IMAGE, LayerView, layer_views, mixed_images, pixel_maps
 
 ROWS_AT_ONCE = 128
@@ -59,7 +59,8 @@ class LayerFinding:
     similarity (S,): the best correlation of a read-out with each sample, whatever the read-out's scale and offset and
     without what all samples have in common. psnr (S,): that of images in dB after the best brightness and contrast,
     NaN for features. returned (S,): whether a sample counts as having come back. owners (S,): the image that each
-    belongs to. patterns: for how many different sets of samples units are active. chance: what a freshly drawn layer
+    belongs to. crossing: share of pairs of units that are active for sets of samples that cross, which those of a chain
+    of bins never do; None with few different sets. chance: what a freshly drawn layer
     of this size would show of the same samples; None where there are too many of them, or nothing came back.
     """
 
@@ -70,7 +71,7 @@ class LayerFinding:
     psnr: Tensor
     returned: Tensor
     owners: Tensor
-    patterns: int
+    crossing: float | None
     chance: Chance | None
 
     @property
@@ -234,7 +235,7 @@ def _read(
         psnr=psnr,
         returned=returned,
         owners=view.owners,
-        patterns=patterns(view.errors),
+        crossing=crossing(view.errors) if view.count <= MOST_BY_CHANCE else None,
         chance=chance(view.samples(), view.units) if bool(returned.any()) and view.count <= MOST_BY_CHANCE else None,
     )
 
