@@ -28,9 +28,6 @@ FEWEST_SAMPLES = 12
 CHAIN_SHARE = 0.25
 """Bins give back at least this share, or they do not fit the images."""
 
-CHAIN_SAMPLES = 16
-"""Of fewer samples a trained layer with few active units looks like bins, too."""
-
 CHAIN_CROSSING = 0.02
 """And hardly any of its units cross; images at the very edge of a bin may."""
 
@@ -111,7 +108,7 @@ class LeakageGate(Guard):
         if finding.excess > self.excess:
             return f"{share}, a freshly drawn layer {chance.share:.0%}"
         sorting = finding.crossing is not None and finding.crossing <= CHAIN_CROSSING
-        if sorting and finding.share >= CHAIN_SHARE and finding.samples >= CHAIN_SAMPLES:
+        if sorting and finding.share >= CHAIN_SHARE:
             return (
                 f"{share} by units that sort them like bins: {finding.crossing:.0%} of their pairs cross, "
                 f"of a freshly drawn layer's {chance.crossing or 0.0:.0%}"
