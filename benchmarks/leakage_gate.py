@@ -206,13 +206,13 @@ def summarize(path: Path) -> None:
     with path.open() as handle:
         rows = list(csv.DictReader(handle))
     for kind in ("honest", "crafted"):
-        print(f"\n{kind}: called crafted / withheld, of rounds with at least 8 images")
+        print(f"\n{kind}: called crafted / withheld, of rounds with at least 16 images")
         groups = dict.fromkeys(row["family"] for row in rows if row["kind"] == kind)
         for family in [*groups, "all"]:
             chosen = [
                 row
                 for row in rows
-                if row["kind"] == kind and family in (row["family"], "all") and int(row["size"]) >= 8
+                if row["kind"] == kind and family in (row["family"], "all") and int(row["size"]) >= 16
             ]
             levels = Counter(row["level"] for row in chosen)
             if chosen:
