@@ -28,6 +28,9 @@ ZOO_SLOW = ("resnet18", "resnet18_cifar", "vit", "densenet121", "efficientnet_b0
 
 MASKED = ("chest_drawn", "brain_drawn", "skin_drawn")
 
+FEW = ("brain",)
+"""Sets with too few images to leave a server some of its own."""
+
 CRAFTED_RUNS = {"medleak": 60, "robbing_the_fed": 60, "curious_front": 45, "curious_own": 30, "loki": 40}
 OTHER_CRAFTED_RUNS = 40
 ADAPTIVE_SEEDS = 4
@@ -72,7 +75,8 @@ def planned(repeats: int, first: int = 0) -> Iterator[Planned]:
 def measured(one: Planned, folder: Path | None) -> Row:
     """Carries one run out."""
     own = generator("guards", one.run)
-    names = [name for name in sources(folder) if name in GRAY or one.kind != "adaptive"]
+    names = [name for name in sources(folder) if one.kind == "honest" or name not in FEW]
+    names = [name for name in names if one.kind != "adaptive" or name in GRAY]
     names = list(MASKED) if one.group == "unet_small" else names
     data = names[int(torch.randint(len(names), (), generator=own))]
     if one.kind == "honest":
