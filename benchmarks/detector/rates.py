@@ -23,7 +23,7 @@ LOOKS: Mapping[str, tuple[str, ...]] = {
 SHARES = frozenset(
     {
         *("proportional_rows", "proportional_columns", "low_rank", "half_negative_rows", "copying_kernels", "excess"),
-        *("equal_classes", "more_than_chance", "bins_at_work", "units_of_one_image"),
+        *("equal_classes", "more_than_chance", "units_of_one_image", "sorted"),
     }
 )
 """Scores between 0 and 1; the others are ratios, and compared as logarithms."""
@@ -83,7 +83,7 @@ def suspicion(row: Row, look: str) -> float:
     values = [
         distance(name, score)
         for name, score in row.values.items()
-        if name.partition(".")[0] in LOOKS[look] and LIMITS[name][1] == "crafted"
+        if name in LIMITS and name.partition(".")[0] in LOOKS[look] and LIMITS[name][1] == "crafted"
     ]
     above = [value for value in values if value > 0]
     return sum(above) if above else max(values, default=-1.0)

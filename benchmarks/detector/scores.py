@@ -14,7 +14,7 @@ from medpfl.attacks.updates import gradient_view
 from medpfl.core.domain import Observation, Update
 from medpfl.federation.client import client_step
 from medpfl.federation.guarding import Received, Trained
-from medpfl.guards.leakage_gate import LeakageGate
+from medpfl.guards.leakage_gate import CHAIN_CROSSING, CHAIN_SHARE, FEWEST_SAMPLES, LeakageGate
 from medpfl.guards.norm_bound import sent_change
 from medpfl.guards.self_test import SelfTest, self_test
 from medpfl.guards.signs import relative_changes
@@ -78,17 +78,17 @@ def gate_values(trained: Trained) -> dict[str, float]:
     return {
         "gate.images": test.returned / len(received.batch),
         "gate.excess": max((layer.excess for layer in test.layers), default=0.0),
-        "gate.chain": _chain(test),
+        "gate.sorted": _sorted(test),
         "gate.change": rate * max(moved.values(), default=0.0),
     }
 
 
-def _chain(test: SelfTest) -> float:
-    """How many more groups of samples a layer that gives a quarter of them back may tell apart as a chain of bins does."""
+def _sorted(test: SelfTest) -> float:
+    """How nearly units of a layer that gives enough samples back sort them as bins do: 1 less the pairs that cross."""
     found = [
-        2 * (layer.samples + 1) / max(1, layer.patterns)
+        1.0 - layer.crossing
         for layer in test.layers
-        if layer.chance is not None and layer.share >= 0.25 and 2 * layer.patterns < layer.chance.patterns
+        if layer.crossing is not None and layer.share >= CHAIN_SHARE and layer.samples >= FEWEST_SAMPLES
     ]
     return max(found, default=0.0)
 
@@ -105,6 +105,6 @@ def thresholds() -> dict[str, tuple[float, str]]:
         **found,
         "gate.images": (0.0, "leaks"),
         "gate.excess": (gate.excess, "crafted"),
-        "gate.chain": (1.0, "crafted"),
+        "gate.sorted": (1.0 - CHAIN_CROSSING, "crafted"),
         "gate.change": (gate.change, "crafted"),
     }
