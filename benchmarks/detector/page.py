@@ -69,7 +69,7 @@ images (with the tensors), and at the `update` before it is sent. `all three` is
 told the guards which architecture was agreed on and no reference was given: with either, every added layer is found at
 once.
 
-    python benchmarks/guards_detector.py measure --data ../shared/data --repeats 1
+    python benchmarks/guards_detector.py measure --data ../shared/data --first 1
     python benchmarks/guards_detector.py table
 
 What they do not show: rounds of a real federation, long training, images larger than 32x32, attacks that are not among
