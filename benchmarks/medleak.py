@@ -7,13 +7,12 @@ Parts: `bins` (how many images are alone in their bin, for two kinds of quantile
 read-out loses of them, per channel and body), `peeling` (several queries). A client takes one float32 SGD step and
 sends weights; the other clients got a dead module, so that only the module's tensors need to go through a channel.
 The server's images are half of the data without duplicates, the clients' the other half. Scales are calibrated by the
-attack on its own images: in `closed` at 512 units and for the first division, in `peeling` for every division.
+attack on its own images: in `closed` for the first of the units and every division, in `peeling` for every division.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from medleak_page import Row, known, write
+from medleak_data import FILES, Division, augmented, division, net, sets
+from medleak_page import Row, key, known, write
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from medpfl.attacks.crafted import ServerView
 from medpfl.attacks.front import BIAS, WEIGHT
@@ -42,12 +41,11 @@ from medpfl.core.domain import (
 )
 from medpfl.core.functional import assignment
 from medpfl.core.seeding import generator
-from medpfl.data import Dataset, MedMnistReader, PhantomReader, load_dataset
+from medpfl.data import PhantomReader, load_dataset
 from medpfl.federation import Channel, Plain, SecAggPlus, SecureSum
 from medpfl.federation.client import client_step
 from medpfl.metrics.scoring import pairwise_mse
 from medpfl.metrics.statistics import success_rate
-from medpfl.models import build_model
 
 RECOVERED = 1e-3
 """Mean squared error of 30 dB."""
@@ -58,21 +56,8 @@ CHANNELS: dict[str, Channel] = {
     "secure_sum": SecureSum(clients=CLIENTS),
     "secagg_plus": SecAggPlus(clients=CLIENTS),
 }
-FILES: dict[str, tuple[str, Any]] = {
-    "PneumoniaMNIST": ("pneumoniamnist_subset.npz", 1),
-    "ISIC 2017 color": ("isic2017_28.npz", 3),
-}
-DIVISIONS = 3
+DIVISIONS = 2
 """Divisions of the data, each with a net and a module of its own; batches are spread over them."""
-
-
-@dataclass(frozen=True)
-class Division:
-    """Images of clients and server for one seed."""
-
-    clients: Batch
-    server: Batch
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -92,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     started = time.process_time()
     rows = {row.key: row for row in known(options.out)}
+    options.have = set(rows) if options.missing else set()
     for part in options.parts:
         for row in {"bins": _bins, "closed": _closed, "peeling": _peeling}[part](options):
             rows[row.key] = row
@@ -101,9 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _bins(options: argparse.Namespace) -> Iterator[Row]:
     """No rounds, only how images fall into bins that were made from others."""
-    sets = [(name, data, len(data) // 2) for name, data in _sets(options.data)]
+    divided = [(name, data, len(data) // 2) for name, data in sets(options.data)]
     films = load_dataset(PhantomReader(kind="chest", count=12000, resolution=28), name="films", size=28, channels=1)
-    for name, data, owned in [*sets, ("chest phantoms", films, 10000)]:
+    for name, data, owned in [*divided, ("chest phantoms", films, 10000)]:
         order = torch.randperm(len(data), generator=generator("bins", name))
         for quantiles in ("smoothed", "gaussian"):
             for units in options.units:
@@ -119,21 +105,26 @@ def _bins(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def _closed(options: argparse.Namespace) -> Iterator[Row]:
-    for name, data in _sets(options.data):
+    for name, data in sets(options.data):
         for body in options.bodies:
             for size in options.images:
-                scales: dict[str, float] = {}
+                scales: dict[tuple[str, int], float] = {}
                 for units in options.units:
+                    keys = {key("closed", name, size, units, "one query", channel, body) for channel in CHANNELS}
+                    if keys <= options.have:
+                        continue
                     found: dict[str, list[Round]] = {channel: [] for channel in CHANNELS}
                     for seed in range(DIVISIONS):
-                        division = _division(data, seed)
+                        split = division(data, seed)
                         for shared in (("plain", "secure_sum"), ("secagg_plus",)):
                             last = CHANNELS[shared[-1]]
-                            scale: Any = scales.get(shared[-1], "auto")
+                            scale: Any = scales.get((shared[-1], seed), "auto")
                             attack = MedLeak(bins=units, queries=1, scale=scale)
-                            sent = _sent(attack, division, _net(data, body, seed), last, size)
-                            scales[shared[-1]] = float(sent.model(0).parameters[WEIGHT].double().sum(dim=1).mean())
-                            for channel, rounds in _played(sent, division, shared, size, _share(options)):
+                            sent = _sent(attack, split, net(data, body, seed), last, size)
+                            scales[shared[-1], seed] = float(
+                                sent.model(0).parameters[WEIGHT].double().sum(dim=1).mean()
+                            )
+                            for channel, rounds in _played(sent, split, shared, size, _share(options)):
                                 found[channel] += rounds
                     for channel, rounds in found.items():
                         yield _row("closed", name, rounds, size, units, "one query", body=body, channel=channel)
@@ -146,30 +137,30 @@ def _peeling(options: argparse.Namespace) -> Iterator[Row]:
         *(("plain", 256, count, "smooth", False) for count in (1, 2, 3, 4)),
         *(("plain", 256, 3, pattern, False) for pattern in ("random", "dct")),
     ]
-    for name, data in _sets(options.data):
+    for name, data in sets(options.data):
         for channel, size, queries, pattern, off_grid in cases:
-            if size not in options.images:
+            setting, grid = f"{queries}, {pattern}", "resized and augmented" if off_grid else "8 bit"
+            wanted = key("peeling", name, size, 512, setting, channel, "default", grid)
+            if size not in options.images or wanted in options.have:
                 continue
             rounds: list[Round] = []
             for seed in range(DIVISIONS):
-                division = _division(data, seed)
+                split = division(data, seed)
                 if off_grid:
-                    division = replace(
-                        division,
-                        clients=_augmented(division.clients, seed, 0),
-                        server=_augmented(division.server, seed, 1),
+                    split = replace(
+                        split,
+                        clients=augmented(split.clients, seed, 0),
+                        server=augmented(split.server, seed, 1),
                     )
                 attack = MedLeak(bins=512, queries=queries, patterns=pattern)  # type: ignore[arg-type]
-                sent = _sent(attack, division, _net(data, "default", seed), CHANNELS[channel], size)
+                sent = _sent(attack, split, net(data, "default", seed), CHANNELS[channel], size)
                 share = _share(options) if queries == "auto" else -(-_share(options) // 3)
-                for _, one in _played(sent, division, (channel,), size, share):
+                for _, one in _played(sent, split, (channel,), size, share):
                     rounds += one
-            setting = f"{'auto' if queries == 'auto' else queries}, {pattern}"
-            grid = "resized and augmented" if off_grid else "8 bit"
             yield _row("peeling", name, rounds, size, 512, setting, body="default", channel=channel, grid=grid)
 
 
-def _sent(attack: MedLeak, division: Division, model: GlobalModel, channel: Channel, size: int) -> Broadcast:
+def _sent(attack: MedLeak, split: Division, model: GlobalModel, channel: Channel, size: int) -> Broadcast:
     view = ServerView(
         model=model,
         recipe=_recipe(size),
@@ -178,16 +169,16 @@ def _sent(attack: MedLeak, division: Division, model: GlobalModel, channel: Chan
         examples=size,
         threat_model="malicious_server",
         can=attack.needs(),
-        knowledge=Knowledge(auxiliary=Auxiliary(division.server.images, division.server.targets)),
+        knowledge=Knowledge(auxiliary=Auxiliary(split.server.images, split.server.targets)),
     )
-    return attack.prepare(view, generator("prepare", division.seed))
+    return attack.prepare(view, generator("prepare", split.seed))
 
 
 def _played(
-    sent: Broadcast, division: Division, channels: Sequence[str], size: int, batches: int
+    sent: Broadcast, split: Division, channels: Sequence[str], size: int, batches: int
 ) -> Iterator[tuple[str, list[Round]]]:
     """The same client steps behind each of the channels."""
-    held, draws, recipe = division.clients, generator("round", division.seed, size), _recipe(size)
+    held, draws, recipe = split.clients, generator("round", split.seed, size), _recipe(size)
     bins = QueryBins(sent.secret["rows"], sent.secret["edges"])
     found: dict[str, list[Round]] = {channel: [] for channel in channels}
     for _ in range(batches):
@@ -195,7 +186,7 @@ def _played(
         batch = Batch(held.images[places], held.targets[places])
         step, _ = client_step(sent.model(0), batch, recipe, generator=draws)
         own = Update("weights", {key: step.trainable[key] for key in (WEIGHT, BIAS)}, {}, {}, size)
-        near = pairwise_mse(batch.images, division.server.images).amin(dim=1) < RECOVERED
+        near = pairwise_mse(batch.images, split.server.images).amin(dim=1) < RECOVERED
         for channel in channels:
             seen = CHANNELS[channel]
             models = sent.models if seen.client_count > 1 else sent.models[:1]
@@ -230,50 +221,6 @@ def _unchanged(model: GlobalModel, size: int) -> Update:
 
 def _recipe(size: int) -> Recipe:
     return Recipe(update="weights", learning_rate=0.1, batch_size=size)
-
-
-def _net(data: Dataset, body: str, seed: int) -> GlobalModel:
-    """A LeNet, drawn from uniform(-0.5, 0.5) as in DLG or as PyTorch draws layers by default."""
-    draws = generator("net", seed)
-    model = build_model("lenet_idlg", image_shape=tuple(data.images.shape[1:]), task=data.task, generator=draws)
-    if body == "uniform":
-        return model
-    fans = {key.rpartition(".")[0]: tensor[0].numel() for key, tensor in model.parameters.items() if tensor.ndim > 1}
-    drawn = {
-        key: (2 * torch.rand(tensor.shape, generator=draws) - 1) / fans[key.rpartition(".")[0]] ** 0.5
-        for key, tensor in model.parameters.items()
-    }
-    return replace(model, parameters=drawn)
-
-
-def _augmented(held: Batch, seed: int, side: int) -> Batch:
-    """Zoomed, resized there and back, and changed in brightness and contrast: no pixel is left on the 8-bit grid."""
-    draws = generator("augmented", seed, side)
-    images = []
-    for image in held.images:
-        size = int(torch.randint(20, 28, (), generator=draws))
-        smaller = interpolate(image[None], size=(size, size), mode="bilinear", antialias=True)
-        back = interpolate(smaller, size=tuple(image.shape[1:]), mode="bicubic")[0]
-        shift, factor = (0.1 * (torch.rand(2, generator=draws) - 0.5)).tolist()
-        images.append(((back - 0.5) * (1 + factor) + 0.5 + shift).clamp(0, 1))
-    return Batch(torch.stack(images), held.targets)
-
-
-def _sets(names: Sequence[str]) -> Iterator[tuple[str, Dataset]]:
-    """Real images at 28x28, each once."""
-    for name in names:
-        file, channels = FILES[name]
-        reader = MedMnistReader(path=Path(os.environ["MEDPFL_DATA"], "medmnist", file))
-        data = load_dataset(reader, name=name, size=28, channels=channels)
-        first = {image.numpy().tobytes(): place for place, image in reversed(list(enumerate(data.images)))}
-        places = torch.tensor(sorted(first.values()))
-        yield name, replace(data, images=data.images[places], targets=data.targets[places])
-
-
-def _division(data: Dataset, seed: int) -> Division:
-    order = torch.randperm(len(data.images), generator=generator("division", seed))
-    held, owned = order[: len(order) // 2], order[len(order) // 2 :]
-    return Division(Batch(data.images[held], data.targets[held]), Batch(data.images[owned], data.targets[owned]), seed)
 
 
 def _share(options: argparse.Namespace) -> int:
@@ -319,8 +266,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--batches",
         type=int,
         default=30,
-        help="rounds per row, in three divisions of the data; a third where queries are given",
+        help="rounds per row, in two divisions of the data; a third where queries are given",
     )
+    parser.add_argument("--missing", action="store_true", help="measure only what is not in the table yet")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     return parser.parse_args(arguments)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+Key = tuple[str, str, str, str, int, int, str, str]
+
 
 @dataclass(frozen=True)
 class Row:
@@ -35,11 +37,16 @@ class Row:
     grid: str = "8 bit"
 
     @property
-    def key(self) -> tuple[str | int, ...]:
+    def key(self) -> Key:
         """What was measured."""
-        return (
-            self.part, self.data, self.channel, self.body, self.images, self.units, self.setting, self.grid,
-        )  # fmt: skip
+        return key(self.part, self.data, self.images, self.units, self.setting, self.channel, self.body, self.grid)
+
+
+def key(
+    part: str, data: str, images: int, units: int, setting: str, channel: str = "", body: str = "", grid: str = "8 bit"
+) -> Key:
+    """What a row measures."""
+    return part, data, channel, body, images, units, setting, grid
 
 
 def known(out: Path) -> list[Row]:
@@ -77,7 +84,8 @@ def _page(rows: Sequence[Row]) -> str:
             "Measured by `python benchmarks/medleak.py`, at 28x28. A client takes one float32 SGD step (learning rate 0.1)",
             "on N private images and sends weights; the module has K units. Recovered: above 30 dB, every candidate counted",
             "once, at most N candidates. The server's images and the clients' are disjoint halves of the data without",
-            "duplicates, three divisions, each with its own net and module; secure channels have 8 clients.",
+            "duplicates, two divisions, each with its own net and module; secure channels have 8 clients.",
+            "Rows that are not here were not measured yet; `--missing` measures them.",
             "",
             "## Several queries and peeling",
             "",
