@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python $(PIP)
 BENCH := .venv-bench
 BENCH_OPTIONS ?=
 SHORT := docs/benchmarks/short
-PEER := regularization.total_variation.scale=0.01
+PEER := regularization.total_variation.scale=0.05 optim.step_size_decay=cosine-decay
 
 .PHONY: demo test lint types imports pytest bench bench-env clean help
 
