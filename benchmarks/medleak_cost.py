@@ -159,7 +159,7 @@ def table(rows: pd.DataFrame) -> list[str]:
     ]
     for key, part in rows.groupby(["steps_before", "round", "client"], sort=False):
         told_columns = [told(part, name, 1 if name == "length" else 2) for name in columns]
-        lines.append(f"| {' | '.join([*map(str, key), *told_columns])} |")
+        lines.append(f"| {' | '.join([f'{key[0]:.0f}', *map(str, key[1:]), *told_columns])} |")
     return lines
 
 
