@@ -29,12 +29,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "idlg": {**MATCHING, "output_error": "candidate"},
     "peeling": {},
     "spear": {"draws": 20_000},
+    "sratta": {},
 }
 REFUSED = {
     "april": "does not cut images into patches",
     "first_layer_readout": "no dense layer",
     "peeling": "no dense layer",
     "spear": "no dense layer",
+    "sratta": "no dense layer",
 }
 """What attacks that are for some models only say of the others."""
 

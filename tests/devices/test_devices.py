@@ -139,7 +139,13 @@ MATCHING: dict[str, dict[str, Any]] = {
     "gradinv": {"iterations": 8, "restarts": 2, "layers": "top10", "median_filter_every": 5},
     "idlg": {"iterations": 2, "inner_iterations": 8},
 }
-CLOSED: dict[str, tuple[str, ...]] = {"april": ("vit",), "first_layer_readout": (), "peeling": (), "spear": ()}
+CLOSED: dict[str, tuple[str, ...]] = {
+    "april": ("vit",),
+    "first_layer_readout": (),
+    "peeling": (),
+    "spear": (),
+    "sratta": (),
+}
 
 
 def test_every_attack_is_here() -> None:
@@ -184,6 +190,19 @@ def test_closed_forms_read_an_observation_from_the_device(attack: str) -> None:
         (found,) = ATTACKS[attack].item().reconstruct([moved(seen, DEVICE)], [torch.Generator().manual_seed(0)])
     assert isinstance(found, Reconstruction), found
     assert float((found.images - batch_of(model, Recipe()).images).abs().max()) < 1e-4
+
+
+def test_sratta_reads_several_steps_from_the_device_as_from_the_cpu() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(48, 60), nn.ReLU(), nn.Linear(60, 4))
+    model = prepare(module, name="dense", image_shape=(3, 4, 4), task=SingleLabel(4))
+    seen = observation_of(model, Recipe(update="weights", batch_size=2, local_steps=2, learning_rate=0.1))
+    with pretended_device():
+        (expected,) = ATTACKS["sratta"].item().reconstruct([seen], [torch.Generator()])
+        (found,) = ATTACKS["sratta"].item().reconstruct([moved(seen, DEVICE)], [torch.Generator()])
+    assert isinstance(expected, Reconstruction), expected
+    assert isinstance(found, Reconstruction), found
+    assert len(found.images) == len(expected.images) > 0
+    assert float((found.images.cpu() - expected.images).abs().max()) < 1e-4
 
 
 @pytest.mark.parametrize("defense", DEFENSES.names())
