@@ -140,7 +140,7 @@ def _termination_interrupts() -> Iterator[None]:
 
 def _cells_table(cells: Any) -> Table:
     """The summary table: every number beside its null baseline."""
-    axes = ("dataset", "model", "recipe", "threat_model", "channel", "defense", "attack")
+    axes = ("dataset", "model", "recipe", "threat_model", "channel", "defense", "guard", "attack")
     shown = [
         axis for axis in axes if axis in ("dataset", "defense", "attack") or len({cell[axis] for cell in cells}) > 1
     ]
