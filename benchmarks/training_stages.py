@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from medpfl import load_spec, run_audit, write_report
+from medpfl.audit.clients_needed import clients_needed
 from medpfl.audit.grid import Cell, cells
-from medpfl.audit.materials import Materials, images_per_victim
+from medpfl.audit.materials import Materials
 from medpfl.core.domain import Batch, GlobalModel
 from medpfl.core.seeding import generator
 from medpfl.federation.client import client_step
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run_audit(spec, options.out, workers=options.workers)
     write_report(options.out)
     grid = cells(spec)
-    materials = Materials(spec, options.out / "cache", images_per_victim(grid))
+    materials = Materials(spec, options.out / "cache", clients_needed(grid))
     audit = load_audit(options.out)
     found = {cell.id: cell for cell in audit.cells}
     verdicts = {one.cell.id: brief(one) for one in diagnoses(audit)}

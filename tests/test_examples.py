@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from medpfl.audit.grid import Cell, cells, refusal
-from medpfl.audit.materials import training_kind
 from medpfl.audit.spec import Spec, parse_spec
+from medpfl.audit.trained_models import training_kind
 from medpfl.core.seeding import content_hash
 
 FOLDER = Path(__file__).parents[1] / "examples"

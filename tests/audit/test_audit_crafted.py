@@ -13,8 +13,9 @@ import torch
 from medpfl.attacks.crafted import CraftedAttack, ServerView
 from medpfl.attacks.updates import change
 from medpfl.audit import execute
+from medpfl.audit.clients_needed import clients_needed
 from medpfl.audit.grid import Cell, cells, refusal
-from medpfl.audit.materials import Materials, clients_needed
+from medpfl.audit.materials import Materials
 from medpfl.audit.plan import Plan
 from medpfl.audit.preparation import prepare
 from medpfl.audit.rounds import broadcast, client_round

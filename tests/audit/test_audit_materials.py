@@ -12,9 +12,10 @@ from PIL import Image
 
 from medpfl.attacks import cpl
 from medpfl.audit import execute, run_audit
+from medpfl.audit.clients_needed import clients_needed
 from medpfl.audit.context import describe
 from medpfl.audit.grid import cells
-from medpfl.audit.materials import Materials, clients_needed
+from medpfl.audit.materials import Materials
 from medpfl.audit.plan import Plan
 from medpfl.audit.preparation import prepare
 from medpfl.audit.rounds import client_round

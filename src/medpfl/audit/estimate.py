@@ -10,11 +10,11 @@ import torch
 
 from medpfl.attacks.crafted import CraftedAttack
 from medpfl.audit.grid import Cell
-from medpfl.audit.materials import training_kind
 from medpfl.audit.plan import SMALL_MODEL_PARAMETERS
 from medpfl.audit.preparation import Prepared
 from medpfl.audit.sizes import added_entries, round_bytes
 from medpfl.audit.targets import targets_of
+from medpfl.audit.trained_models import training_kind
 from medpfl.core.devices import moved, repeatable
 from medpfl.core.domain import Batch
 from medpfl.core.memory import peak_bytes

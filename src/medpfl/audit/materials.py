@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,16 +11,16 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from medpfl.audit.clients_needed import ClientsNeeded
 from medpfl.audit.entries import DataEntry, ModelEntry
-from medpfl.audit.files import locked, make_private_folder, unwritable
 from medpfl.audit.grid import Cell
 from medpfl.audit.snapshots import FileSession, Watched
 from medpfl.audit.spec import Spec
 from medpfl.audit.targets import targets_of, task_of
-from medpfl.audit.validation import as_plain
+from medpfl.audit.trained_models import alone, another_trained_model, meets, model_key, training_kind
 from medpfl.core.devices import CPU, moved, repeatable
 from medpfl.core.domain import Auxiliary, GlobalModel
-from medpfl.core.errors import SpecError, StoreError
+from medpfl.core.errors import SpecError
 from medpfl.core.seeding import content_hash, generator
 from medpfl.core.session import State
 from medpfl.data import Borrowed, Dataset, Split, borrow, load_dataset, split
@@ -40,14 +39,6 @@ class Pool:
     dataset: Dataset
     split: Split
     fingerprint: str
-
-
-@dataclass(frozen=True)
-class ClientsNeeded:
-    """What a data entry must have: private images per client, and bystanders beside a victim."""
-
-    images: int = 1
-    bystanders: int = 0
 
 
 class Materials:
@@ -260,7 +251,7 @@ class Materials:
     def _trained(self, data: DataEntry, entry: ModelEntry, seed: int) -> GlobalModel:
         initial, (path, key) = self.initial_model(data, entry, seed), self._cached(data, entry, seed)
         kind = content_hash(training_kind(entry), seed, data.id)
-        with self._alone(self._cache_folder / f"training-{kind}"):
+        with alone(self._cache_folder / f"training-{kind}"):
             while not path.exists():
                 self._train(initial, data, entry, seed)
             return load_model(initial, path, key=key)
@@ -276,7 +267,7 @@ class Materials:
         dataset, indices = self.dataset(data), self.training_images(data, entry, seed)
         missing: dict[int, tuple[TrainingConfig, Path, str]] = {}
         for other in self.spec.models:
-            if other.training is not None and training_kind(other) == training_kind(entry) and _meets(other, data):
+            if other.training is not None and training_kind(other) == training_kind(entry) and meets(other, data):
                 path, key = self._cached(data, other, seed)
                 if not path.exists():
                     missing[other.training.total_steps(len(indices))] = (other.training, path, key)
@@ -294,54 +285,6 @@ class Materials:
             train(moved(initial, self.device), images, targets, config, stream, Watched(session, keep))
         session.close()
         self._tell(name, 1.0)
-
-    @contextmanager
-    def _alone(self, path: Path) -> Iterator[None]:
-        """Inside, no other process makes the file `path`: the first one trains, the others wait and load."""
-        with ExitStack() as held:
-            try:
-                make_private_folder(path.parent)
-                held.enter_context(locked(path.with_suffix(".lock"), wait=True))
-            except OSError as error:
-                raise unwritable(path, error) from None
-            yield
-
-
-def training_kind(entry: ModelEntry) -> tuple[Any, ...]:
-    """Equal for trainings that differ in their length only: the longer one passes through the shorter one's model."""
-    assert entry.training is not None  # the caller sees to that
-    settings = {key: value for key, value in as_plain(entry.training).items() if key not in ("epochs", "steps")}
-    return entry.name, {**entry.params, "state": settings}
-
-
-def _meets(entry: ModelEntry, data: DataEntry) -> bool:
-    values = entry.only.get("dataset")
-    return values is None or data.id in values or data.name in values
-
-
-def model_key(data: DataEntry, entry: ModelEntry, seed: int) -> str:
-    """Names a model of an audit, for instance `brain_mri/lenet_dlg/s0`."""
-    return f"{data.id}/{entry.id}/s{seed}"
-
-
-def another_trained_model(name: str, folder: Path) -> StoreError:
-    """What to raise where a trained model is not the one that an audit's earlier results were computed with."""
-    return StoreError(
-        f"{folder}: the trained model {name} is not the one that earlier results were computed with "
-        "(its file in the cache was changed, or it was trained again elsewhere); put the file back or use another --out"
-    )
-
-
-def clients_needed(cells: Iterable[Cell]) -> dict[str, ClientsNeeded]:
-    """Data id -> the most that any of its recipes and channels needs."""
-    needed: dict[str, ClientsNeeded] = {}
-    for cell in cells:
-        known = needed.get(cell.dataset.id, ClientsNeeded())
-        needed[cell.dataset.id] = ClientsNeeded(
-            images=max(known.images, cell.recipe.recipe.private_images),
-            bystanders=max(known.bystanders, cell.channel.channel.client_count - 1),
-        )
-    return needed
 
 
 def _fingerprint(dataset: Dataset, places: tuple[Any, ...]) -> str:

@@ -9,15 +9,17 @@ from typing import Any
 
 from medpfl.attacks.crafted import why_no_room
 from medpfl.attacks.front import why_no_front
+from medpfl.audit.clients_needed import ClientsNeeded, clients_needed
 from medpfl.audit.diagnosis import ALL, Change, extra_cells, sweep
 from medpfl.audit.grid import Cell, cells, refusal
 from medpfl.audit.identity import identity
-from medpfl.audit.materials import ClientsNeeded, Materials, clients_needed, model_key
+from medpfl.audit.materials import Materials
 from medpfl.audit.plan import Chunk, Plan, chunks
 from medpfl.audit.rounds import known_recipe
 from medpfl.audit.sizes import added_entries, bytes_per_added, round_bytes
 from medpfl.audit.spec import Spec
 from medpfl.audit.targets import why_no_masks
+from medpfl.audit.trained_models import model_key
 from medpfl.core.functional import require_ssim_size
 from medpfl.federation.recipes import check_recipe, has_batch_norm
 from medpfl.models import validate

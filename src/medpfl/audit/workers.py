@@ -16,10 +16,11 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
+from medpfl.audit.clients_needed import ClientsNeeded
 from medpfl.audit.diagnosis import extra_cells, sweep
 from medpfl.audit.execute import compute, failed_rows
 from medpfl.audit.grid import Cell, cells
-from medpfl.audit.materials import ClientsNeeded, Materials
+from medpfl.audit.materials import Materials
 from medpfl.audit.plan import Chunk, Plan
 from medpfl.audit.snapshots import FileSession
 from medpfl.audit.spec import parse_spec

@@ -5,22 +5,38 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
-from pydantic.dataclasses import dataclass as config_dataclass
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from medpfl.core.config import STRICT
-from medpfl.core.mechanisms import Mechanism
+from medpfl.core.knowledge import CAPABILITIES, KNOWLEDGE, ORACLES, Auxiliary, Knowledge
+from medpfl.core.recipes import Recipe, UpdateKind
 from medpfl.core.tasks import Task
+
+__all__ = [
+    "CAPABILITIES",
+    "KNOWLEDGE",
+    "ORACLES",
+    "Auxiliary",
+    "Batch",
+    "Broadcast",
+    "ClientState",
+    "Failure",
+    "GlobalModel",
+    "Knowledge",
+    "Observation",
+    "Recipe",
+    "Reconstruction",
+    "Sample",
+    "Tensors",
+    "Update",
+    "UpdateKind",
+]
 
 Tensors = Mapping[str, Tensor]
 """Named tensors, in the order of the module."""
-
-UpdateKind = Literal["gradient", "delta", "weights"]
 
 
 @dataclass(frozen=True)
@@ -49,51 +65,6 @@ class Batch:
 
     def __len__(self) -> int:
         return int(self.images.shape[0])
-
-
-@config_dataclass(frozen=True, kw_only=True, config=STRICT)
-class Recipe:
-    """How a client trains on the model that it received, and what it sends."""
-
-    update: Annotated[UpdateKind, Field(description="what is sent: gradient (FedSGD), delta or weights (FedAvg)")] = (
-        "gradient"
-    )
-    batch_size: Annotated[int, Field(ge=1, description="images per local step")] = 1
-    local_steps: Annotated[int, Field(ge=1, description="optimizer steps per epoch, each on the next batch")] = 1
-    epochs: Annotated[int, Field(ge=1, description="how often the local steps are repeated on the same images")] = 1
-    shuffle: Annotated[
-        bool, Field(description="every epoch takes the images in a new random order; without, always in the same order")
-    ] = False
-    images: Annotated[int | None, Field(ge=1, description="private images; default batch_size * local_steps")] = None
-    optimizer: Annotated[Literal["sgd", "adam", "adamw"], Field(description="the client's optimizer")] = "sgd"
-    learning_rate: Annotated[float, Field(gt=0, description="the client's learning rate")] = 0.01
-    momentum: Annotated[float, Field(ge=0, lt=1, description="SGD momentum")] = 0.0
-    weight_decay: Annotated[float, Field(ge=0, description="L2 penalty (decoupled for adamw)")] = 0.0
-    betas: Annotated[tuple[float, float], Field(description="Adam's moment decay rates")] = (0.9, 0.999)
-    epsilon: Annotated[float, Field(gt=0, description="Adam's denominator constant")] = 1e-8
-    gradient_clip: Annotated[float | None, Field(gt=0, description="norm bound on each step's batch gradient")] = None
-    accumulation: Annotated[int, Field(ge=1, description="micro-batches whose gradients are averaged per step")] = 1
-    batch_norm: Annotated[
-        Literal["train", "eval"], Field(description="batch statistics (train) or running statistics (eval)")
-    ] = "eval"
-    precision: Annotated[
-        Literal["float32", "float64", "bfloat16", "float16"],
-        Field(description="bfloat16 and float16 mean autocast, as a client would run it"),
-    ] = "float32"
-
-    @property
-    def private_images(self) -> int:
-        """Number of private images that one victim holds."""
-        return self.images if self.images is not None else self.batch_size * self.local_steps
-
-    @property
-    def default_id(self) -> str:
-        """Id of an unlabeled entry, for instance `gradient-b1` or `delta-s4-b8`."""
-        if self.update == "gradient":
-            return f"gradient-b{self.batch_size}"
-        epochs = f"-e{self.epochs}" if self.epochs > 1 else ""
-        shuffled = "-shuffled" if self.shuffle else ""
-        return f"{self.update}-s{self.local_steps}{epochs}-b{self.batch_size}{shuffled}"
 
 
 @dataclass(frozen=True)
@@ -189,14 +160,6 @@ class ClientState:
 
 
 @dataclass(frozen=True)
-class Auxiliary:
-    """Images that the adversary owns: (M, C, *spatial) in [0, 1] with targets, disjoint from all victims."""
-
-    images: Tensor
-    targets: Tensor
-
-
-@dataclass(frozen=True)
 class Broadcast:
     """What the server sends in one round.
 
@@ -230,42 +193,6 @@ def _mean(tensors: list[Tensor]) -> Tensor:
     if all(tensor is tensors[0] for tensor in tensors):
         return tensors[0]
     return sum((tensor.double() for tensor in tensors[1:]), tensors[0].double()) / len(tensors)
-
-
-KNOWLEDGE: Mapping[str, str] = {
-    "labels": "the victim's true labels (oracle)",
-    "masks": "the victim's true segmentation masks (oracle)",
-    "logits": "the model's outputs on the private images (oracle)",
-    "batch_norm_statistics": "the exact batch statistics of the private batch (oracle)",
-    "auxiliary": "images of other patients from the pool's auxiliary part, or of another data entry",
-    "defense": "the mechanism of the client's defense",
-}
-"""What a threat model can grant beyond what every adversary knows, with its meaning."""
-
-ORACLES = frozenset({"labels", "masks", "logits", "batch_norm_statistics"})
-"""Knowledge that a real adversary would not have."""
-
-
-CAPABILITIES: Mapping[str, str] = {
-    "parameters": "chooses the tensors that it sends",
-    "architecture": "chooses the architecture that it sends",
-    "inconsistent_models": "sends different models to different clients",
-    "recipe": "chooses learning rate and into how many local steps clients divide their images",
-    "secure_aggregation": "chooses the aggregation's clipping and quantization",
-}
-"""What a threat model can let a malicious server change, with its meaning."""
-
-
-@dataclass(frozen=True)
-class Knowledge:
-    """Granted knowledge. A field is None unless the threat model grants it and the attack declares that it reads it."""
-
-    labels: Tensor | None = None
-    masks: Tensor | None = None
-    logits: Tensor | None = None
-    batch_norm_statistics: Tensors | None = None
-    auxiliary: Auxiliary | None = None
-    defense: Mechanism | None = None
 
 
 @dataclass(frozen=True)
