@@ -11,6 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
+from medpfl.core.mechanisms import Mechanism
 from medpfl.core.registry import Registry
 from medpfl.core.session import NO_SESSION, Session
 
@@ -63,6 +64,12 @@ class Attack(ABC):
         update, examples: kind of the update and number of its images, which are known also where the recipe is
         withheld (None).
         """
+        return None
+
+    def why_not_against(
+        self, mechanism: Mechanism, model: GlobalModel, recipe: Recipe | None, examples: int
+    ) -> str | None:
+        """The reason why this attack cannot use what it knows of such a defense; None if it can, or does not look."""
         return None
 
     def evaluations(self, model: GlobalModel, images: int) -> int:

@@ -13,6 +13,7 @@ from medpfl.attacks.base import ATTACKS, Attack
 from medpfl.attacks.matching.adam import Adam
 from medpfl.attacks.matching.initialization import GREY, input_units, near, normalized_start
 from medpfl.attacks.matching.inversion import invert
+from medpfl.attacks.matching.likelihoods import why_no_likelihood
 from medpfl.attacks.matching.objectives import SCALE_FREE
 from medpfl.attacks.matching.priors import smooth
 from medpfl.attacks.matching.settings import Inversion, SearchSetup
@@ -20,6 +21,7 @@ from medpfl.attacks.targets import Masks, target_source, why_no_targets
 from medpfl.attacks.updates import why_no_scale
 from medpfl.core.config import STRICT
 from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
+from medpfl.core.mechanisms import Mechanism
 from medpfl.core.session import NO_SESSION, Session
 from medpfl.federation.recipes import has_batch_norm
 
@@ -146,6 +148,12 @@ class GradInv(Attack):
     def uses(self) -> frozenset[str]:
         """The defense's mechanism, for the likelihood."""
         return frozenset({"defense"}) if self.distance == "likelihood" else frozenset()
+
+    def why_not_against(
+        self, mechanism: Mechanism, model: GlobalModel, recipe: Recipe | None, examples: int
+    ) -> str | None:
+        """A composition without a likelihood."""
+        return why_no_likelihood(mechanism, model, recipe, examples) if self.distance == "likelihood" else None
 
     def evaluations(self, model: GlobalModel, images: int) -> int:
         """All restarts to the end."""

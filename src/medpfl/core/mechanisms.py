@@ -31,3 +31,10 @@ class GaussianNoise(Mechanism):
     """Independent normal noise with standard deviation `std` on every trainable entry."""
 
     std: float
+
+
+@dataclass(frozen=True)
+class Composed(Mechanism):
+    """Several mechanisms, each applied to what the one before it left."""
+
+    parts: tuple[Mechanism, ...]

@@ -13,9 +13,7 @@ from medpfl.attacks.matching.adam import Adam
 from medpfl.attacks.matching.gradients import Layout, Method, matching_objective
 from medpfl.attacks.matching.initialization import picture
 from medpfl.attacks.matching.inversion import invert
-from medpfl.attacks.matching.likelihood import negative_log_likelihood
 from medpfl.attacks.matching.objectives import (
-    DISTANCES,
     Distance,
     absolute_distance,
     cosine_distance,
@@ -28,30 +26,9 @@ from medpfl.attacks.matching.priors import no_prior
 from medpfl.attacks.matching.problem import build_problem
 from medpfl.attacks.matching.settings import Inversion
 from medpfl.core.domain import Batch, Failure, GlobalModel, Knowledge, Observation, Recipe, Reconstruction
-from medpfl.core.mechanisms import GaussianNoise, LaplaceNoise, Mechanism, Unchanged
+from medpfl.core.mechanisms import LaplaceNoise
 from medpfl.core.session import NO_SESSION
 from medpfl.federation.client import client_step
-
-
-@pytest.mark.parametrize("recipe", [Recipe(), Recipe(update="delta", learning_rate=0.3, local_steps=2, epochs=3)])
-@pytest.mark.parametrize(
-    ("mechanism", "noise"),
-    [
-        (LaplaceNoise(0.2), torch.distributions.Laplace(0.0, 0.2)),
-        (GaussianNoise(0.3), torch.distributions.Normal(0.0, 0.3)),
-    ],
-)
-def test_the_likelihood_is_that_of_the_noise_on_what_was_sent(recipe: Recipe, mechanism: Mechanism, noise: Any) -> None:
-    kind, factor = negative_log_likelihood(mechanism, recipe)
-    sent, candidates = torch.randn(7).double(), torch.randn(2, 7).double()
-    unit = 1.0 if recipe.update == "gradient" else -0.3 * 6  # a gradient moves the weights by so much of it
-    values = [DISTANCES[kind]([one / unit], [sent / unit], torch.tensor([factor])) for one in candidates]
-    expected = [-noise.log_prob(sent - one).sum() for one in candidates]
-    assert float(values[0] - values[1]) == pytest.approx(float(expected[0] - expected[1]), rel=1e-5)
-
-
-def test_no_known_noise_is_the_squared_distance() -> None:
-    assert negative_log_likelihood(None, None) == negative_log_likelihood(Unchanged(), Recipe()) == ("l2", 1.0)
 
 
 def test_largest_entries_are_taken_over_all_tensors_of_a_victim() -> None:

@@ -20,7 +20,7 @@ from medpfl.attacks.matching.compiled import compiled_objective, compiler_missin
 from medpfl.attacks.matching.fitting import fitting, most_at_once
 from medpfl.attacks.matching.ghost.objective import ghost_objective
 from medpfl.attacks.matching.layout import CANNOT, BatchedObjective, Layout, once_per_batch
-from medpfl.attacks.matching.objectives import Distance
+from medpfl.attacks.matching.objectives import Distance, Transformed
 from medpfl.attacks.matching.priors import Prior
 from medpfl.attacks.matching.problem import Problem
 from medpfl.attacks.matching.statistics import StatisticsPrior, in_order, statistics_distance
@@ -88,7 +88,7 @@ def matching_objective(
         result = distance([gradients[name] for name in names], targets, weight) + prior(images)
         return result + statistics_distance(in_order(found, layers), expected) if layers else result
 
-    looped = _looped(problem, labels, weights, statistics, value)
+    looped = _looped(problem, labels, weights, statistics, value, all_tensors=isinstance(distance, Transformed))
     small = runs_batched(problem.models[0]) and (problem.shared or not problem.models[0].constants)
     parts: _Parts = {"distance": distance, "weights": weights, "prior": prior, "statistics": statistics}
     compiles = method == "compiled" or (method == "auto" and small and worth_compiling(evaluations, problem))
@@ -270,10 +270,17 @@ def _vmapped(
 
 
 def _looped(
-    problem: Problem, labels: Tensor | None, weights: Tensor, statistics: StatisticsPrior | None, value: _Value
+    problem: Problem,
+    labels: Tensor | None,
+    weights: Tensor,
+    statistics: StatisticsPrior | None,
+    value: _Value,
+    all_tensors: bool,
 ) -> BatchedObjective:
+    """all_tensors: gradients of tensors without weight are computed too."""
+
     def arguments(victim: int) -> tuple[Any, ...]:
-        used = weights[victim].nonzero().flatten()
+        used = (torch.ones_like(weights[victim]) if all_tensors else weights[victim]).nonzero().flatten()
         return (
             None if labels is None else labels[victim],
             problem.models[victim],

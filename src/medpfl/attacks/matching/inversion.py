@@ -17,7 +17,7 @@ from medpfl.attacks.matching.engine import Found, search
 from medpfl.attacks.matching.epochs import merged, spread
 from medpfl.attacks.matching.gradients import Layout, matching_objective, runs_batched, why_not_computable
 from medpfl.attacks.matching.initialization import GREY
-from medpfl.attacks.matching.likelihood import DistanceName, negative_log_likelihood
+from medpfl.attacks.matching.likelihoods import Likelihood, NotCombined, View, defended, likelihood
 from medpfl.attacks.matching.notes import matching_notes
 from medpfl.attacks.matching.objectives import (
     BY_LAYER,
@@ -27,6 +27,7 @@ from medpfl.attacks.matching.objectives import (
     largest_entries,
     named_weights,
     size_weights,
+    squared_distance,
     top_tensors,
     where_observed,
 )
@@ -84,7 +85,8 @@ def invert(
             results[place] = Failure(reason)
         else:
             simulated = observation.recipe is not None and not is_one_gradient(observation.recipe)
-            error = None if not settings.known_error or simulated else output_error(observation)
+            hidden = settings.distance == "likelihood" and defended(observation.knowledge.defense)
+            error = None if not settings.known_error or simulated or hidden else output_error(observation)
             cases.append(_Case(place, observation, generator, inference, error, known))
     kinds = [[one for one in cases if (one.error is not None) == known] for known in (True, False)]
     present = [kind for kind in kinds if kind]
@@ -109,12 +111,19 @@ def _invert(cases: Sequence[_Case], parts: Parts, settings: Inversion) -> list[R
     """Cases that all show their output error, or all do not."""
     if cases[0].error is not None and settings.distance_with_error is not None:
         settings = replace(settings, distance=settings.distance_with_error)
-    problem = build_problem([case.observation for case in cases], settings.precision, settings.separate_epochs)
+    simulated = settings.distance == "likelihood" and defended(cases[0].observation.knowledge.defense)
+    problem = build_problem(
+        [case.observation for case in cases], settings.precision, settings.separate_epochs, simulated
+    )
     if settings.largest_entries is not None:
         problem = replace(problem, targets=largest_entries(problem.targets, settings.largest_entries))
     model = problem.models[0]
-    kind, factor = _distance(cases[0].observation, settings)
-    weights = factor * _weights(problem, settings)
+    try:
+        likely = _likelihood(cases[0].observation, problem, settings)
+    except NotCombined as refused:
+        return [Failure(str(refused))] * len(cases)
+    distance, plain = likely.matching(), likely.weights is None
+    weights = likely.tensor_weights(problem.names).to(problem.targets[0]) * _weights(problem, settings)
     if not bool(weights.any()):
         return [Failure(f"no trainable tensor has a name like {', '.join(settings.tensors or ())}")] * len(cases)
     norms = problem.squared_norms(weights)
@@ -143,7 +152,7 @@ def _invert(cases: Sequence[_Case], parts: Parts, settings: Inversion) -> list[R
         searched,
         layout,
         labels,
-        distance=DISTANCES[kind] if settings.largest_entries is None else where_observed(DISTANCES[kind]),
+        distance=distance if settings.largest_entries is None else where_observed(distance),
         weights=weights,
         prior=settings.prior,
         statistics=_statistics(cases, settings, problem.targets[0]),
@@ -166,7 +175,8 @@ def _invert(cases: Sequence[_Case], parts: Parts, settings: Inversion) -> list[R
     )
     results: list[Reconstruction | Failure] = []
     for index, (case, one) in enumerate(zip(cases, found, strict=True)):
-        scale = float(norms[index]) if kind == "l2" and factor == 1.0 and settings.distance_only else None
+        unweighted = distance is squared_distance and plain and settings.distance_only
+        scale = float(norms[index]) if unweighted else None
         error = None if errors is None or settings.labels != "soft" else errors[index].cpu()
         one = replace(one.in_units(float(units[index])), evaluations=one.evaluations + matrix_evaluations[index])
         fixed = case.inference.labels if labels is None or errors is not None else labels[index].cpu()
@@ -199,10 +209,12 @@ def _weights(problem: Problem, settings: Inversion) -> Tensor:
     return weights * falling_weights(problem.names, settings.layer_decay).to(weights)
 
 
-def _distance(observation: Observation, settings: Inversion) -> tuple[DistanceName, float]:
-    if settings.distance == "likelihood":
-        return negative_log_likelihood(observation.knowledge.defense, observation.recipe)
-    return settings.distance, 1.0
+def _likelihood(observation: Observation, problem: Problem, settings: Inversion) -> Likelihood:
+    """That of a known defense, or the distance by its name. Raises NotCombined."""
+    if settings.distance != "likelihood":
+        return Likelihood(DISTANCES[settings.distance])
+    view = View(problem.names, problem.targets, observation.model, observation.recipe, observation.examples)
+    return likelihood(observation.knowledge.defense, view)
 
 
 def _arranged(case: _Case, problem: Problem, kind: Labels) -> Tensor:

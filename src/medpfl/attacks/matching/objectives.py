@@ -6,7 +6,9 @@ Each takes lists of tensors in the same order and one weight per tensor (0 leave
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +20,9 @@ ROUNDING = 1e-6
 """Share of the largest norm below which another tensor's gradient is rounding."""
 
 Distance = Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], Tensor]
+
+Transform = Callable[[Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor]]
+"""Gradients of all tensors and targets -> what would have been sent of them without randomness."""
 
 TINY = 1e-30
 """Added under the square root of a squared norm, so that a zero gradient has a defined cosine."""
@@ -102,6 +107,8 @@ def _moments(gradients: Sequence[Tensor], targets: Sequence[Tensor]) -> tuple[Te
     return inner[None], square[None], torch.stack([target.square().sum() for target in targets])[None]
 
 
+DistanceName = Literal["l2", "l1", "cosine", "layer_cosine", "layer_cosine_and_norm"]
+
 DISTANCES: dict[str, Distance] = {
     "l2": squared_distance,
     "l1": absolute_distance,
@@ -156,6 +163,18 @@ def where_observed(distance: Distance) -> Distance:
         return distance([torch.where(target != 0, gradient, 0.0) for gradient, target in pairs], targets, weights)
 
     return masked
+
+
+@dataclass(frozen=True)
+class Transformed:
+    """The distance of transformed gradients. A transform may look at all tensors, so none is left out before it."""
+
+    distance: Distance
+    transform: Transform
+
+    def __call__(self, gradients: Sequence[Tensor], targets: Sequence[Tensor], weights: Tensor) -> Tensor:
+        """See `Distance`."""
+        return self.distance(self.transform(gradients, targets), targets, weights)
 
 
 def largest_entries(targets: Sequence[Tensor], share: float) -> tuple[Tensor, ...]:

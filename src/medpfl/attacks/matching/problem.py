@@ -65,14 +65,19 @@ class Problem:
         return (squares * weights).sum(dim=1)
 
 
-def build_problem(observations: Sequence[Observation], precision: Precision, separate_epochs: bool = False) -> Problem:
+def build_problem(
+    observations: Sequence[Observation], precision: Precision, separate_epochs: bool = False, defended: bool = False
+) -> Problem:
     """Stacks observations that share architecture, shapes, recipe and example count.
 
-    separate_epochs: whether every epoch of a simulated client has images of its own.
+    separate_epochs: whether every epoch of a simulated client has images of its own. defended: a known defense is played
+    on what candidates would have sent, so their weight decay is simulated too where it is not theirs to subtract.
     """
     first = observations[0]
     dtype = torch.float64 if precision == "float64" else torch.float32
-    simulate = first.recipe if first.recipe is not None and not is_one_gradient(first.recipe) else None
+    recipe = first.recipe
+    decays = defended and recipe is not None and recipe.update != "gradient" and recipe.weight_decay > 0
+    simulate = recipe if recipe is not None and (decays or not is_one_gradient(recipe)) else None
     gradients = [gradient_view(one).tensors if simulate is None else _mean_step(one, simulate) for one in observations]
     names = tuple(first.update.trainable)
     return Problem(

@@ -11,7 +11,7 @@ from medpfl.attacks.matching.adam import NoiseSource
 from medpfl.attacks.matching.initialization import Initialization
 from medpfl.attacks.matching.layout import Layout
 from medpfl.attacks.matching.lbfgs import Preconditioner
-from medpfl.attacks.matching.likelihood import DistanceName
+from medpfl.attacks.matching.objectives import DistanceName
 from medpfl.attacks.matching.priors import Prior, no_prior
 from medpfl.attacks.matching.problem import Precision
 from medpfl.attacks.matching.states import Solver
@@ -45,7 +45,7 @@ class Inversion:
 
     labels: optimized jointly (`soft`), `inferred` from the update before, or `given` (an oracle); of a segmentation
     model these are its masks. start: the images' starting points. distance: `likelihood` is the negative log likelihood
-    under the noise of a known defense (`negative_log_likelihood`). tensors: weights by patterns of names
+    under a known defense's mechanism (`matching.likelihoods`). tensors: weights by patterns of names
     (`named_weights`). largest_tensors: how many tensors of the largest norms count. largest_entries: share of the entries
     with the largest values that count. goal: absolute objective, or share of the target's
     squared norm (`relative_goal`), at which a victim is solved. restarts: starts per victim; with `retry_above` a

@@ -1,0 +1,28 @@
+"""From what a defense does to what an adversary who knows it minimizes; one file per family of mechanisms."""
+
+from medpfl.attacks.matching.likelihoods import composed, noise
+from medpfl.attacks.matching.likelihoods.base import (
+    Likelihood,
+    NotCombined,
+    View,
+    defended,
+    even,
+    has_likelihood,
+    likelihood,
+    likelihood_of,
+    why_no_likelihood,
+)
+
+__all__ = [
+    "Likelihood",
+    "NotCombined",
+    "View",
+    "composed",
+    "defended",
+    "even",
+    "has_likelihood",
+    "likelihood",
+    "likelihood_of",
+    "noise",
+    "why_no_likelihood",
+]

@@ -1,0 +1,25 @@
+"""Independent noise on every entry: absolute differences for Laplace noise, squared ones for normal noise."""
+
+from __future__ import annotations
+
+from medpfl.attacks.matching.likelihoods.base import Likelihood, View, even, likelihood_of
+from medpfl.attacks.matching.objectives import absolute_distance, squared_distance
+from medpfl.core.mechanisms import GaussianNoise, LaplaceNoise, Unchanged
+
+
+@likelihood_of(Unchanged)
+def unchanged(_mechanism: Unchanged, _view: View) -> Likelihood:
+    """Nothing is added: the squared distance."""
+    return Likelihood()
+
+
+@likelihood_of(LaplaceNoise)
+def laplace(mechanism: LaplaceNoise, view: View) -> Likelihood:
+    """Laplace noise of scale b: sum |g - G| / b."""
+    return Likelihood(distance=absolute_distance, weights=even(view, view.scale / mechanism.scale))
+
+
+@likelihood_of(GaussianNoise)
+def gaussian(mechanism: GaussianNoise, view: View) -> Likelihood:
+    """Normal noise of deviation s: sum (g - G)^2 / (2 s^2)."""
+    return Likelihood(distance=squared_distance, weights=even(view, 0.5 * (view.scale / mechanism.std) ** 2))
