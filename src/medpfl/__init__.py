@@ -6,7 +6,7 @@ from typing import Any
 
 from medpfl.core.version import __version__
 
-__all__ = ["AuditSummary", "Spec", "__version__", "load_spec", "parse_spec", "run_audit", "write_report"]
+__all__ = ["AuditSummary", "Spec", "__version__", "load_spec", "parse_spec", "record", "run_audit", "write_report"]
 
 
 def __getattr__(name: str) -> Any:
@@ -15,6 +15,10 @@ def __getattr__(name: str) -> Any:
         from medpfl.report import write_report
 
         return write_report
+    if name == "record":
+        from medpfl.federation.recording import record
+
+        return record
     if name in __all__:
         import medpfl.audit
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from medpfl.audit import files, load_spec, run_audit
+from medpfl.audit import load_spec, run_audit
+from medpfl.core import files
 from medpfl.report import write_report
 
 Medpfl = Callable[..., Any]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from medpfl.audit.files import write_atomically
+from medpfl.core.files import write_atomically
 
 Values = NDArray[Any]
 

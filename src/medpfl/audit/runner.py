@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import torch
 
 from medpfl.audit.context import describe
-from medpfl.audit.files import append, write_atomically
 from medpfl.audit.plan import Chunk, Plan, cores, make_plan
 from medpfl.audit.preparation import prepare
 from medpfl.audit.registration import kept_plan, register, still_diagnosed
@@ -23,6 +22,7 @@ from medpfl.audit.trained_models import another_trained_model
 from medpfl.audit.workers import Computer, Died, Event, Finished, Job, Pool, Progress, Raised, Training
 from medpfl.core.errors import InputError as _InputError
 from medpfl.core.errors import Interrupted
+from medpfl.core.files import append, write_atomically
 
 TABLES_EVERY = 5.0
 """Seconds between two rewrites of the tables while chunks finish."""

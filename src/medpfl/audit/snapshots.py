@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from medpfl.audit.files import write_atomically
+from medpfl.core.files import write_atomically
 from medpfl.core.seeding import content_hash
 from medpfl.core.session import Session, State
 from medpfl.models.state import TORCH_ERRORS

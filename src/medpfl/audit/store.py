@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medpfl.audit.files import WAY_ON, locked, make_private
 from medpfl.audit.plan import Chunk, case_id
 from medpfl.core.errors import StoreError
+from medpfl.core.files import WAY_ON, locked, make_private
 
 SCHEMA = 1
 """Version of the store and of the files beside it."""

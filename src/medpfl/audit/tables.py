@@ -18,10 +18,10 @@ from medpfl.audit.diagnosis import is_extra
 from medpfl.audit.effects import diagnosis
 from medpfl.audit.entries import AXES
 from medpfl.audit.entry_parsing import DATA_PATHS
-from medpfl.audit.files import write_atomically
 from medpfl.audit.limits import all_satisfy
 from medpfl.audit.spec import Spec
 from medpfl.audit.store import SCHEMA, Store
+from medpfl.core.files import write_atomically
 from medpfl.core.version import __version__
 from medpfl.metrics.cells import summarize_cell, supplement_cell
 from medpfl.metrics.recovery import recovery_rates

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from medpfl.audit.entries import DataEntry, ModelEntry
-from medpfl.audit.files import locked, make_private_folder, unwritable
 from medpfl.audit.validation import as_plain
 from medpfl.core.errors import StoreError
+from medpfl.core.files import locked, make_private_folder, unwritable
 
 
 def training_kind(entry: ModelEntry) -> tuple[Any, ...]:

@@ -16,9 +16,9 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
-from medpfl.audit.files import write_atomically
 from medpfl.cli.texts import printable
 from medpfl.core.errors import StoreError
+from medpfl.core.files import write_atomically
 from medpfl.report import write_report
 from medpfl.report.loading import Row, load_audit, read_table
 from medpfl.report.redaction import Clean, cleaner, data_entries, redacted, spec_values

@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from medpfl.audit.files import write_atomically
+from medpfl.core.files import write_atomically
 from medpfl.report import answer, diagnosis_wording, formatting, guards, settings, wording
 from medpfl.report.comparison import outcomes
 from medpfl.report.curves import DECIBELS, Panel, columns, panels
