@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seed = spec.seeds[0]
     rows = []
     for cell in grid:
-        measured, model = found[cell.id], materials.model(cell.dataset, cell.model, seed)
+        measured, model = found[cell.id], materials.model(cell, seed)
         divided = materials.pool(cell.dataset, seed).split
         held_out = _accuracy(materials, cell, model, [*divided.auxiliary, *divided.null])
         learned = _accuracy(materials, cell, model, list(divided.training))

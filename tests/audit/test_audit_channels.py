@@ -50,7 +50,7 @@ def test_the_server_sees_one_update_of_victim_and_bystanders(tmp_path: Path) -> 
     update = client_round(materials, cell, 0, 1).update
     assert update is not None
     assert update.examples == 6
-    model = materials.model(cell.dataset, cell.model, 0)
+    model = materials.model(cell, 0)
     images = torch.cat([one.images for one in held[1]])
     labels = torch.cat([one.labels for one in held[1]])
     whole, _ = client_step(model, Batch(images, labels), cell.recipe.recipe)

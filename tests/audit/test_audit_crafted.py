@@ -80,7 +80,7 @@ def test_a_crafted_model_is_prepared_once_and_sent_to_all_victims(tmp_path: Path
 
     observation = execute._observe(materials, cell, 0, 1, client_round(materials, cell, 0, 1))
     assert observation.broadcast is first
-    honest = materials.model(cell.dataset, cell.model, 0, 1).parameters
+    honest = materials.model(cell, 0, 1).parameters
     moved = change(observation)
     for name, tensor in observation.update.trainable.items():  # one step of size 0.01 from the doubled tensors
         assert float((tensor - 2 * honest[name]).abs().max()) == pytest.approx(float(moved[name].abs().max()), abs=1e-6)

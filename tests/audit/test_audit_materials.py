@@ -36,7 +36,7 @@ def test_a_trained_model_does_not_depend_on_the_threads_of_the_process(tmp_path:
         for threads in (1, 2):
             torch.set_num_threads(threads)
             materials = prepare(spec, tmp_path / str(threads), Plan()).materials
-            trained.append(materials.model(cell.dataset, cell.model, 0).parameters)
+            trained.append(materials.model(cell, 0).parameters)
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)

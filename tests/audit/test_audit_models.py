@@ -58,7 +58,7 @@ class Heard:
 def trained(base: Path, cache: Path, training: Any = None) -> GlobalModel:
     spec = parse_spec(plain(), base)
     (cell,) = cells(spec)
-    return Materials(spec, cache, {}, training=training).model(cell.dataset, cell.model, 0)
+    return Materials(spec, cache, {}, training=training).model(cell, 0)
 
 
 def test_nothing_is_trained_before_cases_are_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +256,7 @@ def test_stages_share_one_training_run(tmp_path: Path, monkeypatch: pytest.Monke
     spec = parse_spec(plain(models=STAGES), tmp_path)
     known = {cell.model.id: cell for cell in cells(spec)}
     materials = Materials(spec, tmp_path / "cache", {})
-    models = {name: materials.model(cell.dataset, cell.model, 0) for name, cell in known.items()}
+    models = {name: materials.model(cell, 0) for name, cell in known.items()}
     assert len(runs) == 1
     steps = runs[0] // 3
     assert known["epochs-0"].model.state == "untrained"
@@ -265,7 +265,7 @@ def test_stages_share_one_training_run(tmp_path: Path, monkeypatch: pytest.Monke
     assert not torch.equal(weight["epochs-1"], weight["epochs-3"])
     alone = parse_spec(plain(models=[STAGES[1]]), tmp_path)
     (cell,) = cells(alone)
-    again = Materials(alone, tmp_path / "other", {}).model(cell.dataset, cell.model, 0)
+    again = Materials(alone, tmp_path / "other", {}).model(cell, 0)
     assert runs[1:] == [steps]
     assert all(torch.equal(again.parameters[name], models["epochs-1"].parameters[name]) for name in again.parameters)
 

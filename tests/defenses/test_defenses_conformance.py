@@ -55,9 +55,9 @@ def clean_update(model: GlobalModel, kind: Any, dtype: torch.dtype = torch.float
     return Update(kind, dict(model.to(dtype).parameters), dict(model.buffers), dict(model.counters), 1)
 
 
-def defended(defense: Defense, update: Update, seed: int) -> Update:
+def defended(defense: Defense, update: Update, model: GlobalModel, seed: int) -> Update:
     """What the defense makes of it."""
-    return defense.update(update, ClientState(), torch.Generator().manual_seed(seed))[0]
+    return defense.update(update, model, ClientState(), torch.Generator().manual_seed(seed))[0]
 
 
 def test_every_registered_defense_has_an_expectation() -> None:
@@ -71,7 +71,7 @@ class TestEveryDefense:
     @pytest.mark.parametrize("kind", ["gradient", "delta", "weights"])
     def test_keeps_form_and_leaves_buffers_and_counters_alone(self, name: str, kind: Any, model: GlobalModel) -> None:
         update = clean_update(model, kind)
-        sent = defended(TABLE[name].defense, update, 0)
+        sent = defended(TABLE[name].defense, update, model, 0)
         assert (sent.kind, sent.examples, list(sent.trainable)) == (kind, 1, list(update.trainable))
         for key, tensor in update.trainable.items():
             assert sent.trainable[key].shape == tensor.shape
@@ -84,7 +84,7 @@ class TestEveryDefense:
     def test_depends_on_its_generator_only(self, name: str, model: GlobalModel) -> None:
         update = clean_update(model, "gradient")
         before = torch.get_rng_state()
-        first, again, other = (defended(TABLE[name].defense, update, seed) for seed in (1, 1, 2))
+        first, again, other = (defended(TABLE[name].defense, update, model, seed) for seed in (1, 1, 2))
         assert torch.equal(before, torch.get_rng_state())
         for key in update.trainable:
             assert torch.equal(first.trainable[key], again.trainable[key])
@@ -94,14 +94,14 @@ class TestEveryDefense:
     def test_does_not_write_into_what_it_was_given(self, name: str, model: GlobalModel) -> None:
         update = clean_update(model, "delta")
         copies = {key: tensor.clone() for key, tensor in update.trainable.items()}
-        defended(TABLE[name].defense, update, 0)
+        defended(TABLE[name].defense, update, model, 0)
         assert all(torch.equal(copies[key], tensor) for key, tensor in update.trainable.items())
 
     def test_adds_what_its_mechanism_says(self, name: str, model: GlobalModel) -> None:
         expectation = TABLE[name]
         assert expectation.defense.mechanism() == expectation.mechanism
         update = clean_update(model, "gradient", torch.float64)
-        sent = defended(expectation.defense, update, 3)
+        sent = defended(expectation.defense, update, model, 3)
         noise = torch.cat([(sent.trainable[key] - update.trainable[key]).flatten() for key in update.trainable]).numpy()
         if expectation.distribution is None:
             assert not noise.any()
@@ -111,8 +111,8 @@ class TestEveryDefense:
         assert abs(np.corrcoef(noise[:-1], noise[1:])[0, 1]) < 0.02
 
     def test_noise_is_the_same_in_every_precision(self, name: str, model: GlobalModel) -> None:
-        single = defended(TABLE[name].defense, clean_update(model, "gradient"), 4)
-        double = defended(TABLE[name].defense, clean_update(model, "gradient", torch.float64), 4)
+        single = defended(TABLE[name].defense, clean_update(model, "gradient"), model, 4)
+        double = defended(TABLE[name].defense, clean_update(model, "gradient", torch.float64), model, 4)
         for key in single.trainable:
             torch.testing.assert_close(single.trainable[key].double(), double.trainable[key], rtol=1e-5, atol=1e-6)
 
@@ -125,7 +125,7 @@ class TestEveryDefense:
         sent, state = client_step(
             net, batch, Recipe(), hooks=TABLE[name].defense, generator=torch.Generator().manual_seed(5)
         )
-        expected = defended(TABLE[name].defense, clean, 5)
+        expected = defended(TABLE[name].defense, clean, net, 5)
         assert state.rounds == 1
         for key in clean.trainable:
             assert torch.equal(sent.trainable[key], expected.trainable[key])

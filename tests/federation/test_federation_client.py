@@ -329,7 +329,8 @@ def test_a_shuffling_client_takes_a_new_order_every_epoch(
             optimizer.step()
     assert_same_state(found, module)
     assert len({tuple(order.tolist()) for order in orders}) > 1
-    told, _ = client_step(global_model(seeded_module()), batch, recipe, orders=orders)
+    steps = [chosen for order in orders for chosen in torch.split(order, 4)]
+    told, _ = client_step(global_model(seeded_module()), batch, recipe, steps=steps)
     assert_same_state(told, module)
     in_order, _ = client_step(global_model(seeded_module()), batch, recipe)
     assert any(not torch.equal(in_order.trainable[name], found.trainable[name]) for name in found.trainable)
@@ -341,13 +342,12 @@ def test_simulated_clients_may_take_other_images_in_every_epoch(
     """Two epochs over images of their own are two steps of one epoch over all of them, also under vmap."""
     model, batch = global_model(seeded_module(norm=False)), data(4)
     apart = Recipe(update="delta", batch_size=2, epochs=2, precision="float64", learning_rate=0.1)
-    orders = [torch.tensor([0, 1]), torch.tensor([2, 3])]
+    steps = [torch.tensor([0, 1]), torch.tensor([2, 3])]
     together = Recipe(update="delta", batch_size=2, local_steps=2, precision="float64", learning_rate=0.1)
     expected, _ = client_step(model, batch, together)
 
     def simulate(images: Tensor) -> dict[str, Tensor]:
-        update, _ = client_step(model, Batch(images, batch.targets), apart, orders=orders)
-        assert update.examples == 2
+        update, _ = client_step(model, Batch(images, batch.targets), apart, steps=steps)
         return dict(update.trainable)
 
     found = torch.func.vmap(simulate)(torch.stack([batch.images, batch.images.flip(0)]))

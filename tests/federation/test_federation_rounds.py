@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from medpfl.core.domain import Batch, Broadcast, ClientState, Recipe, Update
+from medpfl.core.domain import Batch, Broadcast, ClientState, GlobalModel, Recipe, Update
 from medpfl.core.errors import SpecError
 from medpfl.core.tasks import SingleLabel
 from medpfl.federation import CHANNELS, Hooks, client_step, run_round
@@ -15,7 +15,9 @@ from medpfl.models import build_model
 class Doubling(Hooks):
     """Doubles the update."""
 
-    def update(self, update: Update, state: ClientState, generator: torch.Generator) -> tuple[Update, ClientState]:
+    def update(
+        self, update: Update, model: GlobalModel, state: ClientState, generator: torch.Generator
+    ) -> tuple[Update, ClientState]:
         doubled = {name: 2 * tensor for name, tensor in update.trainable.items()}
         return Update(update.kind, doubled, update.buffers, update.counters, update.examples), state
 
@@ -30,6 +32,27 @@ def test_what_arrives_is_what_the_defended_client_sends() -> None:
     sent, _ = client_step(model, batch, Recipe())
     for name, tensor in sent.trainable.items():
         torch.testing.assert_close(arrived.trainable[name], 2 * tensor)
+
+
+class Pinned(Hooks):
+    """Trains as agreed."""
+
+    pins_agreement = True
+
+
+def test_a_pinned_agreement_holds_against_what_the_server_tells() -> None:
+    model = build_model(
+        "lenet_idlg", image_shape=(1, 16, 16), task=SingleLabel(3), generator=torch.Generator().manual_seed(0)
+    )
+    batch = Batch(torch.rand((1, 1, 16, 16), generator=torch.Generator().manual_seed(1)), torch.tensor([2]))
+    agreed, told = (Recipe(update="delta", learning_rate=rate) for rate in (0.1, 10.0))
+    expected = {Hooks: client_step(model, batch, told)[0], Pinned: client_step(model, batch, agreed)[0]}
+    for hooks, update in expected.items():
+        broadcast = Broadcast((model,), recipe=told)
+        clients = [(batch, torch.Generator())]
+        arrived = run_round(broadcast, clients, agreed, hooks=hooks(), generator=torch.Generator())
+        for name, tensor in update.trainable.items():
+            assert torch.equal(arrived.trainable[name], tensor)
 
 
 def test_the_plain_channel_shows_one_update() -> None:

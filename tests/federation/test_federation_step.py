@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medpfl.core.domain import Batch, ClientState, GlobalModel, Recipe, Update
+from medpfl.core.domain import Batch, ClientState, GlobalModel, Recipe, Tensors, Update
 from medpfl.core.errors import ModelError, SpecError
 from medpfl.federation.client import client_step
-from medpfl.federation.hooks import Hooks
+from medpfl.federation.hooks import Hooks, Step
 
 SHAPE = (2, 6, 6)
 
@@ -88,22 +88,27 @@ class Recording(Hooks):
     def __init__(self) -> None:
         self.calls: list[str] = []
 
-    def model(self, model: GlobalModel) -> GlobalModel:
-        self.calls.append("model")
-        return model
+    def steps(self, images: int, recipe: Recipe, generator: torch.Generator) -> None:
+        self.calls.append(f"steps {images}")
 
     def batch(self, batch: Batch, generator: torch.Generator) -> Batch:
         self.calls.append(f"batch {len(batch)}")
         return batch
 
-    def per_example(self, gradients: Any, generator: torch.Generator) -> Any:
+    def per_example(self, gradients: Any, recipe: Recipe, generator: torch.Generator) -> Any:
         self.calls.append("per_example")
         norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients.values()]).norm(dim=0)
         factors = torch.clamp(1.0 / norms, max=1.0)
         return {name: torch.einsum("n...,n->...", g, factors) / len(factors) for name, g in gradients.items()}
 
-    def update(self, update: Update, state: ClientState, generator: torch.Generator) -> tuple[Update, ClientState]:
-        self.calls.append("update")
+    def gradient(self, step: Step, generator: torch.Generator) -> Tensors:
+        self.calls.append(f"gradient {len(step.batch)}")
+        return step.gradients
+
+    def update(
+        self, update: Update, model: GlobalModel, state: ClientState, generator: torch.Generator
+    ) -> tuple[Update, ClientState]:
+        self.calls.append(f"update of {next(iter(model.parameters.values())).dtype}")
         return update, ClientState(state.rounds, {"memory": torch.ones(1)})
 
 
@@ -114,7 +119,8 @@ def test_hooks_run_in_the_stated_order_and_clip_each_example(
     module, batch = seeded_module(norm=False), data(4)
     recipe = Recipe(update="delta", batch_size=2, local_steps=2, precision="float64", learning_rate=0.1)
     update, state = client_step(global_model(module), batch, recipe, hooks=hooks, state=ClientState(rounds=4))
-    assert hooks.calls == ["model", "batch 2", "per_example", "batch 2", "per_example", "update"]
+    step = ["batch 2", "per_example", "gradient 2"]
+    assert hooks.calls == ["steps 4", *step, *step, "update of torch.float64"]
     assert state.rounds == 5
     assert "memory" in state.tensors
 
@@ -147,7 +153,7 @@ class EmptyingPerExample(Emptying):
 
     clips_per_example = True
 
-    def per_example(self, gradients: Any, generator: torch.Generator) -> Any:
+    def per_example(self, gradients: Any, recipe: Recipe, generator: torch.Generator) -> Any:
         return {name: gradient.sum(dim=0) for name, gradient in gradients.items()}
 
 
@@ -156,6 +162,77 @@ def test_an_empty_batch_trains_nothing(hooks: Hooks, seeded_module: Make, global
     update, _ = client_step(global_model(seeded_module()), data(2), Recipe(update="delta", batch_size=2), hooks=hooks)
     assert all(not tensor.any() for tensor in update.trainable.values())
     assert update.examples == 2
+
+
+class Choosing(Hooks):
+    """The second step takes nothing, the others two images of its choice."""
+
+    def steps(self, images: int, recipe: Recipe, generator: torch.Generator) -> list[Tensor]:
+        return [torch.tensor([3, 0]), torch.tensor([], dtype=torch.int64), torch.tensor([1, 3])][: recipe.epochs + 1]
+
+
+@pytest.mark.parametrize("update", ["gradient", "delta"])
+def test_a_defense_may_choose_the_images_of_every_step(
+    update: Any, seeded_module: Make, global_model: Make, data: Make
+) -> None:
+    module, batch = seeded_module(norm=False), data(4)
+    recipe = Recipe(batch_size=4, precision="float64", learning_rate=0.1)
+    if update == "delta":
+        recipe = replace(recipe, update=update, batch_size=2, local_steps=2, epochs=2)
+    sent, _ = client_step(global_model(module), batch, recipe, hooks=Choosing())
+    assert sent.examples == 4
+    plain = copy.deepcopy(module)
+    steps = [[3, 0]] if update == "gradient" else [[3, 0], [1, 3]]
+    for step in steps:
+        loss = nn.functional.cross_entropy(plain(batch.images[step]), batch.targets[step])
+        gradients = torch.autograd.grad(loss, list(plain.parameters()))
+        if update == "gradient":
+            for tensor, gradient in zip(sent.trainable.values(), gradients, strict=True):
+                torch.testing.assert_close(tensor, gradient, rtol=1e-9, atol=1e-12)
+            return
+        with torch.no_grad():
+            for parameter, gradient in zip(plain.parameters(), gradients, strict=True):
+                parameter.sub_(0.1 * gradient)
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(
+            sent.trainable[name], (parameter - module.get_parameter(name)).detach(), rtol=1e-9, atol=1e-12
+        )
+
+
+class Refusing(Hooks):
+    """Cannot be applied to Adam."""
+
+    def refusals(self, model: GlobalModel, recipe: Recipe) -> list[str]:
+        return [f"{model.name}: use optimizer: sgd"] if recipe.optimizer == "adam" else []
+
+
+def test_a_client_does_not_start_what_its_defense_refuses(seeded_module: Make, global_model: Make, data: Make) -> None:
+    model = global_model(seeded_module())
+    client_step(model, data(1), Recipe(), hooks=Refusing())
+    with pytest.raises(SpecError, match="use optimizer: sgd"):
+        client_step(model, data(1), Recipe(optimizer="adam"), hooks=Refusing())
+
+
+class Measuring(Hooks):
+    """Clips nothing and writes down the norms of per-example gradients that it sees."""
+
+    clips_per_example = True
+
+    def __init__(self) -> None:
+        self.norms: list[float] = []
+
+    def per_example(self, gradients: Any, recipe: Recipe, generator: torch.Generator) -> Any:
+        self.norms.append(float(torch.cat([g.flatten(1) for g in gradients.values()], dim=1).norm(dim=1)[0]))
+        return super().per_example(gradients, recipe, generator)
+
+
+def test_defenses_see_gradients_without_the_loss_scale(seeded_module: Make, global_model: Make, data: Make) -> None:
+    model, batch = global_model(seeded_module(norm=False)), data(1)
+    for update in ("gradient", "delta"):
+        single, half = Measuring(), Measuring()
+        client_step(model, batch, Recipe(update=update), hooks=single)
+        client_step(model, batch, Recipe(update=update, precision="float16"), hooks=half)
+        assert half.norms[-1] == pytest.approx(single.norms[-1], rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ from medpfl.data import load_dataset
 from medpfl.data.dataset import Dataset
 from medpfl.data.readers.phantom import PhantomReader
 from medpfl.federation import Plain
-from medpfl.federation.client import client_step, drawn_orders
+from medpfl.federation.client import client_step, drawn_steps
 from medpfl.federation.guarding import Received, Trained, Verdict
+from medpfl.federation.hooks import NO_HOOKS
 from medpfl.federation.training import TrainingConfig, train
 from medpfl.guards import LeakageGate, NormBound, SameModel, VettingGuard
 from medpfl.guards.base import Guard
@@ -62,9 +63,9 @@ def sent(guard: Guard, model: GlobalModel, data: Dataset, images: int, **changes
     recipe = replace(Recipe(update="weights", learning_rate=0.1, batch_size=images), **changes)
     batch = Batch(data.images[:images], data.targets[:images])
     generator = torch.Generator().manual_seed(0)
-    orders = drawn_orders(batch, recipe, generator)
-    update, _ = client_step(model, batch, recipe, generator=generator, orders=orders)
-    found = guard.after(Trained(Received(model, batch, recipe), update, orders))
+    steps = drawn_steps(batch, recipe, NO_HOOKS, generator)
+    update, _ = client_step(model, batch, recipe, generator=generator, steps=steps)
+    found = guard.after(Trained(Received(model, batch, recipe), update, steps))
     assert found is not None
     return found
 

@@ -190,7 +190,7 @@ def simulated(
                 yield _only(update, names)
             else:
                 unchanged = _unchanged(model, recipe, names, view.examples)
-                yield defense.update(unchanged, ClientState(), generator)[0]
+                yield defense.update(unchanged, model, ClientState(), generator)[0]
 
     return Observation(
         model=broadcast.model(0),

@@ -12,6 +12,7 @@ from medpfl.audit.grid import Cell
 from medpfl.audit.materials import Materials
 from medpfl.audit.spec import Spec
 from medpfl.audit.targets import why_no_masks
+from medpfl.audit.trained_models import model_kind
 from medpfl.core.domain import CAPABILITIES
 from medpfl.data import check_named
 from medpfl.models import validate
@@ -175,19 +176,21 @@ def _taken(cell: Cell) -> frozenset[str]:
     return attack.takes() & cell.threat_model.can if isinstance(attack, CraftedAttack) else frozenset()
 
 
-def _about(cell: Cell) -> tuple[str, str, str]:
-    return cell.dataset.id, cell.model.id, cell.recipe.id
+def _about(cell: Cell) -> tuple[str, ...]:
+    return *model_kind(cell), cell.recipe.id
 
 
 def _findings(spec: Spec, cells: Sequence[Cell], materials: Materials) -> list[dict[str, Any]]:
     seen: dict[tuple[str, str, str], dict[str, Any]] = {}
-    done: set[tuple[str, str, str]] = set()
+    done: set[tuple[str, ...]] = set()
     for cell in cells:
         key = _about(cell)
         if key in done or why_no_masks(materials.dataset(cell.dataset), cell.model) is not None:
             continue
         done.add(key)
-        model = materials.initial_model(cell.dataset, cell.model, spec.seeds[0], 0)
+        if materials.why_no_model(cell, spec.seeds[0]) is not None:
+            continue
+        model = materials.initial_model(cell, spec.seeds[0], 0)
         honest = any(not isinstance(other.attack.attack, CraftedAttack) for other in cells if _about(other) == key)
         for finding in validate(model, cell.recipe.recipe, try_derivatives=False):
             if finding.code in ABOUT_SEARCHES and not honest:

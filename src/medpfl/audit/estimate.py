@@ -14,7 +14,7 @@ from medpfl.audit.plan import SMALL_MODEL_PARAMETERS
 from medpfl.audit.preparation import Prepared
 from medpfl.audit.sizes import added_entries, round_bytes
 from medpfl.audit.targets import targets_of
-from medpfl.audit.trained_models import training_kind
+from medpfl.audit.trained_models import changed_by, model_kind, training_kind
 from medpfl.core.devices import moved, repeatable
 from medpfl.core.domain import Batch
 from medpfl.core.memory import peak_bytes
@@ -47,12 +47,12 @@ class CellEstimate:
 
 def estimate(prepared: Prepared) -> list[CellEstimate]:
     """Times one client gradient per model and multiplies by the attacks' budgets. Attacks that stop early take less."""
-    timed: dict[tuple[str, str, str], tuple[float, float]] = {}
+    timed: dict[tuple[str, ...], tuple[float, float]] = {}
     found = []
     for cell in prepared.runnable:
         seed = prepared.spec.seeds[0]
-        model = prepared.materials.initial_model(cell.dataset, cell.model, seed, 0)
-        key = (cell.dataset.id, cell.model.id, cell.recipe.id)
+        model = prepared.materials.initial_model(cell, seed, 0)
+        key = (*model_kind(cell), cell.recipe.id)
         if key not in timed:
             timed[key] = _gradient_seconds(prepared, cell), _candidate_bytes(prepared, cell)
         images = cell.recipe.recipe.private_images
@@ -81,7 +81,7 @@ def training_seconds(prepared: Prepared) -> float:
     trained = {(cell.dataset.id, cell.model.id): cell for cell in prepared.runnable if cell.model.training is not None}
     longest: dict[str, Cell] = {}  # one run serves all stages of a training
     for cell in sorted(trained.values(), key=lambda cell: _steps(prepared, cell)):
-        longest[content_hash(cell.dataset.id, training_kind(cell.model))] = cell
+        longest[content_hash(cell.dataset.id, training_kind(cell.model), *changed_by(cell))] = cell
     return sum(_training_seconds(prepared, cell) for cell in longest.values()) * len(prepared.spec.seeds)
 
 
@@ -95,7 +95,7 @@ def _training_seconds(prepared: Prepared, cell: Cell) -> float:
     materials, seed, config = prepared.materials, prepared.spec.seeds[0], cell.model.training
     assert config is not None  # the caller sees to that
     indices = materials.training_images(cell.dataset, cell.model, seed)
-    model, dataset = materials.initial_model(cell.dataset, cell.model, seed), materials.dataset(cell.dataset)
+    model, dataset = materials.initial_model(cell, seed), materials.dataset(cell.dataset)
     images, targets = dataset.images[indices], targets_of(dataset, cell.model)[indices]
     one, generator = replace(config, epochs=None, steps=1), torch.Generator().manual_seed(0)
     model = moved(model, materials.device)
@@ -105,7 +105,7 @@ def _training_seconds(prepared: Prepared, cell: Cell) -> float:
 
 def _gradient_seconds(prepared: Prepared, cell: Cell) -> float:
     seed = prepared.spec.seeds[0]
-    model = prepared.materials.initial_model(cell.dataset, cell.model, seed, 0)
+    model = prepared.materials.initial_model(cell, seed, 0)
     truth = prepared.materials.client(cell, seed, 0, 0)
     placed = moved((model, Batch(truth.images, truth.targets)), prepared.materials.device)
     generator = torch.Generator().manual_seed(0)
@@ -114,7 +114,7 @@ def _gradient_seconds(prepared: Prepared, cell: Cell) -> float:
 
 def _candidate_bytes(prepared: Prepared, cell: Cell) -> float:
     """The peak of what a matching attack computes for one candidate: its update, differentiated in its images."""
-    model = prepared.materials.initial_model(cell.dataset, cell.model, prepared.spec.seeds[0], 0)
+    model = prepared.materials.initial_model(cell, prepared.spec.seeds[0], 0)
     truth = prepared.materials.client(cell, prepared.spec.seeds[0], 0, 0)
     recipe = replace(cell.recipe.recipe, precision="float32")
 

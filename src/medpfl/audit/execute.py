@@ -13,7 +13,7 @@ from medpfl.attacks.crafted import CraftedAttack
 from medpfl.audit.grid import Cell
 from medpfl.audit.materials import Materials
 from medpfl.audit.plan import Chunk, case_id
-from medpfl.audit.rounds import broadcast, client_round, known_defense, known_recipe
+from medpfl.audit.rounds import broadcast, client_round, followed, known_defense, known_recipe
 from medpfl.audit.rows import Case, Outcome, Row, case_rows, held_by
 from medpfl.core.devices import CPU, moved
 from medpfl.core.domain import (
@@ -89,7 +89,7 @@ def _observe(materials: Materials, cell: Cell, seed: int, victim: int, result: R
     return Observation(
         model=model,
         update=result.update,
-        recipe=sent.recipe or known_recipe(cell),
+        recipe=known_recipe(cell) if sent.recipe is None else followed(cell, sent),
         threat_model=cell.threat_model.name,
         knowledge=moved(knowledge, materials.device),
         clients=len(result.senders),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,10 +17,18 @@ from medpfl.audit.grid import Cell
 from medpfl.audit.snapshots import FileSession, Watched
 from medpfl.audit.spec import Spec
 from medpfl.audit.targets import targets_of, task_of
-from medpfl.audit.trained_models import alone, another_trained_model, meets, model_key, training_kind
+from medpfl.audit.trained_models import (
+    alone,
+    another_trained_model,
+    changed_by,
+    meets,
+    model_key,
+    model_kind,
+    training_kind,
+)
 from medpfl.core.devices import CPU, moved, repeatable
 from medpfl.core.domain import Auxiliary, GlobalModel
-from medpfl.core.errors import SpecError
+from medpfl.core.errors import Refused, SpecError
 from medpfl.core.seeding import content_hash, generator
 from medpfl.core.session import State
 from medpfl.data import Borrowed, Dataset, Split, borrow, load_dataset, split
@@ -192,25 +200,36 @@ class Materials:
             found[f"{lender} as auxiliary knowledge for {entry.id}/s{seed}"] = _fingerprint(source, borrowed.indices)
         return found
 
-    def model(self, data: DataEntry, entry: ModelEntry, seed: int, victim: int | None = None) -> GlobalModel:
-        """The model that the server sends; `victim` matters for `untrained_per_victim` only.
+    def model(self, cell: Cell, seed: int, victim: int | None = None) -> GlobalModel:
+        """The model that the server sends, as the cell's defense has it; `victim` matters for `untrained_per_victim`.
 
         A trained model comes from the cache folder, or is trained now while other processes that need it wait.
         """
-        key = ("placed", data.id, entry.id, seed, victim if entry.state == "untrained_per_victim" else None)
-        return self.once(key, lambda: moved(self._made(data, entry, seed, victim), self.device))
+        key = ("placed", *model_kind(cell), seed, victim if cell.model.state == "untrained_per_victim" else None)
+        return self.once(key, lambda: moved(self._made(cell, seed, victim), self.device))
 
-    def _made(self, data: DataEntry, entry: ModelEntry, seed: int, victim: int | None) -> GlobalModel:
-        if entry.state == "trained":
-            return self._checked(data, entry, seed)
-        return self.initial_model(data, entry, seed, victim)
+    def _made(self, cell: Cell, seed: int, victim: int | None) -> GlobalModel:
+        return self._checked(cell, seed) if cell.model.state == "trained" else self.initial_model(cell, seed, victim)
 
-    def initial_model(self, data: DataEntry, entry: ModelEntry, seed: int, victim: int | None = None) -> GlobalModel:
+    def initial_model(self, cell: Cell, seed: int, victim: int | None = None) -> GlobalModel:
         """The same before any training here: what all checks look at, because it costs no time."""
-        key = victim if entry.state == "untrained_per_victim" else None
-        return self.once(("model", data.id, entry.id, seed, key), lambda: self._make_model(data, entry, seed, key))
+        key = victim if cell.model.state == "untrained_per_victim" else None
+        return self.once(("model", *model_kind(cell), seed, key), lambda: self._make_model(cell, seed, key))
 
-    def _make_model(self, data: DataEntry, entry: ModelEntry, seed: int, victim: int | None) -> GlobalModel:
+    def why_no_model(self, cell: Cell, seed: int) -> str | None:
+        """Why the cell's defense cannot be applied to its model at all, None if it can."""
+        try:
+            self.initial_model(cell, seed, 0)
+        except Refused as reason:
+            return str(reason)
+        return None
+
+    def _make_model(self, cell: Cell, seed: int, victim: int | None) -> GlobalModel:
+        key = ("built", cell.dataset.id, cell.model.id, seed, victim)
+        return cell.defense.defense.model(self.once(key, lambda: self._built(cell, seed, victim)))
+
+    def _built(self, cell: Cell, seed: int, victim: int | None) -> GlobalModel:
+        data, entry = cell.dataset, cell.model
         dataset = self.dataset(data)
         keys = [seed, data.id, entry.name] if victim is None else [seed, data.id, entry.name, victim]
         model = build_model(
@@ -241,37 +260,38 @@ class Materials:
             )
         return indices
 
-    def _checked(self, data: DataEntry, entry: ModelEntry, seed: int) -> GlobalModel:
-        name, model = model_key(data, entry, seed), self._trained(data, entry, seed)
+    def _checked(self, cell: Cell, seed: int) -> GlobalModel:
+        name, model = model_key(cell, seed), self._trained(cell, seed)
         self.trained[name] = fingerprint(model)
         if self._known.get(name, self.trained[name]) != self.trained[name]:
             raise another_trained_model(name, self._cache_folder.parent)
         return model
 
-    def _trained(self, data: DataEntry, entry: ModelEntry, seed: int) -> GlobalModel:
-        initial, (path, key) = self.initial_model(data, entry, seed), self._cached(data, entry, seed)
-        kind = content_hash(training_kind(entry), seed, data.id)
+    def _trained(self, cell: Cell, seed: int) -> GlobalModel:
+        initial, (path, key) = self.initial_model(cell, seed), self._cached(cell, seed)
+        kind = content_hash(training_kind(cell.model), seed, cell.dataset.id, *changed_by(cell))
         with alone(self._cache_folder / f"training-{kind}"):
             while not path.exists():
-                self._train(initial, data, entry, seed)
+                self._train(initial, cell, seed)
             return load_model(initial, path, key=key)
 
-    def _cached(self, data: DataEntry, entry: ModelEntry, seed: int) -> tuple[Path, str]:
+    def _cached(self, cell: Cell, seed: int) -> tuple[Path, str]:
         """Where a trained model is kept, and what identifies its content."""
-        initial = self.initial_model(data, entry, seed)
-        key = content_hash(entry.params, seed, data.id, self.pool(data, seed).fingerprint, fingerprint(initial))
+        made_of = (self.pool(cell.dataset, seed).fingerprint, fingerprint(self.initial_model(cell, seed)))
+        key = content_hash(cell.model.params, seed, cell.dataset.id, *made_of, *changed_by(cell))
         return self._cache_folder / f"model-{key}.safetensors", key
 
-    def _train(self, initial: GlobalModel, data: DataEntry, entry: ModelEntry, seed: int) -> None:
+    def _train(self, initial: GlobalModel, cell: Cell, seed: int) -> None:
         """One training run to the longest of the audit's stages of this training, keeping every stage on the way."""
+        data, entry = cell.dataset, cell.model
         dataset, indices = self.dataset(data), self.training_images(data, entry, seed)
         missing: dict[int, tuple[TrainingConfig, Path, str]] = {}
         for other in self.spec.models:
             if other.training is not None and training_kind(other) == training_kind(entry) and meets(other, data):
-                path, key = self._cached(data, other, seed)
+                path, key = self._cached(replace(cell, model=other), seed)
                 if not path.exists():
                     missing[other.training.total_steps(len(indices))] = (other.training, path, key)
-        name, last = model_key(data, entry, seed), max(missing)
+        name, last = model_key(cell, seed), max(missing)
         config, path, _ = missing[last]
 
         def keep(done: int, state: Callable[[], State]) -> None:

@@ -59,10 +59,7 @@ class Prepared:
     def round_sizes(self) -> list[int]:
         """Bytes that one round of each of them takes for what a crafting server adds."""
         first = self.spec.seeds[0]
-        return [
-            round_bytes(cell, self.materials.initial_model(cell.dataset, cell.model, first, 0))
-            for cell in self.runnable
-        ]
+        return [round_bytes(cell, self.materials.initial_model(cell, first, 0)) for cell in self.runnable]
 
 
 def prepare(spec: Spec, cache: Path, plan: Plan) -> Prepared:
@@ -85,9 +82,9 @@ def prepare(spec: Spec, cache: Path, plan: Plan) -> Prepared:
     for cell in (*found, *extra):
         if cell.id in refusals:
             continue
-        model = materials.initial_model(cell.dataset, cell.model, spec.seeds[0], 0)
+        model = materials.initial_model(cell, spec.seeds[0], 0)
         planned += chunks(spec, cell, model, plan)
-        key = model_key(cell.dataset, cell.model, spec.seeds[0])
+        key = model_key(cell, spec.seeds[0])
         if key not in models:
             models[key] = identity(model)
         if cell.model.state == "trained":
@@ -109,9 +106,7 @@ def _telling(changes: Iterable[Change], materials: Materials, seed: int) -> tupl
     for change in changes:
         cell = change.cell
         single = change.name == ALL and sum(other.base == change.base for other in kept) < 2
-        moot = change.name == "batch_norm_eval" and not has_batch_norm(
-            materials.initial_model(cell.dataset, cell.model, seed, 0)
-        )
+        moot = change.name == "batch_norm_eval" and not has_batch_norm(materials.initial_model(cell, seed, 0))
         if not single and not moot:
             kept.append(change)
     return tuple(kept)
@@ -120,7 +115,9 @@ def _telling(changes: Iterable[Change], materials: Materials, seed: int) -> tupl
 def _refused_by_model(cell: Cell, materials: Materials, seed: int) -> str | None:
     if (reason := why_no_masks(materials.dataset(cell.dataset), cell.model)) is not None:
         return reason
-    model = materials.initial_model(cell.dataset, cell.model, seed, 0)
+    if (reason := materials.why_no_model(cell, seed)) is not None:
+        return reason
+    model = materials.initial_model(cell, seed, 0)
     problems = check_recipe(cell.recipe.recipe, model, cell.defense.defense)
     if problems:
         return problems[0]

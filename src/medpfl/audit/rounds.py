@@ -15,7 +15,7 @@ from medpfl.core.errors import AttackFailure
 from medpfl.core.mechanisms import Mechanism
 from medpfl.core.seeding import generator
 from medpfl.core.session import NO_SESSION, Session
-from medpfl.federation.rounds import RoundResult, guarded_round
+from medpfl.federation.rounds import RoundResult, followed_recipe, guarded_round
 
 
 def broadcast(materials: Materials, cell: Cell, seed: int, victim: int, session: Session = NO_SESSION) -> Broadcast:
@@ -23,7 +23,7 @@ def broadcast(materials: Materials, cell: Cell, seed: int, victim: int, session:
 
     `victim` matters only for models of which every victim has its own. session: of the chunk that it is prepared for.
     """
-    model = materials.model(cell.dataset, cell.model, seed, victim)
+    model = materials.model(cell, seed, victim)
     attack = cell.attack.attack
     if not isinstance(attack, CraftedAttack):
         return Broadcast((model,))
@@ -54,6 +54,11 @@ def broadcast(materials: Materials, cell: Cell, seed: int, victim: int, session:
 def known_recipe(cell: Cell) -> Recipe | None:
     """The clients' recipe as far as the cell's adversary knows it."""
     return None if "recipe" in cell.threat_model.withhold else cell.recipe.recipe
+
+
+def followed(cell: Cell, sent: Broadcast) -> Recipe:
+    """How the cell's clients train on what they were sent."""
+    return followed_recipe(sent, cell.recipe.recipe, cell.defense.defense)
 
 
 def known_defense(cell: Cell) -> Mechanism | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medpfl.audit.entries import DataEntry, ModelEntry
+from medpfl.audit.grid import Cell
 from medpfl.audit.validation import as_plain
 from medpfl.core.errors import StoreError
 from medpfl.core.files import locked, make_private_folder, unwritable
@@ -26,9 +27,19 @@ def meets(entry: ModelEntry, data: DataEntry) -> bool:
     return values is None or data.id in values or data.name in values
 
 
-def model_key(data: DataEntry, entry: ModelEntry, seed: int) -> str:
+def changed_by(cell: Cell) -> tuple[str, ...]:
+    """The defense that gives the model another architecture; empty if it stays as it is."""
+    return (cell.defense.stream,) if cell.defense.defense.changes_model else ()
+
+
+def model_kind(cell: Cell) -> tuple[str, ...]:
+    """Equal for cells that start from the same model."""
+    return cell.dataset.id, cell.model.id, *changed_by(cell)
+
+
+def model_key(cell: Cell, seed: int) -> str:
     """Names a model of an audit, for instance `brain_mri/lenet_dlg/s0`."""
-    return f"{data.id}/{entry.id}/s{seed}"
+    return "/".join((*model_kind(cell), f"s{seed}"))
 
 
 def another_trained_model(name: str, folder: Path) -> StoreError:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
+
 from medpfl.core.registry import Registry
 from medpfl.federation.hooks import Hooks
 
@@ -12,6 +16,9 @@ class Defense(Hooks):
     A subclass is decorated with `pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)` and
     registered with `@DEFENSES.register("name", summary=..., paper=...)`.
     """
+
+    adaptive_attack: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    """Name and settings of the attack that knows this defense, as an entry of a spec; empty where none is needed."""
 
 
 DEFENSES: Registry[type[Defense]] = Registry("defense")

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from medpfl.core.config import STRICT
-from medpfl.core.domain import ClientState, Update
+from medpfl.core.domain import ClientState, GlobalModel, Update
 from medpfl.core.mechanisms import GaussianNoise, Mechanism
 from medpfl.defenses.base import DEFENSES, Defense
 from medpfl.defenses.noise import NO_GUARANTEE, with_noise
@@ -28,7 +28,9 @@ class Gaussian(Defense):
 
     std: Annotated[float, Field(gt=0, allow_inf_nan=False, description="standard deviation of the noise")] = 0.01
 
-    def update(self, update: Update, state: ClientState, generator: torch.Generator) -> tuple[Update, ClientState]:
+    def update(
+        self, update: Update, model: GlobalModel, state: ClientState, generator: torch.Generator
+    ) -> tuple[Update, ClientState]:
         """The noisy update; noise is drawn in double precision, so its values do not depend on the update's."""
 
         def draw(shape: torch.Size) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from medpfl.core.domain import Batch, ClientState, GlobalModel, Recipe, Tensors, Update
 from medpfl.core.errors import ModelError, SpecError
-from medpfl.federation.gradients import StepGradient, clip_gradients, step_gradient
-from medpfl.federation.hooks import NO_HOOKS, Hooks
+from medpfl.federation.gradients import StepGradient, finished_gradient, step_gradient
+from medpfl.federation.hooks import NO_HOOKS, Hooks, Step
 from medpfl.federation.local import LossScale, all_finite, local_step, start_local
 from medpfl.federation.recipes import check_recipe
 
@@ -24,7 +24,7 @@ def client_step(
     hooks: Hooks = NO_HOOKS,
     state: ClientState | None = None,
     generator: torch.Generator | None = None,
-    orders: Sequence[Tensor] | None = None,
+    steps: Sequence[Tensor] | None = None,
 ) -> tuple[Update, ClientState]:
     """Trains `model` on `batch` as `recipe` says and returns what is sent. Pure and differentiable in the images.
 
@@ -38,10 +38,10 @@ def client_step(
     downwards, at which it is finite (so it cannot run under vmap), while local steps skip what overflows.
 
     Double backward, `torch.func.vmap` over clients and outer gradients work. hooks: the client's defense. generator:
-    the randomness of orders and defense, fresh from the operating system if None. orders: one per epoch, the places
-    of the images that it takes, in order; in place of the recipe's own, for an attacker who supposes an order or
-    other images in every epoch. Raises `SpecError` if the recipe cannot be
-    carried out, `ModelError` if the images do not fit the model.
+    the randomness of orders and defense, fresh from the operating system if None. steps: the places of the images
+    that each local step takes, over all epochs, in place of the recipe's and the defense's own: as `drawn_steps` gave
+    them, or for an attacker who supposes an order or other images in every epoch. Raises `SpecError` if the recipe or
+    the defense cannot be carried out, `ModelError` if the images do not fit the model.
     """
     problems = check_recipe(recipe, model, hooks)
     if problems:
@@ -52,45 +52,61 @@ def client_step(
     if generator is None:
         generator = torch.Generator()
         generator.seed()
-    if orders is None:
-        orders = drawn_orders(batch, recipe, generator)
-    held, wanted = len(orders[0]), recipe.batch_size * recipe.local_steps
+    if steps is None:
+        steps = drawn_steps(batch, recipe, hooks, generator)
+    dtype = torch.float64 if recipe.precision == "float64" else torch.float32
+    start = model.to(dtype)
+    batch = replace(batch, images=batch.images.to(dtype))
+    if recipe.update == "gradient":
+        update = _gradient_update(start, batch, recipe, hooks, generator, steps)
+    else:
+        update = _trained_update(start, batch, recipe, hooks, generator, steps)
+    update, state = hooks.update(update, start, state or ClientState(), generator)
+    return update, replace(state, rounds=state.rounds + 1)
+
+
+def drawn_steps(batch: Batch, recipe: Recipe, hooks: Hooks, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """The places of the images that each local step takes, over all epochs, as the defense or else the recipe says.
+
+    The recipe's steps take the images in order, or with `shuffle` in an order that every epoch draws anew. Raises
+    `SpecError` if the client holds too few or too many images.
+    """
+    held, wanted = len(batch), recipe.batch_size * recipe.local_steps
     if recipe.update != "gradient" and not wanted - recipe.batch_size < held <= wanted:
         raise SpecError(
             f"recipe: local_steps: {recipe.local_steps} of batch_size: {recipe.batch_size} take "
             f"{wanted - recipe.batch_size + 1} to {wanted} images, but the client holds {held}"
         )
-    dtype = torch.float64 if recipe.precision == "float64" else torch.float32
-    start = hooks.model(model).to(dtype)
-    batch = replace(batch, images=batch.images.to(dtype))
+    device = batch.images.device
+    chosen = hooks.steps(held, recipe, generator)
+    if chosen is not None:
+        return tuple(places.to(device) for places in chosen)
     if recipe.update == "gradient":
-        update = _gradient_update(start, batch, recipe, hooks, generator)
-    else:
-        update = _trained_update(start, batch, recipe, hooks, generator, orders)
-    update, state = hooks.update(update, state or ClientState(), generator)
-    return update, replace(state, rounds=state.rounds + 1)
+        return (torch.arange(held, device=device),)
+    if not recipe.shuffle:
+        return torch.split(torch.arange(held, device=device), recipe.batch_size) * recipe.epochs
+    orders = [torch.randperm(held, generator=generator).to(device) for _ in range(recipe.epochs)]
+    return tuple(places for order in orders for places in torch.split(order, recipe.batch_size))
 
 
-def drawn_orders(batch: Batch, recipe: Recipe, generator: torch.Generator) -> list[Tensor]:
-    """The order in which every epoch takes the images: as they are, or drawn anew."""
-    images, device = len(batch), batch.images.device
-    if not recipe.shuffle or recipe.update == "gradient":
-        return [torch.arange(images, device=device)] * recipe.epochs
-    return [torch.randperm(images, generator=generator).to(device) for _ in range(recipe.epochs)]
+def _taken(batch: Batch, places: Tensor) -> Batch:
+    return Batch(batch.images[places], batch.targets[places])
 
 
 def _gradient_update(
-    model: GlobalModel, batch: Batch, recipe: Recipe, hooks: Hooks, generator: torch.Generator
+    model: GlobalModel,
+    batch: Batch,
+    recipe: Recipe,
+    hooks: Hooks,
+    generator: torch.Generator,
+    steps: Sequence[Tensor],
 ) -> Update:
-    step_batch = hooks.batch(batch, generator)
+    step_batch = hooks.batch(_taken(batch, steps[0]), generator)
     result = _finite_gradient(model, step_batch, recipe, hooks, generator)
-    gradients: Tensors = result.gradients
-    if recipe.gradient_clip is not None:
-        gradients = clip_gradients(gradients, recipe.gradient_clip)
     sends_statistics = recipe.batch_norm == "train"
     return Update(
         kind="gradient",
-        trainable=gradients,
+        trainable=finished_gradient(Step(model, step_batch, recipe, result.gradients), hooks, generator),
         buffers=result.model.buffers if sends_statistics else {},
         counters=result.model.counters if sends_statistics else {},
         examples=len(batch),
@@ -116,13 +132,11 @@ def _trained_update(
     recipe: Recipe,
     hooks: Hooks,
     generator: torch.Generator,
-    orders: Sequence[Tensor],
+    steps: Sequence[Tensor],
 ) -> Update:
     model, local = start, start_local(start, recipe)
-    for order in orders:
-        for chosen in torch.split(order, recipe.batch_size):
-            step_batch = Batch(batch.images[chosen], batch.targets[chosen])
-            model, local, _ = local_step(model, step_batch, recipe, local, hooks=hooks, generator=generator)
+    for places in steps:
+        model, local, _ = local_step(model, _taken(batch, places), recipe, local, hooks=hooks, generator=generator)
     trainable: Tensors = model.parameters
     if recipe.update == "delta":
         trainable = {name: tensor - start.parameters[name] for name, tensor in model.parameters.items()}
@@ -131,5 +145,5 @@ def _trained_update(
         trainable=trainable,
         buffers=model.buffers,
         counters=model.counters,
-        examples=len(orders[0]),
+        examples=len(batch),
     )

@@ -1,4 +1,4 @@
-"""The gradient of one local step: micro-batches, autocast, loss scaling, per-example gradients, clipping."""
+"""The gradient of one local step: micro-batches, autocast, loss scaling, per-example gradients, hooks, clipping."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from medpfl.core.domain import Batch, GlobalModel, Recipe, Tensors
-from medpfl.federation.hooks import Hooks
+from medpfl.federation.hooks import Hooks, Step
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -38,19 +38,30 @@ def step_gradient(
 
     With `recipe.accumulation` it is the mean of the micro-batches' mean gradients, as a client that accumulates has
     it. With hooks that clip per example it is what they make of the per-example gradients of the whole batch. With a
-    `loss_scale` the loss is multiplied by it before differentiation and the gradient divided by it afterwards; what
-    overflows in between is not finite. An empty batch has gradient and loss 0. Differentiable in the images.
+    `loss_scale` the loss is multiplied by it before differentiation and the gradient divided by it afterwards (before
+    any hook sees it); what overflows in between is not finite. An empty batch has gradient and loss 0. Differentiable
+    in the images.
     """
     if hooks.clips_per_example:
-        result = _per_example_gradient(model, batch, recipe, hooks, generator, loss_scale)
+        result = _per_example_gradients(model, batch, recipe, loss_scale)
     elif len(batch) == 0:
         zeros = {name: torch.zeros_like(parameter) for name, parameter in model.parameters.items()}
         return StepGradient(zeros, torch.zeros((), device=model.device), model)
     else:
         result = _accumulated_gradient(model, batch, recipe, loss_scale)
-    if loss_scale is None:
-        return result
-    return replace(result, gradients={name: gradient / loss_scale for name, gradient in result.gradients.items()})
+    gradients = result.gradients
+    if loss_scale is not None:
+        gradients = {name: gradient / loss_scale for name, gradient in gradients.items()}
+    if hooks.clips_per_example:
+        gradients = hooks.per_example(gradients, recipe, generator)
+    return replace(result, gradients=gradients)
+
+
+def finished_gradient(step: Step, hooks: Hooks, generator: torch.Generator) -> Tensors:
+    """What the optimizer takes, or an update of kind `gradient` holds: after the hook, then the recipe's clipping."""
+    gradients = hooks.gradient(step, generator)
+    bound = step.recipe.gradient_clip
+    return gradients if bound is None else clip_gradients(gradients, bound)
 
 
 def clip_gradients(gradients: Tensors, bound: float) -> dict[str, Tensor]:
@@ -82,17 +93,11 @@ def _accumulated_gradient(model: GlobalModel, batch: Batch, recipe: Recipe, loss
     return StepGradient(gradients, torch.stack(losses).mean(), model)
 
 
-def _per_example_gradient(
-    model: GlobalModel,
-    batch: Batch,
-    recipe: Recipe,
-    hooks: Hooks,
-    generator: torch.Generator,
-    loss_scale: Tensor | None,
-) -> StepGradient:
+def _per_example_gradients(model: GlobalModel, batch: Batch, recipe: Recipe, loss_scale: Tensor | None) -> StepGradient:
+    """Gradients (N, *shape) of each image's own loss."""
     if len(batch) == 0:
         empty = {name: tensor.new_zeros((0, *tensor.shape)) for name, tensor in model.parameters.items()}
-        return StepGradient(hooks.per_example(empty, generator), torch.zeros((), device=model.device), model)
+        return StepGradient(empty, torch.zeros((), device=model.device), model)
 
     def scaled_loss(parameters: Tensors, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         loss, _ = _loss(model, parameters, Batch(image[None], target[None]), recipe)
@@ -100,7 +105,7 @@ def _per_example_gradient(
 
     per_example = torch.func.vmap(torch.func.grad(scaled_loss, has_aux=True), in_dims=(None, 0, 0))
     gradients, losses = per_example(dict(model.parameters), batch.images, batch.targets)
-    return StepGradient(hooks.per_example(gradients, generator), losses.mean(), model)
+    return StepGradient(gradients, losses.mean(), model)
 
 
 def _loss(model: GlobalModel, parameters: Tensors, batch: Batch, recipe: Recipe) -> tuple[Tensor, dict[str, Tensor]]:

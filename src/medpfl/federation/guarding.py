@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
 from medpfl.core.domain import Batch, GlobalModel, Recipe, Update
@@ -35,19 +34,17 @@ class Received:
 class Trained:
     """What a client has after training, before it sends: the same, the update, and what it is computed from.
 
-    orders: one per epoch, the places of the images in the order in which local steps took them.
+    all_steps: the places of the images that each local step took, over all epochs.
     """
 
     received: Received
     update: Update
-    orders: Sequence[Tensor]
+    all_steps: Sequence[Tensor]
 
     @property
     def steps(self) -> tuple[Tensor, ...]:
         """The places of the images that each local step of the first epoch took."""
-        recipe = self.received.recipe
-        size = len(self.orders[0]) if recipe.update == "gradient" else recipe.batch_size
-        return torch.split(self.orders[0], size)
+        return tuple(self.all_steps[: self.received.recipe.local_steps])
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from medpfl.core.devices import moved
 from medpfl.core.domain import Batch, GlobalModel, Recipe, Tensors
-from medpfl.federation.gradients import clip_gradients, step_gradient
-from medpfl.federation.hooks import NO_HOOKS, Hooks
+from medpfl.federation.gradients import finished_gradient, step_gradient
+from medpfl.federation.hooks import NO_HOOKS, Hooks, Step
 from medpfl.federation.optimizers import OPTIMIZERS, OptimizerState
 
 INITIAL_LOSS_SCALE = 65536.0
@@ -80,8 +80,7 @@ def local_step(
     finite = None if scale is None else all_finite(gradients)
     if finite is not None:
         gradients = keep_where(finite, gradients, {name: torch.zeros_like(g) for name, g in gradients.items()})
-    if recipe.gradient_clip is not None:
-        gradients = clip_gradients(gradients, recipe.gradient_clip)
+    gradients = finished_gradient(Step(model, batch, recipe, gradients), hooks, generator)
     parameters, optimizer = OPTIMIZERS[recipe.optimizer](model.parameters, gradients, local.optimizer, recipe)
     if scale is not None and finite is not None:
         parameters = keep_where(finite, parameters, model.parameters)

@@ -1,4 +1,4 @@
-"""Which recipes can be carried out on which model, and why not."""
+"""Which recipes can be carried out on which model under which defense, and why not."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def check_recipe(recipe: Recipe, model: GlobalModel | None = None, hooks: Hooks 
             "the defense needs per-example gradients, which do not exist with batch_norm: train because an image's "
             "gradient then depends on the others; use batch_norm: eval"
         )
-    return problems
+    return problems if model is None else [*problems, *hooks.refusals(model, recipe)]
 
 
 def has_batch_norm(model: GlobalModel) -> bool:

@@ -9,7 +9,7 @@ import torch
 
 from medpfl.core.domain import Batch, Broadcast, Recipe, Update
 from medpfl.federation.channels import PLAIN, Channel
-from medpfl.federation.client import client_step, drawn_orders
+from medpfl.federation.client import client_step, drawn_steps
 from medpfl.federation.guarding import NO_GUARD, Guarding, Received, Trained, Verdict
 from medpfl.federation.hooks import NO_HOOKS, Hooks
 
@@ -64,9 +64,10 @@ def guarded_round(
 ) -> RoundResult:
     """The same where every client has a guard that may end the round for it; the others' updates still arrive.
 
-    Clients draw the same random numbers with and without a guard.
+    Clients draw the same random numbers with and without a guard. A defense that pins the agreement makes them ignore
+    what recipe and parameters of the channel they are told.
     """
-    told = broadcast.recipe or recipe
+    told = followed_recipe(broadcast, recipe, hooks)
     verdicts: list[tuple[Verdict, ...]] = []
     senders: list[int] = []
 
@@ -88,8 +89,15 @@ def guarded_round(
         yield first
         yield from arriving
 
-    update = channel.told(broadcast.aggregation).send(all_updates(), generator)
+    if not hooks.pins_agreement:
+        channel = channel.told(broadcast.aggregation)
+    update = channel.send(all_updates(), generator)
     return RoundResult(update, tuple(senders), tuple(verdicts))
+
+
+def followed_recipe(broadcast: Broadcast, agreed: Recipe, hooks: Hooks) -> Recipe:
+    """How clients train: as they are told, or as agreed where the server tells nothing or the defense pins it."""
+    return agreed if broadcast.recipe is None or hooks.pins_agreement else broadcast.recipe
 
 
 def _guarded_step(
@@ -101,9 +109,9 @@ def _guarded_step(
     found = () if before is None else (before,)
     if before is not None and before.withholds:
         return None, found
-    orders = drawn_orders(batch, recipe, generator)
-    update, _ = client_step(model, batch, recipe, hooks=hooks, generator=generator, orders=orders)
-    after = guard.after(Trained(received, update, orders))
+    steps = drawn_steps(batch, recipe, hooks, generator)
+    update, _ = client_step(model, batch, recipe, hooks=hooks, generator=generator, steps=steps)
+    after = guard.after(Trained(received, update, steps))
     if after is None:
         return update, found
     return (None if after.withholds else update), (*found, after)

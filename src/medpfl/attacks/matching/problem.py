@@ -42,12 +42,12 @@ class Problem:
         return all(model is self.models[0] for model in self.models)
 
     @cached_property
-    def orders(self) -> tuple[Tensor, ...] | None:
-        """The variables that each epoch of the simulated client takes, None for a gradient."""
+    def taken(self) -> tuple[Tensor, ...] | None:
+        """The variables that each local step of the simulated client takes, None for a gradient."""
         if self.simulate is None or self.simulate.update == "gradient":
             return None
         orders = epoch_orders(self.examples, self.simulate.epochs, self.copies)
-        return tuple(order.to(self.device) for order in orders)
+        return tuple(step.to(self.device) for order in orders for step in torch.split(order, self.simulate.batch_size))
 
     @property
     def device(self) -> torch.device:
