@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from torch import nn
 from medpfl.core.domain import GlobalModel
 from medpfl.core.errors import ModelError
 from medpfl.core.tasks import Task
+from medpfl.models.factories import imported, searched_first
 from medpfl.models.normalization import Normalization
 from medpfl.models.preparation import prepare
 from medpfl.models.probe import summary_of
@@ -52,8 +50,8 @@ def build_model(
 def _made_by_factory(
     name: str, image_shape: tuple[int, ...], classes: int, generator: torch.Generator, search_path: Sequence[Path]
 ) -> nn.Module:
-    with _searched_first(search_path):
-        factory = _imported(name, search_path)
+    with searched_first(search_path):
+        factory = imported(name, search_path)
         arguments = _accepted_arguments(name, factory, image_shape, classes, generator)
         with isolated_randomness(generator):
             try:
@@ -63,40 +61,6 @@ def _made_by_factory(
     if not isinstance(module, nn.Module):
         raise ModelError(f"factory '{name}' returned {type(module).__name__}, expected a torch.nn.Module")
     return module
-
-
-@contextmanager
-def _searched_first(folders: Sequence[Path]) -> Iterator[None]:
-    before = list(sys.path)
-    sys.path[:0] = [str(Path(folder).resolve()) for folder in folders]
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.path[:] = before
-
-
-def _imported(name: str, search_path: Sequence[Path]) -> Callable[..., Any]:
-    package, _, attribute = name.partition(":")
-    if not package or not attribute:
-        raise ModelError(f"factory '{name}' is not of the form package.module:callable")
-    try:
-        found: Any = importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        places = ", ".join([*(f"'{folder}'" for folder in search_path), "the installed packages"])
-        raise ModelError(f"factory '{name}': found no module '{error.name}' in {places}") from error
-    except (Exception, SystemExit) as error:  # importing a user's module may raise anything
-        raise ModelError(f"factory '{name}' cannot be imported: {summary_of(error)}") from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise ModelError(f"factory '{name}': module '{package}' has no '{attribute}'")
-        found = getattr(found, part)
-    if not callable(found):
-        raise ModelError(
-            f"factory '{name}' is {type(found).__name__}, which cannot be called: name a function or class"
-        )
-    result: Callable[..., Any] = found
-    return result
 
 
 def _accepted_arguments(
