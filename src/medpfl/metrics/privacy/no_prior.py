@@ -21,8 +21,8 @@ def read_out_variance(releases: Sequence[Release], squared_norm: float) -> float
     X + N(0, s^2 |X|^2) per pixel (arXiv 2402.12861v2); several such releases are averaged. None where the releases
     are not all Gaussian about every unit.
 
-    >>> round(10 * math.log10(1 / read_out_variance([Release("gaussian", 0.01)], 28 * 28 * 0.25)), 1)
-    17.1
+    >>> round(read_out_variance([Release("gaussian", 0.01)], 28 * 28 * 0.25), 4)
+    0.0196
     """
     noise = single_gaussian(releases)
     return None if noise is None else noise**2 * squared_norm
