@@ -20,7 +20,7 @@ LIMIT_COLUMNS = (
     "asr", "asr_low", "asr_high",
     *(f"{metric}_{part}" for metric in ("psnr", "ssim", "mse") for part in ("mean", "low", "high", "median")),
     "gain_psnr", "gain_ssim", "failed", "blocked", "done",
-    "recovered", "recovered_low", "recovered_high",
+    "recovered", "recovered_low", "recovered_high", "epsilon", "reconstruction_bound", "observed_bound",
 )  # fmt: skip
 """Columns of `cells.csv` that can be compared."""
 

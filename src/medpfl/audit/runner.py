@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from medpfl.audit.context import describe
+from medpfl.audit.guarantees import keep_guarantees
 from medpfl.audit.plan import Chunk, Plan, cores, make_plan
 from medpfl.audit.preparation import prepare
 from medpfl.audit.registration import kept_plan, register, still_diagnosed
@@ -96,6 +97,7 @@ def _run(
     pending = store.pending()
     if pending:
         store.set("context", describe(spec, prepared.cells, prepared.materials))
+    keep_guarantees(store, spec, prepared.cells, prepared.materials)
     write_atomically(out / "spec.yaml", spec_as_run(spec, out))
     trained = store.get("trained_models") or {}
     job = Job(spec.plain, spec.base, out, dict(prepared.clients_needed), plan, trained)

@@ -24,6 +24,7 @@ from medpfl.audit.entries import (
     ThreatModelEntry,
 )
 from medpfl.audit.entry_parsing import PARSERS
+from medpfl.audit.guarantee_settings import GuaranteeSettings
 from medpfl.audit.limits import Limit, parse_limit
 from medpfl.audit.validation import as_plain, build
 from medpfl.audit.yaml_text import read_yaml
@@ -37,6 +38,7 @@ _OTHER_KEYS = (
     "utility",
     "diagnose",
     "limit",
+    "guarantee",
     "success_threshold",
     "device",
     "threads",
@@ -75,6 +77,7 @@ class Spec:
     plain: Mapping[str, Any]
     base: Path
     axes: Mapping[str, tuple[Entry, ...]] = field(default_factory=dict)
+    guarantee: GuaranteeSettings | None = None
 
     @property
     def factory_folders(self) -> tuple[Path, ...]:
@@ -157,6 +160,7 @@ def parse_spec(plain: Mapping[str, Any], base: Path) -> Spec:
         plain=dict(plain),
         base=base,
         axes=axes,
+        guarantee=_guarantee(plain.get("guarantee")),
     )
 
 
@@ -196,6 +200,14 @@ def _diagnose(value: Any) -> Diagnose | None:
     if not isinstance(value, dict):
         raise SpecError(f"diagnose: expected true, false or {{victims: 8}}, found {value!r}")
     return build(Diagnose, value, "diagnose")
+
+
+def _guarantee(value: Any) -> GuaranteeSettings | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise SpecError(f"guarantee: expected a mapping such as {{delta: 1e-5, rounds: 20}}, found {value!r}")
+    return build(GuaranteeSettings, value, "guarantee")
 
 
 def _seeds(plain: Mapping[str, Any]) -> tuple[int, ...]:

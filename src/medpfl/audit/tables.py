@@ -18,6 +18,7 @@ from medpfl.audit.diagnosis import is_extra
 from medpfl.audit.effects import diagnosis
 from medpfl.audit.entries import AXES
 from medpfl.audit.entry_parsing import DATA_PATHS
+from medpfl.audit.guarantees import GUARANTEE_COLUMNS
 from medpfl.audit.limits import all_satisfy
 from medpfl.audit.spec import Spec
 from medpfl.audit.store import SCHEMA, Store
@@ -44,6 +45,7 @@ CELL_COLUMNS = (
     "label_accuracy", "mask_dice_mean", "legacy_asr", "legacy_ssim_mean", "legacy_mse_mean", "diagnosis_of", "change",
     "recovered", "recovered_low", "recovered_high",
     *(f"null_{name}_recovered" for name in ("class_mean", "nearest", "noise")),
+    *GUARANTEE_COLUMNS,
     "schema",
 )  # fmt: skip
 
@@ -67,7 +69,11 @@ def write_tables(store: Store, spec: Spec) -> Tables:
     rows = [{**row, **marks.get(row["cell"], {})} for row in store.results()]
     frame = pd.DataFrame(rows, columns=RESULT_COLUMNS) if rows else pd.DataFrame(columns=list(RESULT_COLUMNS))
     write_atomically(store.folder / "results.csv", _csv(rows, RESULT_COLUMNS))
-    cells = [{**row, **marks.get(row["cell"], {})} for row in _cell_rows(store, spec, frame)]
+    guarantees = (store.get("guarantees") or {}).get("cells", {})
+    cells = [
+        {**row, **guarantees.get(row["cell"], {}), **marks.get(row["cell"], {})}
+        for row in _cell_rows(store, spec, frame)
+    ]
     write_atomically(store.folder / "cells.csv", _csv(cells, CELL_COLUMNS))
     own = [cell for cell in cells if not is_extra(cell["cell"])]
     found = diagnosis(changes, {cell["cell"]: cell for cell in cells}, frame) if changes else []

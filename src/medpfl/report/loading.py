@@ -13,6 +13,7 @@ import pandas as pd
 
 from medpfl.attacks.told import TOLD
 from medpfl.core.errors import StoreError
+from medpfl.report.guaranteed import Guaranteed
 from medpfl.report.views import AXES, NULLS, Audit, Cell, ImageResult, Measured, Null
 
 Row = Mapping[str, str]
@@ -171,6 +172,32 @@ def _cell(row: Row, results: tuple[ImageResult, ...]) -> Cell:
         utility={name: measured for name, measured in utility.items() if measured.value is not None},
         warnings=tuple(part.strip() for part in row.get("warnings", "").split(";") if part.strip()),
         results=results,
+        guaranteed=_guaranteed(row),
+    )
+
+
+def _guaranteed(row: Row) -> Guaranteed | None:
+    """None in folders that were written before there was such a column."""
+    if not row.get("guarantee"):
+        return None
+    infinite = row.get("epsilon", "") == "inf"
+    return Guaranteed(
+        told=row["guarantee"],
+        epsilon=math.inf if infinite else number(row.get("epsilon")),
+        delta=number(row.get("delta")),
+        unit=row.get("privacy_unit", ""),
+        neighbors=row.get("neighbors", ""),
+        added_by=row.get("noise_added_by", ""),
+        rounds=_whole(row.get("composed_rounds")),
+        accountant=row.get("accountant", ""),
+        prior=number(row.get("prior_success")),
+        prior_images=_whole(row.get("prior_images")),
+        bound=number(row.get("reconstruction_bound")),
+        theorem=row.get("reconstruction_theorem", ""),
+        observed_rounds=_whole(row.get("observed_rounds")),
+        observed_bound=number(row.get("observed_bound")),
+        no_prior_psnr=number(row.get("no_prior_psnr")),
+        remarks=tuple(part for part in row.get("guarantee_remarks", "").split("; ") if part),
     )
 
 

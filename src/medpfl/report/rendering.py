@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from medpfl.core.files import write_atomically
-from medpfl.report import answer, diagnosis_wording, formatting, guards, settings, wording
+from medpfl.report import answer, diagnosis_wording, formatting, guarantees, guards, settings, wording
 from medpfl.report.comparison import outcomes
 from medpfl.report.curves import DECIBELS, Panel, columns, panels
 from medpfl.report.diagnosis import Diagnosis, diagnoses, pictured, scale
@@ -102,6 +102,7 @@ def render(audit: Audit, folder: Path, *, images: bool) -> str:
             gallery=gallery(audit.cells, folder) if images else None,
             opened={outcome.strongest.id for outcome in found if outcome.strongest is not None},
             guard_outcomes=guards.guard_outcomes(audit.cells),
+            promises=guarantees.promises(audit.cells),
             beside_pictures=guards.beside_pictures(audit.cells),
             failures=failure_groups(audit.cells),
             silent=silent_groups(audit.cells),
@@ -136,6 +137,7 @@ def _environment() -> Environment:
     environment.filters.update(
         decimals=formatting.decimals,
         percent=formatting.percent,
+        percent_interval=formatting.percent_interval,
         duration=formatting.duration,
         date=formatting.date,
         counted=formatting.count,
@@ -150,6 +152,7 @@ def _environment() -> Environment:
         wording=wording,
         diagnosis=diagnosis_wording,
         settings=settings,
+        guarantees=guarantees,
         guards=guards,
         line_style=line_style,
         null_styles=NULL_STYLES,

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from medpfl.metrics.cells import supplement_cell
+from medpfl.report.guaranteed import Guaranteed
 
 AXES = ("dataset", "model", "recipe", "threat_model", "channel", "defense", "guard", "attack")
 """The axes of the grid, in the order of the result tables."""
@@ -126,6 +127,7 @@ class Cell:
     utility: Mapping[str, Measured] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     results: tuple[ImageResult, ...] = ()
+    guaranteed: Guaranteed | None = None
 
     @property
     def told(self) -> tuple[str, ...]:

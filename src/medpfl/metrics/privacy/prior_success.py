@@ -8,10 +8,13 @@ from torch import Tensor
 from medpfl.core.functional import ssim
 
 MOST_GUESSES = 64
-"""Images that are tried as the one guess, besides the mean of all."""
+"""Images that are tried as the one guess, besides the mean of all; fewer where images are large."""
 
-MOST_IMAGES = 512
+MOST_IMAGES = 256
 """Images that guesses are tried on."""
+
+MOST_PIXELS = 5 * 10**7
+"""Pixels that are compared in all."""
 
 
 def prior_success(images: Tensor, threshold: float) -> float:
@@ -26,6 +29,7 @@ def prior_success(images: Tensor, threshold: float) -> float:
     if not len(images):
         raise ValueError("the success of a blind guess needs at least one image")
     kept = images[:MOST_IMAGES].float()
-    guesses = torch.cat([kept[:MOST_GUESSES], kept.mean(dim=0, keepdim=True)])
+    tried = max(1, min(MOST_GUESSES, MOST_PIXELS // kept.numel()))
+    guesses = torch.cat([kept[:tried], kept.mean(dim=0, keepdim=True)])
     shares = [float((ssim(guess.expand_as(kept), kept) >= threshold).double().mean()) for guess in guesses]
     return max(1 / len(kept), *shares)

@@ -1,0 +1,134 @@
+"""What each cell's defense guarantees by its construction, as columns of `cells.csv`: computed, not measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from medpfl.audit.grid import Cell
+from medpfl.audit.guarantee_settings import GuaranteeSettings
+from medpfl.audit.materials import Materials
+from medpfl.audit.spec import Spec
+from medpfl.audit.store import Store
+from medpfl.audit.validation import as_plain
+from medpfl.core.errors import MissingExtra
+from medpfl.core.guarantees import Guarantee
+from medpfl.metrics.privacy import bound, prior_success, state
+from medpfl.metrics.privacy.no_prior import read_out_variance
+from medpfl.metrics.privacy.releases import over_rounds
+
+NO_GUARANTEE = "no formal guarantee"
+"""What the column `guarantee` says where a defense has none."""
+
+OBSERVED_ROUNDS = 1
+"""Rounds that an audited attacker sees."""
+
+GUARANTEE_COLUMNS = (
+    "guarantee", "epsilon", "delta", "privacy_unit", "neighbors", "noise_added_by", "composed_rounds", "accountant",
+    "prior_success", "prior_images", "reconstruction_bound", "reconstruction_theorem", "observed_rounds",
+    "observed_bound", "no_prior_psnr", "guarantee_remarks",
+)  # fmt: skip
+"""Columns of `cells.csv`, all empty but the first where there is no guarantee.
+
+guarantee: the noise, per what; or that there is none. epsilon, delta: over `composed_rounds`, for the unit and neighbor
+relation that are named, by `accountant`. prior_success: how often the best blind guess succeeds, as estimated from
+`prior_images` images. reconstruction_bound: how often any attacker succeeds at most who has no better prior and knows
+all but one unit, over `composed_rounds`; observed_bound: over the `observed_rounds` that the audited attacker saw.
+no_prior_psnr: PSNR in dB of the best read-out in `observed_rounds` by an attacker to whom all images are alike.
+"""
+
+
+def keep_guarantees(store: Store, spec: Spec, cells: Sequence[Cell], materials: Materials) -> None:
+    """Stores what the defenses of these cells guarantee; computed anew for other settings or new cells only."""
+    settings = spec.guarantee or GuaranteeSettings()
+    kept = store.get("guarantees") or {"settings": None, "cells": {}}
+    if kept["settings"] != as_plain(settings) or any(cell.id not in kept["cells"] for cell in cells):
+        columns = guarantee_columns(settings, cells, materials, asked_for=spec.guarantee is not None)
+        store.set("guarantees", {"settings": as_plain(settings), "cells": columns})
+
+
+def guarantee_columns(
+    settings: GuaranteeSettings, cells: Sequence[Cell], materials: Materials, *, asked_for: bool
+) -> dict[str, dict[str, Any]]:
+    """Cell id -> its columns. asked_for: whether the spec has the key; then a missing accountant is an error.
+
+    Raises MissingExtra in that case; otherwise the column `accountant` says what to install.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for cell in cells:
+        recipe = cell.recipe.recipe
+        guarantee = cell.defense.defense.guarantee(recipe, recipe.private_images)
+        if guarantee is None:
+            found[cell.id] = {"guarantee": NO_GUARANTEE}
+            continue
+        images = _prior_images(cell, materials)
+        prior = _prior(cell, images, materials)
+        key = ("guarantee", cell.dataset.id, cell.recipe.id, cell.defense.id)
+        found[cell.id] = materials.once(key, partial(_columns, guarantee, settings, images, prior, asked_for))
+    return found
+
+
+def _prior(cell: Cell, images: Tensor, materials: Materials) -> float | None:
+    """The success of the best blind guess; None without images to estimate it from."""
+    threshold = materials.spec.success_threshold
+    if not len(images):
+        return None
+    return materials.once(("prior success", cell.dataset.id), partial(prior_success, images, threshold))
+
+
+def _columns(
+    guarantee: Guarantee, settings: GuaranteeSettings, images: Tensor, prior: float | None, asked_for: bool
+) -> dict[str, Any]:
+    kinds = " and ".join(dict.fromkeys(release.kind.replace("_", " ") for release in guarantee.releases)) or "nothing"
+    columns: dict[str, Any] = {
+        "guarantee": f"{kinds}, per {guarantee.unit}",
+        "delta": settings.delta,
+        "privacy_unit": guarantee.unit,
+        "noise_added_by": guarantee.added_by,
+        "composed_rounds": settings.rounds,
+        "prior_success": prior,
+        "prior_images": len(images),
+        "observed_rounds": OBSERVED_ROUNDS,
+        "guarantee_remarks": "; ".join(guarantee.remarks),
+    }
+    patient = settings.images_per_patient
+    try:
+        statement = state(guarantee, rounds=settings.rounds, delta=settings.delta, images_per_patient=patient)
+        over_all, observed = (
+            None if prior is None else bound(guarantee, rounds=rounds, prior_success=prior, images_per_patient=patient)
+            for rounds in (settings.rounds, OBSERVED_ROUNDS)
+        )
+    except MissingExtra as error:
+        if asked_for:
+            raise
+        return {**columns, "accountant": str(error)}
+    return {
+        **columns,
+        "epsilon": statement.epsilon,
+        "privacy_unit": statement.unit,
+        "neighbors": statement.neighbors,
+        "accountant": statement.accountant,
+        "reconstruction_bound": None if over_all is None else over_all.success,
+        "reconstruction_theorem": None if over_all is None else over_all.theorem,
+        "observed_bound": None if observed is None else observed.success,
+        "no_prior_psnr": _no_prior_psnr(guarantee, images),
+    }
+
+
+def _no_prior_psnr(guarantee: Guarantee, images: Tensor) -> float | None:
+    """Of the best read-out of an image of mean norm."""
+    if not len(images):
+        return None
+    squared = float(images.double().square().flatten(1).sum(dim=1).mean())
+    variance = read_out_variance(over_rounds(guarantee.releases, OBSERVED_ROUNDS), squared)
+    return None if variance is None else -10 * math.log10(max(variance, 1e-10))
+
+
+def _prior_images(cell: Cell, materials: Materials) -> Tensor:
+    """What an adversary may own: the pool's auxiliary part, or its null part where that is empty."""
+    pool = materials.pool(cell.dataset, materials.spec.seeds[0])
+    return pool.dataset.images[list(pool.split.auxiliary or pool.split.null)]
