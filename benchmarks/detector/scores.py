@@ -12,10 +12,10 @@ import torch
 from detector.honest import Round
 from medpfl.attacks.updates import gradient_view
 from medpfl.core.domain import Observation, Update
+from medpfl.federation.changes import sent_change
 from medpfl.federation.client import client_step
 from medpfl.federation.guarding import Received, Trained
 from medpfl.guards.leakage_gate import CHAIN_CROSSING, CHAIN_SHARE, FEWEST_SAMPLES, LeakageGate
-from medpfl.guards.norm_bound import sent_change
 from medpfl.guards.self_test import SelfTest, self_test
 from medpfl.guards.signs import relative_changes
 from medpfl.guards.vetting import CHECKS, Result, vet

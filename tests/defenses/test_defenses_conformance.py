@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -13,32 +14,104 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from medpfl.attacks import ATTACKS
 from medpfl.core.domain import Batch, ClientState, GlobalModel, Recipe, Update
-from medpfl.core.mechanisms import GaussianNoise, LaplaceNoise, Mechanism, Unchanged
+from medpfl.core.mechanisms import (
+    Clipped,
+    ClippedSteps,
+    Composed,
+    GaussianNoise,
+    LaplaceNoise,
+    Mechanism,
+    ThreeValues,
+    Unchanged,
+)
 from medpfl.core.tasks import SingleLabel
-from medpfl.defenses import DEFENSES, Defense, Gaussian, Laplace, NoDefense
+from medpfl.defenses import (
+    DEFENSES,
+    DPSGD,
+    Clip,
+    Defense,
+    DeltaBound,
+    FedCDP,
+    FedSDP,
+    Gaussian,
+    GroupNorm,
+    Laplace,
+    LocalDP,
+    ModelCloaking,
+    NoDefense,
+)
 from medpfl.federation.client import client_step
 from medpfl.models import build_model, prepare
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """What a defense claims: mechanism, whether it is random, and the noise's distribution function."""
+    """What a defense claims.
+
+    random: whether its `update` draws. distribution: of the noise that `update` adds, None where it does not just add.
+    changes: whether `update` changes trainable entries. statistics: what becomes of buffers and counters. warns: a word of
+    its warning.
+    """
 
     defense: Defense
     mechanism: Mechanism
     random: bool
     distribution: Callable[[Any], Any] | None = None
-    warns: bool = False
+    changes: bool = True
+    statistics: Literal["kept", "received"] = "kept"
+    warns: str = ""
 
 
 TABLE = {
-    "none": Expectation(NoDefense(), Unchanged(), random=False),
+    "none": Expectation(NoDefense(), Unchanged(), random=False, changes=False),
+    "group_norm": Expectation(GroupNorm(), Unchanged(), random=False, changes=False),
     "laplace": Expectation(
-        Laplace(scale=0.02), LaplaceNoise(0.02), random=True, distribution=scipy.stats.laplace(0, 0.02).cdf, warns=True
+        Laplace(scale=0.02),
+        LaplaceNoise(0.02),
+        random=True,
+        distribution=scipy.stats.laplace(0, 0.02).cdf,
+        warns="no differential-privacy guarantee",
     ),
     "gaussian": Expectation(
-        Gaussian(std=0.03), GaussianNoise(0.03), random=True, distribution=scipy.stats.norm(0, 0.03).cdf, warns=True
+        Gaussian(std=0.03),
+        GaussianNoise(0.03),
+        random=True,
+        distribution=scipy.stats.norm(0, 0.03).cdf,
+        warns="no differential-privacy guarantee",
+    ),
+    "clip": Expectation(Clip(bound=0.5), Clipped(0.5), random=False, warns="without noise"),
+    "delta_bound": Expectation(DeltaBound(bound=0.5), Clipped(0.5), random=False, warns="without noise"),
+    "dp_sgd": Expectation(
+        DPSGD(bound=0.5, noise_multiplier=2.0),
+        ClippedSteps(0.5, 2.0, sampled=True),
+        random=False,
+        changes=False,
+        statistics="received",
+    ),
+    "fed_cdp": Expectation(
+        FedCDP(bound=0.5, noise_multiplier=2.0),
+        ClippedSteps(0.5, 2.0, per_tensor=True),
+        random=False,
+        changes=False,
+        statistics="received",
+    ),
+    "fed_sdp": Expectation(
+        FedSDP(bound=0.5, noise_multiplier=2.0),
+        Composed((Clipped(0.5), GaussianNoise(1.0))),
+        random=True,
+        statistics="received",
+    ),
+    "model_cloaking": Expectation(
+        ModelCloaking(bound=0.5, noise_multiplier=2.0),
+        Composed((Clipped(0.5), GaussianNoise(1.0))),
+        random=True,
+        statistics="received",
+        warns="stand-in",
+    ),
+    "local_dp": Expectation(
+        LocalDP(epsilon=2.0, length=0.1), ThreeValues(2.0, 0.1), random=True, statistics="received", warns="m * T"
     ),
 }
 
@@ -51,8 +124,10 @@ def model() -> GlobalModel:
 
 
 def clean_update(model: GlobalModel, kind: Any, dtype: torch.dtype = torch.float32) -> Update:
-    """An update that carries buffers and counters."""
-    return Update(kind, dict(model.to(dtype).parameters), dict(model.buffers), dict(model.counters), 1)
+    """An update that carries new buffers and counters."""
+    buffers = {name: tensor + 0.5 for name, tensor in model.buffers.items()}
+    counters = {name: tensor + 1 for name, tensor in model.counters.items()}
+    return Update(kind, dict(model.to(dtype).parameters), buffers, counters, 1)
 
 
 def defended(defense: Defense, update: Update, model: GlobalModel, seed: int) -> Update:
@@ -69,17 +144,19 @@ class TestEveryDefense:
     """Conformance."""
 
     @pytest.mark.parametrize("kind", ["gradient", "delta", "weights"])
-    def test_keeps_form_and_leaves_buffers_and_counters_alone(self, name: str, kind: Any, model: GlobalModel) -> None:
+    def test_keeps_form_and_treats_buffers_and_counters_as_it_says(
+        self, name: str, kind: Any, model: GlobalModel
+    ) -> None:
         update = clean_update(model, kind)
         sent = defended(TABLE[name].defense, update, model, 0)
         assert (sent.kind, sent.examples, list(sent.trainable)) == (kind, 1, list(update.trainable))
         for key, tensor in update.trainable.items():
             assert sent.trainable[key].shape == tensor.shape
             assert sent.trainable[key].dtype == tensor.dtype
-        for key, tensor in update.buffers.items():
-            assert torch.equal(sent.buffers[key], tensor)
-        for key, tensor in update.counters.items():
-            assert torch.equal(sent.counters[key], tensor)
+        expected = update if TABLE[name].statistics == "kept" else model
+        assert (sent.buffers.keys(), sent.counters.keys()) == (update.buffers.keys(), update.counters.keys())
+        assert all(torch.equal(sent.buffers[key], expected.buffers[key]) for key in update.buffers)
+        assert all(torch.equal(sent.counters[key], expected.counters[key]) for key in update.counters)
 
     def test_depends_on_its_generator_only(self, name: str, model: GlobalModel) -> None:
         update = clean_update(model, "gradient")
@@ -103,8 +180,8 @@ class TestEveryDefense:
         update = clean_update(model, "gradient", torch.float64)
         sent = defended(expectation.defense, update, model, 3)
         noise = torch.cat([(sent.trainable[key] - update.trainable[key]).flatten() for key in update.trainable]).numpy()
+        assert bool(noise.any()) == expectation.changes
         if expectation.distribution is None:
-            assert not noise.any()
             return
         assert np.isfinite(noise).all()
         assert scipy.stats.kstest(noise, expectation.distribution).pvalue > 0.001
@@ -116,24 +193,39 @@ class TestEveryDefense:
         for key in single.trainable:
             torch.testing.assert_close(single.trainable[key].double(), double.trainable[key], rtol=1e-5, atol=1e-6)
 
-    def test_runs_inside_the_client_step(self, name: str) -> None:
+    @pytest.mark.parametrize("kind", ["gradient", "delta", "weights"])
+    def test_runs_inside_the_client_step(self, name: str, kind: Any) -> None:
         net = build_model(
             "lenet_dlg", image_shape=(1, 12, 12), task=SingleLabel(2), generator=torch.Generator().manual_seed(0)
         )
+        net, recipe = TABLE[name].defense.model(net), Recipe(update=kind)
         batch = Batch(torch.rand((1, 1, 12, 12), generator=torch.Generator().manual_seed(1)), torch.tensor([1]))
-        clean, _ = client_step(net, batch, Recipe())
-        sent, state = client_step(
-            net, batch, Recipe(), hooks=TABLE[name].defense, generator=torch.Generator().manual_seed(5)
+        draws = [torch.Generator().manual_seed(5) for _ in range(3)]
+        sent, again = (
+            client_step(net, batch, recipe, hooks=TABLE[name].defense, generator=draws.pop()) for _ in range(2)
         )
-        expected = defended(TABLE[name].defense, clean, net, 5)
-        assert state.rounds == 1
-        for key in clean.trainable:
-            assert torch.equal(sent.trainable[key], expected.trainable[key])
+        assert sent[1].rounds == 1
+        assert all(torch.equal(sent[0].trainable[key], again[0].trainable[key]) for key in net.parameters)
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in sent[0].trainable.values())
+        if not TABLE[name].defense.clips_per_example:
+            clean, _ = client_step(net, batch, recipe)
+            expected, _ = TABLE[name].defense.update(clean, net, ClientState(), draws.pop())
+            assert all(torch.equal(sent[0].trainable[key], expected.trainable[key]) for key in clean.trainable)
 
-    def test_noise_without_clipping_says_that_it_guarantees_nothing(self, name: str) -> None:
+    def test_says_what_must_stand_beside_its_numbers(self, name: str) -> None:
         warnings = TABLE[name].defense.warnings()
-        assert bool(warnings) == TABLE[name].warns
-        assert all("clipping" in sentence and "no differential-privacy guarantee" in sentence for sentence in warnings)
+        assert bool(warnings) == bool(TABLE[name].warns)
+        assert all(TABLE[name].warns in sentence for sentence in warnings)
+
+    def test_names_the_attack_that_knows_it(self, name: str) -> None:
+        attack = dict(TABLE[name].defense.adaptive_attack)
+        assert bool(attack) == (TABLE[name].defense.mechanism() != Unchanged())
+        if attack:
+            kind = ATTACKS[attack.pop("name")].item
+            assert "defense" in kind(**attack).uses() | kind(**attack).requires()
+
+    def test_can_be_sent_to_another_process(self, name: str) -> None:
+        assert pickle.loads(pickle.dumps(TABLE[name].defense)) == TABLE[name].defense  # noqa: S301
 
 
 @pytest.mark.parametrize(("kind", "field"), [(Laplace, "scale"), (Gaussian, "std")])

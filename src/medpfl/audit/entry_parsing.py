@@ -9,6 +9,7 @@ from typing import Any
 
 from medpfl.attacks import ATTACKS
 from medpfl.attacks.base import Attack
+from medpfl.audit.compositions import composition
 from medpfl.audit.entries import (
     AXES,
     AttackEntry,
@@ -27,7 +28,7 @@ from medpfl.audit.validation import as_plain, build, field_names
 from medpfl.core.domain import CAPABILITIES, KNOWLEDGE, Recipe
 from medpfl.core.errors import SpecError, suggestion
 from medpfl.data import READERS, resolve_path
-from medpfl.defenses import DEFENSES
+from medpfl.defenses import DEFENSES, Defense
 from medpfl.federation.channels import CHANNELS
 from medpfl.federation.training import TrainingConfig
 from medpfl.guards import GUARDS
@@ -258,9 +259,17 @@ def channel_entry(raw: Mapping[str, Any], where: str, _base: Path) -> ChannelEnt
 
 
 def defense_entry(raw: Mapping[str, Any], where: str, _base: Path) -> DefenseEntry:
-    name = _name(raw, where)
-    defense = build(_lookup(DEFENSES, name, where), _rest(raw), where, _COMMON)
-    return DefenseEntry(**_common(raw, "defense", where, name), name=name, params=as_plain(defense), defense=defense)
+    if "compose" in raw:
+        name, params, defense = composition(raw, where, _defense)
+    else:
+        name, defense = _name(raw, where), _defense(raw, where)
+        params = as_plain(defense)
+    return DefenseEntry(**_common(raw, "defense", where, name), name=name, params=params, defense=defense)
+
+
+def _defense(raw: Mapping[str, Any], where: str) -> Defense:
+    kind: type[Defense] = _lookup(DEFENSES, _name(raw, where), where)
+    return build(kind, _rest(raw), where, ("compose", *_COMMON))
 
 
 def guard_entry(raw: Mapping[str, Any], where: str, _base: Path) -> GuardEntry:

@@ -1,8 +1,32 @@
 """Defenses: one file each, registered by being imported here."""
 
 from medpfl.defenses.base import DEFENSES, Defense
+from medpfl.defenses.clip import Clip
+from medpfl.defenses.compose import Composition
+from medpfl.defenses.delta_bound import DeltaBound
+from medpfl.defenses.dp_sgd import DPSGD
+from medpfl.defenses.fed_cdp import FedCDP
+from medpfl.defenses.fed_sdp import FedSDP
 from medpfl.defenses.gaussian import Gaussian
+from medpfl.defenses.group_norm import GroupNorm
 from medpfl.defenses.laplace import Laplace
+from medpfl.defenses.local_dp import LocalDP
+from medpfl.defenses.model_cloaking import ModelCloaking
 from medpfl.defenses.none import NoDefense
 
-__all__ = ["DEFENSES", "Defense", "Gaussian", "Laplace", "NoDefense"]
+__all__ = [
+    "DEFENSES",
+    "DPSGD",
+    "Clip",
+    "Composition",
+    "Defense",
+    "DeltaBound",
+    "FedCDP",
+    "FedSDP",
+    "Gaussian",
+    "GroupNorm",
+    "Laplace",
+    "LocalDP",
+    "ModelCloaking",
+    "NoDefense",
+]

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor
 
 from medpfl.core.config import STRICT
 from medpfl.core.domain import ClientState, GlobalModel, Update
 from medpfl.core.mechanisms import LaplaceNoise, Mechanism
-from medpfl.defenses.base import DEFENSES, Defense
-from medpfl.defenses.noise import NO_GUARANTEE, with_noise
+from medpfl.defenses.base import DEFENSES, Defense, Noise
+from medpfl.defenses.noise import NO_GUARANTEE, laplacian, with_noise
 
 
 @DEFENSES.register(
     "laplace",
     summary="independent Laplace(0, scale) noise on every trainable entry of the update",
     paper="Das, Amini, Wu: Privacy Risks Analysis and Mitigation in Federated Learning for Medical Images, BIBM 2023",
-    limits="no clipping, hence no privacy guarantee; buffers and counters are sent without noise",
+    limits="no clipping, hence no privacy guarantee (compose it after clip with norm: l1 for one); buffers and counters are "
+    "sent without noise",
 )
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Laplace(Defense):
     """Adds Laplace(0, scale) to gradients, deltas and weights alike. MedPFL: scale 1/100, 1/200, 1/300, 1/400."""
+
+    adaptive_attack: ClassVar[Mapping[str, Any]] = {"name": "gradinv", "distance": "likelihood"}
 
     scale: Annotated[
         float, Field(gt=0, allow_inf_nan=False, description="scale b of the noise; standard deviation b * sqrt(2)")
@@ -34,13 +37,11 @@ class Laplace(Defense):
         self, update: Update, model: GlobalModel, state: ClientState, generator: torch.Generator
     ) -> tuple[Update, ClientState]:
         """The noisy update; noise is drawn in double precision, so its values do not depend on the update's."""
+        return with_noise(update, laplacian(self.scale, generator)), state
 
-        def draw(shape: torch.Size) -> Tensor:
-            positive = torch.empty(shape, dtype=torch.float64).exponential_(generator=generator)
-            negative = torch.empty(shape, dtype=torch.float64).exponential_(generator=generator)
-            return self.scale * (positive - negative)
-
-        return with_noise(update, draw), state
+    def adds(self) -> Noise:
+        """Laplace noise."""
+        return Noise("laplace", self.scale)
 
     def mechanism(self) -> Mechanism:
         """Laplace noise of this scale."""

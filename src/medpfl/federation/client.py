@@ -52,6 +52,8 @@ def client_step(
     if generator is None:
         generator = torch.Generator()
         generator.seed()
+    state = state or ClientState()
+    hooks = hooks.in_round(state.rounds)
     if steps is None:
         steps = drawn_steps(batch, recipe, hooks, generator)
     dtype = torch.float64 if recipe.precision == "float64" else torch.float32
@@ -61,7 +63,7 @@ def client_step(
         update = _gradient_update(start, batch, recipe, hooks, generator, steps)
     else:
         update = _trained_update(start, batch, recipe, hooks, generator, steps)
-    update, state = hooks.update(update, start, state or ClientState(), generator)
+    update, state = hooks.update(update, start, state, generator)
     return update, replace(state, rounds=state.rounds + 1)
 
 

@@ -26,7 +26,7 @@ class Step:
 class Hooks:
     """The identity. A subclass overrides any of the methods; it keeps no state on itself (use `ClientState`).
 
-    Order within a round: `steps` once; for every local step `batch`, `per_example` (only if `clips_per_example` is
+    Order within a round: `in_round` and `steps` once; for every local step `batch`, `per_example` (only if `clips_per_example` is
     true) and `gradient`; then `update` once before the channel. `model` is applied before any training, by whoever
     runs the federation: server, clients and adversary all have the model that it gives.
     """
@@ -45,6 +45,10 @@ class Hooks:
     def model(self, model: GlobalModel) -> GlobalModel:
         """The model of the federation in place of the one that was given; agreed before training, known to everybody."""
         return model
+
+    def in_round(self, number: int) -> Hooks:
+        """The hooks of the client's round with this number, counted from 0; the client step asks for them."""
+        return self
 
     def steps(self, images: int, recipe: Recipe, generator: torch.Generator) -> Sequence[Tensor] | None:
         """Which of the client's images each local step takes: places (n,) int64, n may be 0; None as the recipe says."""

@@ -14,11 +14,11 @@ from torch import Tensor
 from medpfl.attacks.updates import gradient_view
 from medpfl.core.config import STRICT
 from medpfl.core.domain import GlobalModel, Observation
+from medpfl.federation.changes import sent_change
 from medpfl.federation.guarding import LEVELS, Level, Trained, Verdict
 from medpfl.guards.base import GUARDS, Guard
 from medpfl.guards.isolation import distinct
 from medpfl.guards.layer_views import layer_views
-from medpfl.guards.norm_bound import sent_change
 from medpfl.guards.self_test import LayerFinding, SelfTest, Thresholds, self_test
 from medpfl.guards.signs import relative_changes, share_of_dying_units, surplus_loss
 

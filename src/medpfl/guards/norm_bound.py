@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor
 
 from medpfl.core.config import STRICT
-from medpfl.core.domain import Tensors, Update
+from medpfl.federation.changes import norm, sent_change
 from medpfl.federation.guarding import Trained, Verdict
 from medpfl.guards.base import GUARDS, Guard
 
@@ -40,20 +38,3 @@ class NormBound(Guard):
             return Verdict("norm_bound", "passed", False)
         reason = f"the update's norm is {length:.3g}, above the bound of {self.bound:g}"
         return Verdict("norm_bound", "crafted", True, (reason,))
-
-
-def sent_change(update: Update, before: Tensors) -> dict[str, Tensor]:
-    """What an update says to have changed, in float64: its gradient, or new less old tensors."""
-    tensors = {name: tensor.double() for name, tensor in update.trainable.items()}
-    if update.kind != "weights":
-        return tensors
-    return {name: tensor - before[name].double() for name, tensor in tensors.items()}
-
-
-def norm(tensors: Tensors) -> float:
-    """The joint L2 norm.
-
-    >>> norm({"weight": torch.tensor([3.0]), "bias": torch.tensor([4.0])})
-    5.0
-    """
-    return float(torch.stack([tensor.double().square().sum() for tensor in tensors.values()]).sum().sqrt())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Literal, cast
 
 import torch
@@ -90,16 +90,25 @@ class FunctionalBatchNorm(nn.Module):
 
 
 def replace_batch_norm(module: nn.Module) -> nn.Module:
-    """Puts `FunctionalBatchNorm` in place of every batch norm layer of `module`, in place, and returns the module.
+    """Puts `FunctionalBatchNorm` in place of every batch norm layer of `module`, in place, and returns the module."""
+
+    def functional(layer: nn.Module) -> nn.Module | None:
+        return FunctionalBatchNorm(layer) if isinstance(layer, _BatchNorm) and type(layer) in TREATED else None
+
+    return replace_layers(module, functional)
+
+
+def replace_layers(module: nn.Module, new: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
+    """Puts what `new` gives in place of every layer for which it gives one, in place, and returns the module.
 
     A layer that is used under several names stays one layer.
     """
-    replacements: dict[int, FunctionalBatchNorm] = {}
+    replacements: dict[int, nn.Module | None] = {}
 
     def replaced(layer: nn.Module) -> nn.Module:
-        if not isinstance(layer, _BatchNorm) or type(layer) not in TREATED:
-            return layer
-        return replacements.setdefault(id(layer), FunctionalBatchNorm(layer))
+        if id(layer) not in replacements:
+            replacements[id(layer)] = new(layer)
+        return replacements[id(layer)] or layer
 
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
