@@ -157,7 +157,7 @@ class Case:
 FRONT = alone_in_a_unit("front.first")
 CASES = (
     Case(
-        "medleak separate",
+        "medleak separate, one query",
         lambda k: MedLeak(bins=k, queries=1),
         "victim",
         at_most=alone_by_brightness,
@@ -165,7 +165,7 @@ CASES = (
     ),
     Case("medleak separate, several queries", lambda k: MedLeak(bins=k), "victim"),
     Case(
-        "medleak joint",
+        "medleak joint, one query",
         lambda k: MedLeak(bins=k, queries=1, mode="joint"),
         channels=("secure_sum", "secagg_plus"),
         at_most=alone_by_brightness,

@@ -1,26 +1,28 @@
 """MedLeak against clients' own arithmetic: optimizers, precision, several local steps, what a server may choose.
 
     python benchmarks/medleak_clients.py --data DATA --table optimizers --seeds 3 --csv medleak_clients.csv
+    python benchmarks/medleak_clients.py --data DATA --table whose --seeds 3 --csv medleak_clients.csv
     python benchmarks/medleak_clients.py --csv docs/benchmarks/medleak_clients.csv --page docs/benchmarks/medleak_clients.md
 
 DATA holds `medmnist/pneumoniamnist_subset.npz`. One row per round; rounds that the CSV already holds are not repeated.
 An image counts as recovered above 30 dB, one candidate each. Two shares stand beside it: of images alone in their bin
 (what one read-out can give at most; from truth), and of images to which some auxiliary image comes as close (the null).
+In the table `whose` all clients' images are sought, and whether the attack says rightly whose an image is that came back.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from tables import markdown, put, read_rows, write_rows
 from torch import Tensor
 
 from medpfl.attacks.brightness_bins import alone, brightness
@@ -31,7 +33,7 @@ from medpfl.core.functional import assignment
 from medpfl.data import Dataset, load_dataset
 from medpfl.data.readers.medmnist import MedMnistReader
 from medpfl.defenses.laplace import Laplace
-from medpfl.federation import Channel, Plain, SecAggPlus, run_round
+from medpfl.federation import Channel, Plain, SecAggPlus, SecureSum, run_round
 from medpfl.federation.hooks import NO_HOOKS, Hooks
 from medpfl.metrics.scoring import pairwise_mse
 from medpfl.metrics.statistics import success_rate
@@ -64,7 +66,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """One attacked round."""
+    """One attacked round. attributed: images that came back and are said to be of the client that holds them."""
 
     case: str
     seed: int
@@ -76,6 +78,7 @@ class Row:
     by_step: str
     seconds: float
     note: str
+    attributed: int | None = None
 
 
 SGD = {"learning_rate": 0.1}
@@ -92,6 +95,9 @@ CHANNELS: dict[str, Channel] = {
     "plain": Plain(),
     "secagg_plus, 8 clients": SecAggPlus(clients=8),
     "secagg_plus, 2 clients": SecAggPlus(clients=2),
+    "secure_sum, 4 clients": SecureSum(clients=4),
+    "secagg_plus, 4 clients": SecAggPlus(clients=4),
+    "secure_sum, 8 clients": SecureSum(clients=8),
 }
 
 
@@ -145,7 +151,20 @@ def capabilities() -> Iterator[Case]:
             )  # fmt: skip
 
 
-TABLES = {"optimizers": optimizers, "steps": steps, "capabilities": capabilities}
+def whose() -> Iterator[Case]:
+    """All clients' images behind an aggregate: one module for all, or units of their own for each."""
+    for client, channel, images in (
+        ("SGD 0.1", "secure_sum, 4 clients", 16),
+        ("SGD 0.1", "secure_sum, 4 clients", 64),
+        ("SGD 0.1", "secure_sum, 8 clients", 16),
+        ("SGD 0.1", "secagg_plus, 4 clients", 16),
+        ("Adam 1e-3", "secure_sum, 4 clients", 16),
+    ):
+        for mode in ("joint", "apart"):
+            yield Case("whose", client, mode, channel, images=images, recipe=CLIENTS[client], settings={"mode": mode})
+
+
+TABLES = {"optimizers": optimizers, "steps": steps, "capabilities": capabilities, "whose": whose}
 
 
 def played(case: Case, data: Dataset, seed: int) -> Row:
@@ -175,51 +194,85 @@ def played(case: Case, data: Dataset, seed: int) -> Row:
     )
     (result,) = attack.reconstruct([observation], [generator])
     found = result.images if isinstance(result, Reconstruction) else batches[0].images[:0]
-    hits = recovered(batches[0].images, found)
-    classes = batches[0].targets
+    sought = batches[:1] if attack.mode == "separate" else batches
+    private, classes = (torch.cat(parts) for parts in zip(*((one.images, one.targets) for one in sought), strict=True))
+    pairs = recovered(private, found)
+    hits, edges = pairs >= 0, broadcast.secret["edges"].flatten()
+    shared = [one.images for one in sought] if attack.mode == "apart" else [private]
+    owners = torch.arange(len(private)) // case.images
+    told = result.clients if isinstance(result, Reconstruction) and attack.mode == "apart" else None
     return Row(
         case=case.name,
         seed=seed,
-        images=case.images,
-        alone=int(alone(brightness(batches[0].images), broadcast.secret["edges"].flatten()).sum()),
+        images=len(private),
+        alone=sum(int(alone(brightness(one), edges).sum()) for one in shared),
         recovered=int(hits.sum()),
-        null=int((pairwise_mse(batches[0].images, auxiliary.images).amin(dim=1) < RECOVERED).sum()),
+        null=int((pairwise_mse(private, auxiliary.images).amin(dim=1) < RECOVERED).sum()),
         by_class=" ".join(
             f"{int(hits[classes == one].sum())}/{int((classes == one).sum())}" for one in classes.unique()
         ),
         by_step=" ".join(f"{int(one.sum())}/{len(one)}" for one in torch.split(hits, recipe.batch_size)),
         seconds=round(time.perf_counter() - started, 2),
         note=broadcast.notes[0] if broadcast.notes else "",
+        attributed=None if told is None else int((told[pairs[hits]] == owners[hits]).sum()),
     )
 
 
 def recovered(private: Tensor, found: Tensor) -> Tensor:
-    """Which private images come back above 30 dB when as many as possible do, one candidate each: bool (N,)."""
-    hits = torch.zeros(len(private), dtype=torch.bool)
+    """The candidate with which each private image comes back above 30 dB when as many as possible do: (N,), -1 for none."""
+    taken = torch.full((len(private),), -1)
     if len(found):
         errors = pairwise_mse(private.double(), found.double())
         rows, columns = assignment(errors.clamp_max(RECOVERED))
-        hits[rows] = errors[rows, columns] < RECOVERED
-    return hits
+        close = errors[rows, columns] < RECOVERED
+        taken[rows[close]] = columns[close]
+    return taken
 
 
-def page(rows: Sequence[Row]) -> str:
-    """The tables as Markdown."""
-    text = []
-    for table, cases in TABLES.items():
-        columns = "client | body | attack | channel | n | recovered | first step | by class | alone in bin | null"
-        text.append(f"\n## {table.capitalize()}\n\n| {columns} |\n|{' --- |' * len(columns.split(' | '))}")
-        for case in cases():
-            own = [row for row in rows if row.case == case.name]
-            if own:
-                total = sum(row.images for row in own)
-                text.append(
-                    f"| {case.client} | {case.body} | {case.attack} | {case.channel} | {len(own)} x {case.images} | "
-                    f"{share(own)} | {parts([row.by_step.split()[0] for row in own])} | "
-                    f"{' '.join(parts(one) for one in zip(*(row.by_class.split() for row in own), strict=True))} | "
-                    f"{sum(row.alone for row in own) / total:.3f} | {sum(row.null for row in own) / total:.3f} |"
-                )
-    return "\n".join(text)
+def table(rows: Sequence[Row], cases: Sequence[Case]) -> list[str]:
+    """The lines of these cases."""
+    if any(case.settings.get("mode") for case in cases):
+        head = ("client", "channel", "mode", "n", "recovered", "of them attributed rightly", "alone in bin", "null")
+        return markdown(head, [line for case in cases if (line := _whose(case, rows))])
+    head = ("client", "body", "attack", "channel", "n", "recovered", "first step", "by class", "alone in bin", "null")
+    return markdown(head, [line for case in cases if (line := _line(case, rows))])
+
+
+def _line(case: Case, rows: Sequence[Row]) -> list[object]:
+    own = [row for row in rows if row.case == case.name]
+    if not own:
+        return []
+    total = sum(row.images for row in own)
+    return [
+        case.client,
+        case.body,
+        case.attack,
+        case.channel,
+        f"{len(own)} x {case.images}",
+        share(own),
+        parts([row.by_step.split()[0] for row in own]),
+        " ".join(parts(one) for one in zip(*(row.by_class.split() for row in own), strict=True)),
+        f"{sum(row.alone for row in own) / total:.3f}",
+        f"{sum(row.null for row in own) / total:.3f}",
+    ]
+
+
+def _whose(case: Case, rows: Sequence[Row]) -> list[object]:
+    own = [row for row in rows if row.case == case.name]
+    if not own:
+        return []
+    total, came = sum(row.images for row in own), sum(row.recovered for row in own)
+    told = [row.attributed for row in own if row.attributed is not None]
+    return [
+        case.client,
+        case.channel,
+        case.attack,
+        f"{len(own)} x {own[0].images}",
+        share(own),
+        f"{sum(told) / came:.3f}" if told and came else None,
+        f"{sum(row.alone for row in own) / total:.3f}",
+        f"{sum(row.null for row in own) / total:.3f}",
+    ]
 
 
 def parts(counts: Sequence[str]) -> str:
@@ -245,15 +298,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--first-seed", type=int, default=0, help="number of the first round")
     parser.add_argument("--minutes", type=float, default=7.0, help="no new round is begun after so long")
     parser.add_argument("--csv", type=Path, required=True, help="rounds, read and added to")
-    parser.add_argument("--page", type=Path, help="Markdown file to write the tables to, below its first line `---`")
+    parser.add_argument("--page", type=Path, help="page whose tables are written anew")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    rows = _read(options.csv)
+    rows = read_rows(options.csv, Row)
     if options.table:
         _play(options, rows)
     if options.page:
-        head = options.page.read_text(encoding="utf-8").split("\n---\n")[0] if options.page.exists() else "# MedLeak"
-        options.page.write_text(f"{head}\n---\n{page(rows)}\n", encoding="utf-8")
+        for name, cases in TABLES.items():
+            put(options.page, name, table(rows, list(cases())))
 
 
 def _play(options: argparse.Namespace, rows: list[Row]) -> None:
@@ -268,23 +321,8 @@ def _play(options: argparse.Namespace, rows: list[Row]) -> None:
                 return
             row = played(case, data, seed)
             rows.append(row)
-            _write(options.csv, rows)
+            write_rows(options.csv, rows)
             print(row.case, row.seed, f"{row.recovered}/{row.images}", row.note, flush=True)
-
-
-def _read(path: Path) -> list[Row]:
-    if not path.exists():
-        return []
-    kinds = {one.name: {"int": int, "float": float}.get(str(one.type), str) for one in fields(Row)}
-    with path.open(newline="", encoding="utf-8") as file:
-        return [Row(**{name: kinds[name](value) for name, value in row.items()}) for row in csv.DictReader(file)]
-
-
-def _write(path: Path, rows: Sequence[Row]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [one.name for one in fields(Row)])
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import Literal
 import pandas as pd
 import torch
 from medleak_rounds import (
+    DATA,
     Divided,
     Images,
     as_recipe,
@@ -45,9 +46,12 @@ from medpfl.data import Dataset
 from medpfl.federation import SecureSum
 from medpfl.federation.client import client_step
 from medpfl.federation.training import TrainingConfig, train
+from medpfl.metrics.statistics import success_rate
 
 CLIENTS, BATCH = 8, 64
 CHANNEL = SecureSum(clients=CLIENTS)
+SHARES = ("accuracy_received", "accuracy_after", "auc")
+"""Measures between 0 and 1."""
 
 
 def federated(broadcast: Broadcast, clients: Sequence[Images], recipe: Recipe) -> tuple[list[Update], Update]:
@@ -80,7 +84,7 @@ def seen(model: GlobalModel, update: Update, own: Images) -> dict[str, float]:
 
 
 def one_seed(
-    sets: tuple[Dataset, Dataset], stages: Sequence[int], auxiliary: int, seed: int
+    sets: tuple[Dataset, Dataset | None], stages: Sequence[int], auxiliary: int, seed: int
 ) -> list[dict[str, object]]:
     """All rows of one federation."""
     held = divided(sets, auxiliary, CLIENTS * BATCH, seed)
@@ -142,13 +146,21 @@ def as_calibrated(broadcast: Broadcast, mode: Literal["separate", "joint"]) -> M
 
 
 def table(rows: pd.DataFrame) -> list[str]:
-    """The rows of the document: means over clients, then over seeds with 95% t intervals."""
+    """The rows of the document: means over clients, then over seeds with 95% intervals.
 
-    def told(part: pd.DataFrame, name: str, digits: int = 2) -> str:
-        values = part.groupby("seed")[name].mean().dropna().to_numpy() if name in part else []
-        if not len(values):
+    Intervals of accuracy and AUC are t intervals of logits, those of losses and lengths of logarithms, mapped back; those
+    of `noticed` are of `success_rate`, over seeds.
+    """
+
+    def told(part: pd.DataFrame, name: str) -> str:
+        if name not in part or part[name].isna().all():
             return ""
-        found = spread(values)
+        if name == "noticed":
+            share = success_rate(part[name].to_numpy() > 0, part.seed.to_numpy(), seed=0)
+            return f"{share.mean:.2f} [{share.low:.2f}, {share.high:.2f}]"
+        values = part.groupby("seed")[name].mean().dropna().to_numpy()
+        found = spread(values, scale="share" if name in SHARES else "size")
+        digits = 1 if name == "length" else 2
         return f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
     columns = ("loss_received", "accuracy_received", "loss_after", "accuracy_after", "auc", "length", "noticed")
@@ -158,7 +170,7 @@ def table(rows: pd.DataFrame) -> list[str]:
         f"|{' --- |' * 10}",
     ]
     for key, part in rows.groupby(["steps_before", "round", "client"], sort=False):
-        told_columns = [told(part, name, 1 if name == "length" else 2) for name in columns]
+        told_columns = [told(part, name) for name in columns]
         lines.append(f"| {' | '.join([f'{key[0]:.0f}', *map(str, key[1:]), *told_columns])} |")
     return lines
 
@@ -166,7 +178,7 @@ def table(rows: pd.DataFrame) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, writes the CSV and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", choices=["pneumoniamnist", "phantom"], default="phantom")
+    parser.add_argument("--data", choices=DATA, default="phantom")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0, help="rows of other seeds in the CSV are kept")
     parser.add_argument("--steps", type=int, nargs="+", default=[0, 30, 300], help="training before")

@@ -7,8 +7,12 @@ what victims hold. MedLeak attacks every round, once in `plain` and once behind 
 `separate`); all candidates that it returns are the thief's loot, wrong ones included. Then one net per row is trained,
 all with the same start, steps and batch size, and judged on the published test split, which nobody holds.
 
+With `--nets` above 1 accuracy and AUC of a row are means over so many nets, each with a start and order of its own:
+what the training's own chance adds to differences shrinks, the margin stays.
+
 Labels of the loot: `read` from the update with the image, `guessed` by a classifier that was trained on the server's own
-images, or `true` ones of the images that they resemble most (an oracle). Intervals are 95% t intervals over seeds.
+images, or `true` ones of the images that they resemble most (an oracle). Intervals of
+accuracy and AUC are 95% t intervals over seeds of their logits, so that they stay within [0, 1].
 Equivalence with the originals: two one-sided paired t tests over seeds with the margin `--margin`, fixed beforehand.
 """
 
@@ -19,10 +23,12 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 
 import pandas as pd
 import torch
 from medleak_rounds import (
+    DATA,
     Divided,
     Images,
     as_recipe,
@@ -38,8 +44,10 @@ from medleak_rounds import (
     spread,
     stolen,
 )
+from torch import Tensor
 
 from medpfl.attacks.medleak import MedLeak
+from medpfl.core.domain import GlobalModel
 from medpfl.core.functional import assignment
 from medpfl.core.seeding import generator
 from medpfl.data import Dataset
@@ -49,9 +57,14 @@ from medpfl.metrics.scoring import pairwise_mse
 
 CHANNELS: Mapping[str, Channel] = {"plain": Plain(), "secagg_plus": SecAggPlus(clients=4)}
 ORIGINALS = "originals"
+OWN = "server's own"
+TASK = ["data", "auxiliary", "nets"]
+"""What rows share that are of one task."""
+
+Sets = tuple[Dataset, Dataset | None]
 
 
-def loot(sets: tuple[Dataset, Dataset], held: Divided, channel: Channel, batch: int, seed: int) -> dict[str, Images]:
+def loot(sets: Sets, held: Divided, channel: Channel, batch: int, seed: int) -> dict[str, Images]:
     """The stolen images of all rounds with each kind of label, and under `originals` the victims' own."""
     recipe, attack, model = as_recipe(batch), MedLeak(), new_model(sets, seed)
     batches = shuffled_batches(held.clients, batch, seed)
@@ -80,32 +93,26 @@ def recovered(taken: Images, private: Images) -> float:
     return float((errors[rows, columns] < 1e-3).double().sum() / len(private))
 
 
-def trained_scores(sets: tuple[Dataset, Dataset], images: Images, test: Images, steps: int, seed: int) -> torch.Tensor:
-    """Test outputs of a net trained on the images; start and order of all rows of a seed are the same."""
+def trained_net(sets: Sets, images: Images, steps: int, seed: int, number: int) -> GlobalModel:
+    """A net trained on the images; start and order are the same for all rows of a seed, others for another number."""
     config = TrainingConfig(steps=steps, batch_size=32, learning_rate=0.001)
-    model, _ = train(new_model(sets, seed), images.images, images.labels, config, generator("training", seed))
-    return outputs(model, test.images)
+    stream = generator("training", seed, *[number] * (number > 0))
+    return train(new_model(sets, seed, number), images.images, images.labels, config, stream)[0]
 
 
-def one_seed(sets: tuple[Dataset, Dataset], options: argparse.Namespace, seed: int) -> list[dict[str, object]]:
+def one_seed(sets: Sets, options: argparse.Namespace, seed: int) -> list[dict[str, object]]:
     """All rows of one division."""
     held = divided(sets, options.auxiliary, options.rounds * options.batch, seed)
-    own = train(
-        new_model(sets, seed),
-        held.auxiliary.images,
-        held.auxiliary.labels,
-        TrainingConfig(steps=options.steps, batch_size=32, learning_rate=0.001),
-        generator("training", seed),
-    )[0]
     found: list[dict[str, object]] = []
-    trained: list[tuple[Images, torch.Tensor]] = []
+    trained: list[tuple[Images, list[Tensor]]] = []
 
-    def scored(images: Images) -> torch.Tensor:
-        """Test outputs; equal images with equal labels are trained on once."""
+    def scored(images: Images) -> list[Tensor]:
+        """Test outputs of every net; equal images with equal labels are trained on once."""
         for known, scores in trained:
             if known.images is images.images and torch.equal(known.labels, images.labels):
                 return scores
-        trained.append((images, trained_scores(sets, images, held.test, options.steps, seed)))
+        nets = [trained_net(sets, images, options.steps, seed, number) for number in range(options.nets)]
+        trained.append((images, [outputs(net, held.test.images) for net in nets]))
         return trained[-1][1]
 
     def add(trained_on: str, labels: str, images: Images, share: float | None, right: float | None) -> None:
@@ -118,13 +125,14 @@ def one_seed(sets: tuple[Dataset, Dataset], options: argparse.Namespace, seed: i
                 "images": len(images),
                 "recovered": share,
                 "labels_right": right,
-                "balanced_accuracy": balanced_accuracy(scores, held.test.labels),
-                "auc": auc(scores, held.test.labels),
+                "balanced_accuracy": mean(balanced_accuracy(one, held.test.labels) for one in scores),
+                "auc": mean(auc(one, held.test.labels) for one in scores),
             }
         )
 
     add(ORIGINALS, "true", held.clients, None, None)
-    add("server's own", "true", held.auxiliary, None, None)
+    add(OWN, "true", held.auxiliary, None, None)
+    own = trained_net(sets, held.auxiliary, options.steps, seed, 0)
     for name, channel in CHANNELS.items():
         rows = loot(sets, held, channel, options.batch, seed)
         true = rows["true (oracle)"]
@@ -150,7 +158,7 @@ def table(rows: pd.DataFrame, margin: float) -> list[str]:
             "" if part[name].isna().all() else f"{part[name].mean():.3f}" for name in ("recovered", "labels_right")
         ]
         for name in ("balanced_accuracy", "auc"):
-            found = spread(part[name].to_numpy())
+            found = spread(part[name].to_numpy(), scale="share")
             cells.append(f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]")
         for name in ("balanced_accuracy", "auc"):
             if trained_on == ORIGINALS:
@@ -169,13 +177,14 @@ def table(rows: pd.DataFrame, margin: float) -> list[str]:
 def parser() -> argparse.ArgumentParser:
     """Options of the command line."""
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("--data", choices=["pneumoniamnist", "phantom"], default="phantom")
+    found.add_argument("--data", choices=DATA, default="phantom")
     found.add_argument("--seeds", type=int, default=6, help="number of divisions")
     found.add_argument("--first-seed", type=int, default=0, help="rows of other seeds in the CSV are kept")
     found.add_argument("--rounds", type=int, default=6, help="attacked rounds, each with another victim's batch")
     found.add_argument("--batch", type=int, default=64, help="images of a victim")
     found.add_argument("--auxiliary", type=int, default=100, help="the server's own images")
     found.add_argument("--steps", type=int, default=250, help="training steps of every classifier, 32 images each")
+    found.add_argument("--nets", type=int, default=1, help="nets that every classifier's measures are the mean of")
     found.add_argument("--margin", type=float, default=0.02, help="largest difference that counts as equivalent")
     found.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     return found
@@ -186,18 +195,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
     torch.set_num_threads(1)
     sets, path = dataset(options.data), options.out / "medleak_downstream.csv"
-    kept: dict[tuple[str, int], list[dict[str, object]]] = defaultdict(list)
+    kept: dict[tuple[object, ...], list[dict[str, object]]] = defaultdict(list)
     if path.is_file():
-        for row in pd.read_csv(path, keep_default_na=False, na_values=[""]).to_dict("records"):
-            kept[row["data"], row["seed"]].append({str(key): value for key, value in row.items()})
+        for row in read(path).to_dict("records"):
+            kept[*(row[name] for name in TASK), row["seed"]].append({str(key): value for key, value in row.items()})
+    task = {"data": options.data, "auxiliary": options.auxiliary, "nets": options.nets}
     for seed in range(options.first_seed, options.first_seed + options.seeds):
+        if kept[*task.values(), seed]:
+            continue
         started = time.perf_counter()
-        kept[options.data, seed] = [{"data": options.data, **row} for row in one_seed(sets, options, seed)]
-        frame = pd.DataFrame([row for key in sorted(kept) for row in kept[key]])
+        kept[*task.values(), seed] = [{**task, **row} for row in one_seed(sets, options, seed)]
         options.out.mkdir(parents=True, exist_ok=True)
-        frame.round(6).to_csv(path, index=False)
+        pd.DataFrame([row for key in sorted(kept) for row in kept[key]]).round(6).to_csv(path, index=False)
         print(f"seed {seed}: {time.perf_counter() - started:.0f} s", flush=True)
-    print("\n".join(table(frame[frame.data == options.data], options.margin)))
+    rows = read(path)
+    own = (rows.data == options.data) & (rows.auxiliary == options.auxiliary) & (rows.nets == options.nets)
+    print("\n".join(table(rows[own], options.margin)))
+
+
+def read(path: Path) -> pd.DataFrame:
+    """All rows that were measured."""
+    return pd.read_csv(path, keep_default_na=False, na_values=[""])
 
 
 if __name__ == "__main__":

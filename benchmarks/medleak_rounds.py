@@ -8,11 +8,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special, stats
 from torch import Tensor
 
 from medpfl.attacks.crafted import CraftedAttack, ServerView
@@ -55,10 +56,19 @@ class Divided:
     test: Images
 
 
-def dataset(name: str) -> tuple[Dataset, Dataset]:
-    """Images for server and clients, and test images: `pneumoniamnist` of the shared data, or drawn chest films."""
+DATA = ("pneumoniamnist", "mednist", "phantom")
+
+
+def dataset(name: str) -> tuple[Dataset, Dataset | None]:
+    """Images for server and clients, and test images: of the shared data, or drawn chest films.
+
+    `mednist` (six body parts) has no test images of its own: all that a division leaves over are.
+    """
+    folder = Path(os.environ.get("MEDPFL_DATA", "."), "medmnist")
+    if name == "mednist":
+        return load_dataset(MedMnistReader(path=folder / "mednist_64_subset.npz"), name=name, size=28, channels=1), None
     if name == "pneumoniamnist":
-        path = Path(os.environ["MEDPFL_DATA"], "medmnist", "pneumoniamnist_subset.npz")
+        path = folder / "pneumoniamnist_subset.npz"
         readers = [MedMnistReader(path=path, splits=splits) for splits in (("train", "val"), ("test",))]
     else:
         readers = [
@@ -68,19 +78,23 @@ def dataset(name: str) -> tuple[Dataset, Dataset]:
     return own, test
 
 
-def divided(sets: tuple[Dataset, Dataset], auxiliary: int, clients: int, seed: int) -> Divided:
-    """A random division for this seed in which classes take turns; test images are always all of the test split."""
-    own, test = (Images(one.images, one.targets) for one in sets)
+def divided(sets: tuple[Dataset, Dataset | None], auxiliary: int, clients: int, seed: int) -> Divided:
+    """A random division for this seed in which classes take turns; test images are all of the test split, or the rest."""
+    own = Images(sets[0].images, sets[0].targets)
     order = torch.randperm(len(own), generator=generator("division", seed))
     parts = [order[own.labels[order] == label] for label in own.labels.unique()]
     order = torch.stack([part[: min(map(len, parts))] for part in parts], dim=1).flatten()
+    rest = own[order[auxiliary + clients :]]
+    test = rest if sets[1] is None else Images(sets[1].images, sets[1].targets)
     return Divided(own[order[:auxiliary]], own[order[auxiliary : auxiliary + clients]], test)
 
 
-def new_model(sets: tuple[Dataset, Dataset], seed: int) -> GlobalModel:
-    """An untrained net for these images."""
+def new_model(sets: tuple[Dataset, Dataset | None], seed: int, number: int = 0) -> GlobalModel:
+    """An untrained net for these images, one of several."""
     shape = tuple(sets[0].images.shape[1:])
-    return build_model(NET, image_shape=shape, task=sets[0].task, generator=generator("net", seed))
+    return build_model(
+        NET, image_shape=shape, task=sets[0].task, generator=generator("net", seed, *[number] * (number > 0))
+    )
 
 
 def crafted(
@@ -142,20 +156,40 @@ def auc(scores: Tensor, labels: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Spread:
-    """A mean over seeds with its 95% t interval."""
+    """A mean over seeds with its t interval."""
 
     mean: float
     low: float
     high: float
 
 
-def spread(values: Sequence[float] | NDArray[np.float64], level: float = 0.95) -> Spread:
-    """Mean and t interval of values that are independent given the data."""
+Scale = Literal["plain", "share", "size"]
+
+NEAREST_TO_BOUND = 1e-3
+"""Shares nearer to 0 or 1 count as this far away: about half a test image."""
+
+
+def spread(values: Sequence[float] | NDArray[np.float64], level: float = 0.95, scale: Scale = "plain") -> Spread:
+    """Mean and t interval of values that are independent given the data.
+
+    scale: of a `share` (accuracy, AUC) both are computed from logits and mapped back, of a `size` (loss, length) from
+    logarithms, so that the interval stays within [0, 1] or above 0.
+
+    >>> found = spread([0.9, 0.95, 0.99], scale="share")
+    >>> 0 < found.low < 0.9 < found.mean < 0.99 < found.high < 1
+    True
+    """
     found = np.asarray(values, dtype=np.float64)
+    if scale == "share":
+        found = special.logit(found.clip(NEAREST_TO_BOUND, 1 - NEAREST_TO_BOUND))
+    if scale == "size":
+        found = np.log(found)
     half = float("nan")  # one value has no interval
     if len(found) > 1:
         half = float(stats.t.ppf((1 + level) / 2, len(found) - 1) * stats.sem(found))
-    return Spread(float(found.mean()), float(found.mean()) - half, float(found.mean()) + half)
+    ends = np.array([found.mean(), found.mean() - half, found.mean() + half])
+    back = {"plain": ends, "share": special.expit(ends), "size": np.exp(ends)}[scale]
+    return Spread(*(float(end) for end in back))
 
 
 def equivalence(differences: Sequence[float], margin: float) -> float:

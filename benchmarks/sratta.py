@@ -1,6 +1,6 @@
 """SRATTA on one aggregated round: images read out, images grouped by client, and whether the groups are right.
 
-    python benchmarks/sratta.py --rounds 10 --csv sratta.csv
+    python benchmarks/sratta.py --rounds 10 --csv sratta.csv --page loki_ares_scale_mia_sratta.md
 
 Untrained nets of two dense layers with 1,000 units, five clients behind `secure_sum`, float32 SGD, several local steps.
 `alone` is the share of images that alone activate a unit of the net that was sent (from the truth, for scoring only),
@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from crafted_cases import dense_net
 from crafted_relatives import RECOVERED, dataset
+from tables import markdown, put
 from torch import Tensor
 
 from medpfl.attacks.sratta import Sratta
@@ -62,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(rows)
+    if options.page:
+        put(options.page, "sratta", markdown(COLUMNS, [list(row.values()) for row in rows]))
 
 
 def _row(name: str, data: Dataset, batch: int, rate: float, options: argparse.Namespace) -> dict[str, str]:
@@ -127,6 +130,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rates", nargs="+", type=float, default=[0.02, 0.1], help="learning rates")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--csv", metavar="FILE", help="where to write the table")
+    parser.add_argument("--page", type=Path, help="page whose table is written anew")
     return parser.parse_args(arguments)
 
 

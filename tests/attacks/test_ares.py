@@ -34,6 +34,7 @@ from medpfl.models import build_model, prepare
 
 SHARED = os.environ.get("MEDPFL_DATA")
 SGD = Recipe(update="weights", learning_rate=0.1)
+ADAM = Recipe(update="weights", optimizer="adam", learning_rate=1e-3)
 
 
 def convolutional(
@@ -91,6 +92,17 @@ def test_images_are_exact_where_the_filters_are_injective(solver: Any, shape: tu
     mask = readable(found)
     assert count_recovered(found.clients[0][mask], found.result.images, below=1e-9) == int(mask.sum()) >= 8
     assert "0 with fewer entries" in found.result.notes[-1]
+
+
+@pytest.mark.parametrize("channel", [Plain(), SecureSum(clients=2)], ids=["plain", "secure sum"])
+def test_one_step_of_adam_is_read_like_one_of_sgd(channel: Channel) -> None:
+    """Gradients far below epsilon move the weights in proportion, so that even a sum over clients adds gradients up."""
+    found = ares_round(
+        Ares(solver="least_squares"), convolutional(12), smooth(300, (1, 12, 12)), 8, channel=channel, recipe=ADAM
+    )
+    mask = readable(found)
+    images = torch.cat(found.clients)[mask]
+    assert count_recovered(images, found.result.images, below=1e-3) >= 0.9 * int(mask.sum()) >= 5
 
 
 def test_the_equations_leave_nothing_over_and_their_solution_is_the_image() -> None:
@@ -180,7 +192,8 @@ def test_block_cosines_are_the_textbook_transform_of_every_block() -> None:
 def test_what_it_cannot_do_is_refused_with_the_reason() -> None:
     model = convolutional(4)
     assert Ares().why_not(model, SGD, "weights", 4) is None
-    assert "adam" in (Ares().why_not(model, replace(SGD, optimizer="adam"), "weights", 4) or "")
+    assert Ares().why_not(model, ADAM, "weights", 4) is None
+    assert "adam" in (Ares().why_not(model, replace(ADAM, local_steps=2), "weights", 4) or "")
     assert "recipe is withheld" in (Ares().why_not(model, None, "weights", 4) or "")
     assert Ares(scale=1.0).why_not(model, None, "weights", 4) is None
     task, generator = SingleLabel(3), torch.Generator().manual_seed(0)

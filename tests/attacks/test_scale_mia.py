@@ -23,6 +23,7 @@ from medpfl.federation import Channel, Plain, SecAggPlus, SecureSum
 from medpfl.models import build_model, prepare
 
 SGD = Recipe(update="weights", learning_rate=0.1)
+ADAM = Recipe(update="weights", optimizer="adam", learning_rate=1e-3)
 SHORT = ScaleMia(steps=30, width=8)
 
 
@@ -89,6 +90,12 @@ def test_what_comes_back_is_the_ceiling_for_images_alone_in_their_bin(channel: C
     assert float(gaps(found).max()) < 0.01
     assert len(found.result.images) <= found.observation.examples
     assert "decoder's own error" in found.result.notes[0]
+
+
+@pytest.mark.parametrize("channel", [Plain(), SecureSum(clients=2)], ids=["plain", "secure sum"])
+def test_one_step_of_adam_shows_the_latents_too(channel: Channel) -> None:
+    found = scale_round(SHORT, network(), channel=channel, recipe=ADAM)
+    assert float(gaps(found).quantile(0.9)) < 0.01
 
 
 def test_longer_training_raises_the_ceiling_above_the_best_constant_image() -> None:
@@ -195,7 +202,8 @@ def test_colors_odd_sides_and_volumes(shape: tuple[int, ...]) -> None:
 def test_what_it_cannot_do_is_refused_with_the_reason() -> None:
     model = network()
     assert SHORT.why_not(model, SGD, "weights", 4) is None
-    assert "adam" in (SHORT.why_not(model, replace(SGD, optimizer="adam"), "weights", 4) or "")
+    assert SHORT.why_not(model, ADAM, "weights", 4) is None
+    assert "adam" in (SHORT.why_not(model, replace(ADAM, local_steps=2), "weights", 4) or "")
     assert "recipe is withheld" in (SHORT.why_not(model, None, "weights", 4) or "")
     lenet = build_model("lenet_idlg", image_shape=(1, 12, 12), task=SingleLabel(3), generator=torch.Generator())
     assert "no two dense layers" in (SHORT.why_not(lenet, SGD, "weights", 4) or "")

@@ -137,6 +137,27 @@ def test_secagg_plus_is_flowers_arithmetic(scale: float, flower: Any) -> None:
         np.testing.assert_allclose(tensor.numpy(), mean, rtol=1e-9, atol=1e-9 * scale)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
+@pytest.mark.parametrize("steps", [2**31 - 1, 2**31])
+def test_flower_rounds_to_32_bits(steps: int, flower: Any) -> None:
+    """The upper end of the clipping is the number of steps itself, in float64 and without any chance."""
+    (sent,) = flower.quantize([np.array([8.0])], 8.0, steps)
+    assert (int(sent[0]) == steps) == (steps < 2**31)
+
+
+def test_more_steps_than_32_bits_hold_are_refused() -> None:
+    def asked(steps: int) -> None:
+        spec = {
+            "data": [{"name": "films", "reader": "phantom", "victims": 1}],
+            "channels": [{"name": "secagg_plus", "quantization_range": steps}],
+        }
+        parse_spec(spec, Path())
+
+    asked(2**31 - 1)
+    with pytest.raises(SpecError, match="quantization_range"):
+        asked(2**31)
+
+
 @pytest.mark.parametrize("channel", [SecureSum, SecAggPlus])
 def test_nobody_is_scored_but_the_victim_unless_asked(channel: type[SecureChannel]) -> None:
     assert channel().scored_clients == 1

@@ -20,10 +20,11 @@ from medpfl.attacks.activation_inverse import (
     sparsest,
 )
 from medpfl.attacks.base import ATTACKS
-from medpfl.attacks.calibration import auxiliary_images, rounds_played, why_no_rounds
+from medpfl.attacks.calibration import auxiliary_images, why_no_rounds
 from medpfl.attacks.crafted import CraftedAttack, ServerView
 from medpfl.attacks.latent_bins import HiddenLayer, binned_latents, hidden_layer, read_latents
-from medpfl.attacks.updates import gradient_view, nothing_came_back, read_each, why_no_readout
+from medpfl.attacks.sizes import most_rounds
+from medpfl.attacks.updates import gradient_view, nothing_came_back, read_each, why_no_ratios
 from medpfl.core.config import STRICT
 from medpfl.core.domain import Broadcast, Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
 from medpfl.core.errors import AttackFailure
@@ -40,7 +41,7 @@ LATENT = "latent"
     "the solution of linear equations",
     paper="ARES, S&P 2026, arXiv 2603.17623 (calibrated scale, least squares and the consistency check are ours)",
     limits="a convolution first, ReLU and no pooling up to a dense layer with ReLU and another dense layer; as many bins "
-    "as that layer has units; SGD clients; images with few active entries come back incomplete",
+    "as that layer has units; SGD clients, or one step of Adam; images with few active entries come back incomplete",
 )
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Ares(CraftedAttack):
@@ -64,7 +65,10 @@ class Ares(CraftedAttack):
         Literal["auto"] | Annotated[float, Field(gt=0)],
         Field(description="size of the dense layer's weights; auto: calibrated on auxiliary images"),
     ] = "auto"
-    gain: Annotated[float, Field(gt=0, description="length of the next layer's columns, times K and scale")] = 10.0
+    gain: Annotated[
+        Literal["auto"] | Annotated[float, Field(gt=0)],
+        Field(description="length of the next layer's columns, times K and scale; auto: calibrated where it matters"),
+    ] = "auto"
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "published": {"scale": 1.0},
@@ -85,11 +89,13 @@ class Ares(CraftedAttack):
 
     def simulated_steps(self, clients: int) -> int:
         """A step of every client in every trial of every scale."""
-        return clients * rounds_played(None if self.scale == "auto" else self.scale)
+        return clients * most_rounds(
+            None if self.scale == "auto" else self.scale, None if self.gain == "auto" else self.gain
+        )
 
     def why_not(self, model: GlobalModel, recipe: Recipe | None, update: UpdateKind, examples: int) -> str | None:
-        """SGD clients, and a model whose layers can be made to copy the first convolution's activations."""
-        if (reason := why_no_readout(recipe)) is not None:
+        """SGD clients or one step of Adam, and a model whose layers can be made to copy the first convolution's activations."""
+        if (reason := why_no_ratios(recipe)) is not None:
             return reason
         if (reason := why_no_rounds(None if self.scale == "auto" else self.scale, recipe)) is not None:
             return reason
@@ -109,7 +115,7 @@ class Ares(CraftedAttack):
             replace(server_view, model=model),
             layer,
             scale=None if self.scale == "auto" else self.scale,
-            gain=self.gain,
+            gain=None if self.gain == "auto" else self.gain,
             secret={LATENT: torch.zeros(())},
             notes=(),
             generator=generator,

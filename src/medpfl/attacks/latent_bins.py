@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from medpfl.attacks.balance import balanced
 from medpfl.attacks.bin_readout import Candidates, between_neighbors, read_bins
 from medpfl.attacks.brightness_bins import alone, bin_counts, smoothed_edges
-from medpfl.attacks.calibration import Trial, calibrated, how_it_went, judged
+from medpfl.attacks.calibration import Trial, how_it_went, judged, sought
 from medpfl.attacks.crafted import ServerView
 from medpfl.attacks.layers import DenseLayer, dense_layer, layer_input
+from medpfl.attacks.sizes import GAIN, Sizes, called, sizes
 from medpfl.attacks.updates import gradient_view
 from medpfl.core.domain import Batch, Broadcast, GlobalModel, Observation, Tensors
 
@@ -116,14 +117,14 @@ def binned_latents(
     layer: HiddenLayer,
     *,
     scale: float | None,
-    gain: float,
+    gain: float | None,
     secret: Tensors,
     notes: Sequence[str],
     generator: torch.Generator,
 ) -> Broadcast:
     """`view.model` with bins of equal mass in its dense layers, as it is sent to all clients.
 
-    scale: None to calibrate it on auxiliary images, which needs the recipe. secret, notes: added to the broadcast's.
+    scale and gain: None to calibrate them on auxiliary images, which needs the recipe. secret, notes: added to the broadcast's.
     """
     auxiliary = view.knowledge.auxiliary
     assert auxiliary is not None  # the attacks see to that
@@ -134,14 +135,14 @@ def binned_latents(
         edges=smoothed_edges(values, layer.units, first=float(values.min() - values.std() - 1e-6)),
         direction=_direction(int(view.model.parameters[layer.second.weight].shape[0]), generator),
         scale=1.0,
-        gain=gain,
+        gain=GAIN if gain is None else gain,
     )
     model = balanced(view.model, bins.inside, auxiliary.images, view.recipe)
     low, high = owned.min(), owned.max()
     everything = {**secret, "edges": bins.edges, "low": low, "range": (high - low).clamp_min(1e-12)}
 
-    def sent(scale: float, floor: float = 0.0, more: Sequence[str] = ()) -> Broadcast:
-        crafted = replace(bins, scale=scale).inside(model)
+    def sent(chosen: Sizes, floor: float = 0.0, more: Sequence[str] = ()) -> Broadcast:
+        crafted = replace(bins, scale=chosen.scale, gain=chosen.gain).inside(model)
         return Broadcast((crafted,), {**everything, "floor": torch.tensor(floor)}, (*notes, *more))
 
     def tried(batches: Sequence[Batch], observation: Observation) -> Trial:
@@ -157,10 +158,10 @@ def binned_latents(
 
     if view.recipe is None:
         assert scale is not None  # the attacks' `why_not` sees to that
-        return sent(scale)
-    names = (layer.first.weight, layer.first.bias or "")
-    chosen, trial = calibrated(view, scale, sent, tried, leaking=view.clients, names=names, generator=generator)
-    note = how_it_went(f"scale {chosen:g}", scale is None, trial, "the latents alone in their bin")
+        return sent(Sizes(scale, bins.gain))
+    names, search = (layer.first.weight, layer.first.bias or ""), sizes(view.recipe, scale, gain)
+    chosen, trial = sought(view, search, sent, tried, leaking=view.clients, names=names, generator=generator)
+    note = how_it_went(called(search, chosen), len(search.first) > 1, trial, "the latents alone in their bin")
     return sent(chosen, trial.floor, (note,))
 
 

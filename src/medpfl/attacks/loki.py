@@ -15,19 +15,12 @@ from medpfl.attacks.balance import balanced
 from medpfl.attacks.base import ATTACKS
 from medpfl.attacks.bin_readout import Candidates, read_single_bins
 from medpfl.attacks.brightness_bins import alone, bin_counts, brightness, gaussian_edges, smoothed_edges
-from medpfl.attacks.calibration import (
-    Trial,
-    auxiliary_images,
-    calibrated,
-    how_it_went,
-    judged,
-    rounds_played,
-    why_no_rounds,
-)
+from medpfl.attacks.calibration import Trial, auxiliary_images, how_it_went, judged, sought, why_no_rounds
 from medpfl.attacks.client_blocks import ClientBlocks, block_of, blocks_parameters, ends
 from medpfl.attacks.crafted import CraftedAttack, ServerView, why_no_room
 from medpfl.attacks.front import WEIGHT
-from medpfl.attacks.updates import gradient_view, nothing_came_back, read_each, why_no_readout
+from medpfl.attacks.sizes import GAIN, Sizes, called, most_rounds, sizes
+from medpfl.attacks.updates import GradientView, gradient_view, nothing_came_back, read_each, why_no_ratios
 from medpfl.core.config import STRICT
 from medpfl.core.domain import Batch, Broadcast, Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
 from medpfl.core.errors import AttackFailure
@@ -41,8 +34,8 @@ from medpfl.models.shapes import CONVOLUTIONS
     "images out of an aggregate and tells whose they are",
     paper="Zhao et al.: LOKI: Large-scale Data Reconstruction Attack against Federated Learning through Model "
     "Manipulation, S&P 2024, arXiv 2303.12233 (constant channel, calibration and candidate filter are ours)",
-    limits="images of one client that share a brightness bin come back mixed; SGD clients; what is sent grows with the "
-    "number of clients; two or three spatial dimensions",
+    limits="images of one client that share a brightness bin come back mixed; SGD clients, or one step of Adam; what is "
+    "sent grows with the number of clients; two or three spatial dimensions",
 )
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Loki(CraftedAttack):
@@ -73,7 +66,10 @@ class Loki(CraftedAttack):
         Literal["smoothed", "gaussian"],
         Field(description="bins from the smoothed distribution of auxiliary brightness, or from a normal one"),
     ] = "smoothed"
-    gain: Annotated[float, Field(gt=0, description="length of the second dense layer's columns, times K")] = 10.0
+    gain: Annotated[
+        Literal["auto"] | Annotated[float, Field(gt=0)],
+        Field(description="length of the second dense layer's columns, times K; auto: calibrated where it matters"),
+    ] = "auto"
     balance: Annotated[
         bool, Field(description="shift the last layer's biases so that no class is favored and errors are of one size")
     ] = True
@@ -101,13 +97,13 @@ class Loki(CraftedAttack):
 
     def simulated_steps(self, clients: int) -> int:
         """One client's step in every trial of every scale: the others' blocks are like it."""
-        return rounds_played(None if self.scale == "auto" else self.scale)
+        return most_rounds(*self._given())
 
     def why_not(self, model: GlobalModel, recipe: Recipe | None, update: UpdateKind, examples: int) -> str | None:
-        """Clients must train with SGD, on images that a convolution takes, and calibration needs the recipe."""
+        """Clients must train with SGD, or take one step of Adam, on images that a convolution takes, and calibration needs the recipe."""
         if len(model.image_shape) - 1 not in CONVOLUTIONS:
             return f"the convolution takes images (C, height, width) or volumes, found {tuple(model.image_shape)}"
-        if (reason := why_no_readout(recipe)) is not None:
+        if (reason := why_no_ratios(recipe)) is not None:
             return reason
         if (reason := why_no_rounds(None if self.scale == "auto" else self.scale, recipe)) is not None:
             return reason
@@ -130,31 +126,27 @@ class Loki(CraftedAttack):
             direction=(direction / direction.norm()).to(values.device),
             offset=auxiliary.images.double().mean(dim=0).flatten(),
             scale=1.0,
-            gain=self.gain,
+            gain=GAIN if self.gain == "auto" else self.gain,
         )
         levels = _levels(blocks.edges, values)
         if self.balance:
             model = balanced(server_view.model, blocks.in_front_of, auxiliary.images, server_view.recipe)
             server_view = replace(server_view, model=model)
 
-        def sent(scale: float, floor: float = 0.0, notes: tuple[str, ...] = ()) -> Broadcast:
-            models = replace(blocks, scale=scale).for_clients(server_view.model, clients)
+        def sent(chosen: Sizes, floor: float = 0.0, notes: tuple[str, ...] = ()) -> Broadcast:
+            sized = replace(blocks, scale=chosen.scale, gain=chosen.gain)
+            models = sized.for_clients(server_view.model, clients)
             return Broadcast(models, {"edges": blocks.edges, "levels": levels, "floor": torch.tensor(floor)}, notes)
 
         if server_view.recipe is None:
             assert self.scale != "auto"  # `why_not` refuses that
-            return sent(self.scale)
-        scale, trial = calibrated(
-            server_view,
-            None if self.scale == "auto" else self.scale,
-            sent,
-            self._tried,
-            leaking=1,
-            names=(WEIGHT,),
-            generator=generator,
+            return sent(Sizes(self.scale, blocks.gain))
+        search = sizes(server_view.recipe, *self._given())
+        chosen, trial = sought(server_view, search, sent, self._tried, leaking=1, names=(WEIGHT,), generator=generator)
+        note = how_it_went(
+            called(search, chosen), len(search.first) > 1, trial, "the images alone in their client's bin"
         )
-        note = how_it_went(f"scale {scale:g}", self.scale == "auto", trial, "the images alone in their client's bin")
-        return sent(scale, trial.floor, (note,))
+        return sent(chosen, trial.floor, (note,))
 
     def reconstruct(
         self,
@@ -165,11 +157,14 @@ class Loki(CraftedAttack):
         """Reads every observation on its own; draws nothing."""
         return read_each(observations, session, lambda _, observation: self._read(observation))
 
+    def _given(self) -> tuple[float | None, float | None]:
+        return None if self.scale == "auto" else self.scale, None if self.gain == "auto" else self.gain
+
     def _tried(self, batches: Sequence[Batch], observation: Observation) -> Trial:
         """How a simulated round went for its first client, whose images the attacker knows."""
         assert observation.broadcast is not None  # `calibrated` sees to that
         edges, images = observation.broadcast.secret["edges"], batches[0].images
-        gradient = gradient_view(observation).tensors[WEIGHT]
+        gradient = _own_columns(observation).tensors[WEIGHT]
         _, strengths = self._rows(observation, gradient, 0)
         empty = strengths[bin_counts(brightness(images), edges) == 0].abs()
         floor = float(empty.max()) if len(empty) else 0.0
@@ -200,7 +195,7 @@ class Loki(CraftedAttack):
         if observation.broadcast is None or "levels" not in observation.broadcast.secret:
             return Failure("loki reads the update of a model that it prepared, and this server sent another")
         floor = float(observation.broadcast.secret["floor"])
-        view = gradient_view(observation)
+        view = _own_columns(observation)
         found = [
             self._candidates(observation, view.tensors[WEIGHT], client, floor) for client in observation.taking_part
         ]
@@ -224,6 +219,11 @@ class Loki(CraftedAttack):
             ),
             clients=torch.repeat_interleave(torch.tensor(observation.taking_part), torch.tensor(counts)),
         )
+
+
+def _own_columns(observation: Observation) -> GradientView:
+    """The gradient of the first dense layer, of whose columns each has gradients from one client only."""
+    return gradient_view(observation, (WEIGHT,), alone=True)
 
 
 def _levels(edges: Tensor, values: Tensor) -> Tensor:

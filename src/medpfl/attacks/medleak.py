@@ -16,7 +16,7 @@ from medpfl.attacks.balance import balanced
 from medpfl.attacks.base import ATTACKS
 from medpfl.attacks.bin_labels import read_labels
 from medpfl.attacks.bin_readout import Candidates, read_out, side_by_side
-from medpfl.attacks.calibration import TRIALS, Search, Trial, judged, rounding_floor, sought, together
+from medpfl.attacks.calibration import TRIALS, Search, Trial, how_it_went, judged, rounding_floor, sought, together
 from medpfl.attacks.crafted import CraftedAttack, ServerView
 from medpfl.attacks.front import BIAS, WEIGHT, dense_front_parameters, why_no_memory
 from medpfl.attacks.leakage_module import LeakageModule
@@ -24,7 +24,7 @@ from medpfl.attacks.module_readout import ModuleGradient, read_module, read_sing
 from medpfl.attacks.number_grid import HALF
 from medpfl.attacks.query_bins import QueryBins, fewest_of_best, peelable_shares, query_bins
 from medpfl.attacks.several_steps import Steps, candidates, quiet, quiet_sizes, self_stopping
-from medpfl.attacks.sizes import GAIN, Sizes, most_rounds, sizes
+from medpfl.attacks.sizes import GAIN, Sizes, called, most_rounds, sizes
 from medpfl.attacks.told import aggregation_note, recipe_note, told_recipe, with_fitted_aggregation
 from medpfl.attacks.updates import batch_norm_mode, one_gradient, read_each
 from medpfl.core.config import STRICT
@@ -296,12 +296,7 @@ class MedLeak(CraftedAttack):
             generator=generator,
         )
         of_which = OF_WHICH[way] if way != "plain" or one_gradient(view.recipe) else "all images of all local steps"
-        named = "scale and gain" if len({tried.gain for tried in search.first}) > 1 else "scale"
-        value = f"{chosen.scale:g}{f' and {chosen.gain:g}' if named != 'scale' else ''}"
-        note = (
-            f"{named} {value}{' was calibrated' if len(search.first) > 1 else ''}: in {TRIALS} rounds on auxiliary images "
-            f"{trial.share:.0%} of {of_which} came back above 30 dB"
-        )
+        note = how_it_went(called(search, chosen), len(search.first) > 1, trial, of_which)
         final = self._broadcast(sized(chosen), view, way, trial.floor, (note,))
         final = with_fitted_aggregation(view, final, MODULE, generator)
         return replace(final, notes=(*final.notes, aggregation_note(final))) if final.aggregation else final

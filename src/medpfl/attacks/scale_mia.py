@@ -12,11 +12,12 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from medpfl.attacks.base import ATTACKS
-from medpfl.attacks.calibration import rounds_played, why_no_rounds
+from medpfl.attacks.calibration import why_no_rounds
 from medpfl.attacks.crafted import CraftedAttack, ServerView
 from medpfl.attacks.latent_bins import HiddenLayer, binned_latents, hidden_layer, latents, read_latents
 from medpfl.attacks.latent_decoder import DECODER, decoded, trained_decoder
-from medpfl.attacks.updates import gradient_view, nothing_came_back, read_each, why_no_readout
+from medpfl.attacks.sizes import most_rounds
+from medpfl.attacks.updates import gradient_view, nothing_came_back, read_each, why_no_ratios
 from medpfl.core.config import STRICT
 from medpfl.core.domain import Broadcast, Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
 from medpfl.core.errors import AttackFailure
@@ -37,7 +38,7 @@ STEP_OF_DECODER = 4
     "trained on auxiliary images that turns each latent into an image",
     paper="Shi et al.: Scale-MIA, NDSS 2025, arXiv 2311.05808 (calibrated scale and smoothed bins are ours)",
     limits="a dense layer with ReLU and another dense layer behind the convolutions; as many bins as that layer has "
-    "units; SGD clients; no image is clearer than the decoder makes its latents",
+    "units; SGD clients, or one step of Adam; no image is clearer than the decoder makes its latents",
 )
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ScaleMia(CraftedAttack):
@@ -59,7 +60,10 @@ class ScaleMia(CraftedAttack):
         Literal["auto"] | Annotated[float, Field(gt=0)],
         Field(description="size of the dense layer's weights; auto: calibrated on auxiliary images"),
     ] = "auto"
-    gain: Annotated[float, Field(gt=0, description="length of the next layer's columns, times K and scale")] = 10.0
+    gain: Annotated[
+        Literal["auto"] | Annotated[float, Field(gt=0)],
+        Field(description="length of the next layer's columns, times K and scale; auto: calibrated where it matters"),
+    ] = "auto"
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "published": {"scale": 1.0, "steps": 35_000},
@@ -80,13 +84,15 @@ class ScaleMia(CraftedAttack):
 
     def simulated_steps(self, clients: int) -> int:
         """Those of the decoder, each of which takes as long as several, and a client's in every trial of every scale."""
-        return STEP_OF_DECODER * self.steps + clients * rounds_played(None if self.scale == "auto" else self.scale)
+        return STEP_OF_DECODER * self.steps + clients * most_rounds(
+            None if self.scale == "auto" else self.scale, None if self.gain == "auto" else self.gain
+        )
 
     def why_not(self, model: GlobalModel, recipe: Recipe | None, update: UpdateKind, examples: int) -> str | None:
-        """SGD clients, and a model with a hidden dense layer."""
+        """SGD clients or one step of Adam, and a model with a hidden dense layer."""
         if len(model.image_shape) - 1 not in CONVOLUTIONS:
             return f"the decoder makes images (C, height, width) or volumes, found {tuple(model.image_shape)}"
-        if (reason := why_no_readout(recipe)) is not None:
+        if (reason := why_no_ratios(recipe)) is not None:
             return reason
         if (reason := why_no_rounds(None if self.scale == "auto" else self.scale, recipe)) is not None:
             return reason
@@ -118,7 +124,7 @@ class ScaleMia(CraftedAttack):
             replace(server_view, model=model),
             layer,
             scale=None if self.scale == "auto" else self.scale,
-            gain=self.gain,
+            gain=None if self.gain == "auto" else self.gain,
             secret=decoder,
             notes=(f"the decoder's own error on auxiliary images that it was not trained on is {float(level):.1f} dB",),
             generator=generator,

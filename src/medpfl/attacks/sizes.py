@@ -55,6 +55,17 @@ def sizes(recipe: Recipe | None, scale: float | None, gain: float | None) -> Sea
     return Search(first, then)
 
 
+def called(search: Search[Sizes], chosen: Sizes) -> str:
+    """What the report calls the sizes that were sought.
+
+    >>> called(sizes(Recipe(), None, None), Sizes(0.01, GAIN))
+    'scale 0.01'
+    """
+    if len({tried.gain for tried in search.first}) == 1:
+        return f"scale {chosen.scale:g}"
+    return f"scale and gain {chosen.scale:g} and {chosen.gain:g}"
+
+
 def most_rounds(scale: float | None, gain: float | None) -> int:
     """How many rounds are simulated at most, whatever the recipe."""
     kinds = (Recipe(), Recipe(precision="bfloat16"), Recipe(update="delta", optimizer="adam"))

@@ -15,6 +15,9 @@ from medpfl.core.domain import Update
 from medpfl.federation.aggregation import as_update, stochastically_rounded, summed
 from medpfl.federation.channels import CHANNELS, Channel
 
+MOST_STEPS = 2**31 - 1
+"""The largest whole number of 32 bits, to which Flower's clients round: above it what they send wraps around."""
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class SecureChannel(Channel):
@@ -101,9 +104,14 @@ class SecAggPlus(SecureChannel):
     """
 
     clipping_range: Annotated[float, Field(gt=0, description="weighted values are clipped at this size")] = 8.0
-    quantization_range: Annotated[int, Field(ge=2, description="steps from one end of the clipping to the other")] = (
-        2**22
-    )
+    quantization_range: Annotated[
+        int,
+        Field(
+            ge=2,
+            le=MOST_STEPS,
+            description="steps from one end of the clipping to the other; Flower rounds to whole numbers of 32 bits",
+        ),
+    ] = 2**22
     modulus_range: Annotated[int, Field(ge=2, le=2**62, description="sums are taken modulo this number")] = 2**32
     max_weight: Annotated[float, Field(gt=0, description="number of examples that counts as weight 1")] = 1000.0
 
