@@ -14,7 +14,6 @@ from medpfl.defenses.base import Defense, registered_name
 from medpfl.defenses.clipping import clipped_sum
 from medpfl.defenses.noise import noisy, normal
 from medpfl.federation.changes import with_received_statistics
-from medpfl.federation.recipes import has_batch_norm
 
 REMARKS = (
     "the number of images that is sent along, batch size and recipe lie outside the guarantee",
@@ -38,20 +37,13 @@ class PerExample(Defense):
         return with_received_statistics(update, model), state
 
     def refusals(self, model: GlobalModel, recipe: Recipe) -> list[str]:
-        """Batch norm in train mode, accumulation."""
-        name, found = registered_name(self), []
-        if recipe.batch_norm == "train" and has_batch_norm(model):
-            found.append(
-                f"{name}: with batch_norm: train every image's gradient depends on the others of its batch, so clipping it "
-                f"bounds nothing; compose group_norm before {name} to put group norm in place of batch norm, or use "
-                "batch_norm: eval"
-            )
-        if recipe.accumulation > 1:
-            found.append(
-                f"{name}: accumulation: {recipe.accumulation} divides the batch of a step whose noise is drawn once; use "
-                "accumulation: 1"
-            )
-        return found
+        """Accumulation; batch norm in train mode is refused for all defenses that clip each image's gradient."""
+        if recipe.accumulation == 1:
+            return []
+        return [
+            f"{registered_name(self)}: accumulation: {recipe.accumulation} divides the batch of a step whose noise is drawn "
+            "once; use accumulation: 1"
+        ]
 
     def warnings(self) -> tuple[str, ...]:
         """Without noise there is no guarantee."""

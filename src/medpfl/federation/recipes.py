@@ -36,7 +36,8 @@ def check_recipe(recipe: Recipe, model: GlobalModel | None = None, hooks: Hooks 
     if model is not None and hooks.clips_per_example and recipe.batch_norm == "train" and has_batch_norm(model):
         problems.append(
             "the defense needs per-example gradients, which do not exist with batch_norm: train because an image's "
-            "gradient then depends on the others; use batch_norm: eval"
+            "gradient then depends on the others; compose group_norm before the defense, which puts group norm in place "
+            "of batch norm, or use batch_norm: eval"
         )
     return problems if model is None else [*problems, *hooks.refusals(model, recipe)]
 

@@ -39,6 +39,5 @@ def with_group_norm(model: GlobalModel) -> GlobalModel:
 def _group_norm(layer: nn.Module) -> nn.GroupNorm | None:
     if not isinstance(layer, FunctionalBatchNorm):
         return None
-    made = nn.GroupNorm(math.gcd(GROUPS, layer.num_features), layer.num_features, eps=layer.eps, affine=False)
-    made.weight, made.bias = layer.weight, layer.bias
-    return made
+    groups, affine = math.gcd(GROUPS, layer.num_features), layer.weight is not None
+    return nn.GroupNorm(groups, layer.num_features, eps=layer.eps, affine=affine)
