@@ -21,7 +21,8 @@ from medpfl.data.resizing import Aspect, resize, resize_mask, to_channels
 class Dataset:
     """Images (N, C, *spatial) in [0, 1] with their targets: int64 (N,), or float (N, classes) for several labels.
 
-    `masks` are int64 (N, *spatial) with classes `mask_names`, where the data has masks. `items` are unique names without patient text. `patients` are opaque keys for splitting. `notes` say in plain
+    `masks` are int64 (N, *spatial) with classes `mask_names`, where the data has masks. `items` are unique names without patient text. `patients` are opaque keys for splitting, and so are `sites`, one for each
+    image or none at all where no reader tells. `notes` say in plain
     sentences what is unusual about the data.
     """
 
@@ -35,6 +36,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     masks: Tensor | None = None
     mask_names: tuple[str, ...] = ()
+    sites: tuple[str | None, ...] = ()
 
     def __len__(self) -> int:
         return int(self.images.shape[0])
@@ -86,6 +88,7 @@ def load_dataset(
         notes=(*reader.notes(), *_constant_notes(samples)),
         masks=torch.stack([sample.mask for sample in samples if sample.mask is not None]) if mask_names else None,
         mask_names=mask_names,
+        sites=tuple(sample.site for sample in samples),
     )
 
 

@@ -60,8 +60,8 @@ def split(
     nearly repeat them are left out, too. Raises DataError if there are too few images, with both numbers.
     """
     draw = generator("victims", seed, dataset.name)
-    groups = _patient_groups(dataset)
-    strata = _strata(dataset)
+    groups = patient_groups(dataset)
+    strata = strata_of(dataset)
     chosen = _draw_victims(dataset, groups, strata, victims, images_per_victim, draw)
     used = [index for victim in chosen for index in victim]
     others_drawn = _draw_bystanders(dataset, groups, strata, used, bystanders, images_per_victim, draw)
@@ -85,14 +85,14 @@ def split(
     return _with_notes(result, dataset, near_duplicate_threshold)
 
 
-def _patient_groups(dataset: Dataset) -> list[str]:
+def patient_groups(dataset: Dataset) -> list[str]:
     """The patient of each image; an image without one is a group of its own."""
     return [
         f"image {index}" if patient is None else f"patient {patient}" for index, patient in enumerate(dataset.patients)
     ]
 
 
-def _strata(dataset: Dataset) -> list[int]:
+def strata_of(dataset: Dataset) -> list[int]:
     """The class of each image; for several labels its rarest positive class, or one past the last where it has none."""
     if not dataset.targets.is_floating_point():
         return [int(label) for label in dataset.targets]
