@@ -54,6 +54,9 @@ class Heard:
     def training(self, model: str, fraction: float) -> None:
         self.training_of.append((model, fraction))
 
+    def utility(self, done: float, total: int) -> None:
+        pass
+
 
 def trained(base: Path, cache: Path, training: Any = None) -> GlobalModel:
     spec = parse_spec(plain(), base)

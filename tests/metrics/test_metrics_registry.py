@@ -10,6 +10,7 @@ from medpfl.metrics import METRICS
 
 def test_the_metrics_of_the_result_tables_are_described() -> None:
     expected = {"psnr", "ssim", "mse", "asr", "label_accuracy", "gain_psnr", "gain_ssim", "legacy_ssim", "legacy_mse"}
+    expected |= {"utility_balanced_accuracy", "utility_auc"}
     assert expected <= set(METRICS.names())
     assert METRICS["psnr"].item.leak == "higher"
     assert METRICS["mse"].item.leak == "lower"

@@ -20,6 +20,7 @@ from medpfl.audit.sizes import added_entries, bytes_per_added, round_bytes
 from medpfl.audit.spec import Spec
 from medpfl.audit.targets import why_no_masks
 from medpfl.audit.trained_models import model_key
+from medpfl.audit.utility import Measurement, measurements
 from medpfl.core.functional import require_ssim_size
 from medpfl.federation.recipes import check_recipe, has_batch_norm
 from medpfl.models import validate
@@ -44,6 +45,8 @@ class Prepared:
     """What tells the models of the first seed from others, before any training here."""
     changes: tuple[Change, ...] = ()
     """How cells are changed to diagnose them."""
+    utility: tuple[Measurement, ...] = ()
+    """What is measured of the models that are trained under the cells' defenses."""
 
     @property
     def all_cells(self) -> list[Cell]:
@@ -90,8 +93,10 @@ def prepare(spec: Spec, cache: Path, plan: Plan) -> Prepared:
         if cell.model.state == "trained":
             for seed in spec.seeds:
                 materials.training_images(cell.dataset, cell.model, seed)
+    judged = [cell for cell in found if cell.id not in refusals and cell.guard.name == "none"]
+    measured = measurements(judged, spec.utility, materials) if spec.utility is not None else ()
     return Prepared(
-        spec, plan, tuple(found), refusals, tuple(planned), materials, needed, fingerprints, models, changes
+        spec, plan, tuple(found), refusals, tuple(planned), materials, needed, fingerprints, models, changes, measured
     )
 
 

@@ -10,6 +10,7 @@ from medpfl.audit.preparation import Prepared
 from medpfl.audit.spec import Diagnose, Spec
 from medpfl.audit.store import Store, StoredCell
 from medpfl.audit.tables import now
+from medpfl.audit.utility_settings import Utility
 from medpfl.audit.validation import as_plain
 from medpfl.core.errors import StoreError
 
@@ -44,6 +45,28 @@ def still_diagnosed(store: Store, spec: Spec) -> Spec:
             f"found {spec.diagnose.victims}; use another --out, or take the change back"
         )
     return spec.diagnosed(Diagnose(**stored))
+
+
+def still_measured(store: Store, spec: Spec) -> Spec:
+    """An audit whose utility was measured once keeps it, also where the command does not ask for it again.
+
+    More seeds are added to those that are there. Raises StoreError for other settings.
+    """
+    stored = store.get("utility")
+    if stored is None:
+        return spec
+    if spec.utility is None:
+        return spec.with_utility(Utility(**stored))
+    found = as_plain(spec.utility)
+    changed = [key for key in found if key != "seeds" and stored.get(key) != found[key]]
+    changed += ["seeds"] if found["seeds"] < stored["seeds"] else []
+    if changed:
+        key = changed[0]
+        raise StoreError(
+            f"{store.folder}: its utility was measured with {key}: {stored.get(key)}, found {found[key]}; "
+            "use another --out, or take the change back"
+        )
+    return spec
 
 
 def register(store: Store, prepared: Prepared) -> None:
@@ -107,6 +130,9 @@ def register(store: Store, prepared: Prepared) -> None:
         store.set("diagnose", as_plain(prepared.spec.diagnose))
         changes = [{"cell": one.base, "change": one.name, "changed": one.cell.id} for one in prepared.changes]
         store.set("changes", changes)
+    if prepared.spec.utility is not None:
+        store.set("utility", as_plain(prepared.spec.utility))
+        store.set("measurements", [one.as_plain() for one in prepared.utility])
     store.set("general", general)
     store.set("data", {**fingerprints, **prepared.data_fingerprints})
     store.set("models", {**prepared.models, **models})

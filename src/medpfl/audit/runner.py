@@ -14,13 +14,15 @@ from medpfl.audit.context import describe
 from medpfl.audit.guarantees import keep_guarantees
 from medpfl.audit.plan import Chunk, Plan, cores, make_plan
 from medpfl.audit.preparation import prepare
-from medpfl.audit.registration import kept_plan, register, still_diagnosed
+from medpfl.audit.registration import kept_plan, register, still_diagnosed, still_measured
 from medpfl.audit.sizes import fitting_workers
 from medpfl.audit.spec import Spec
 from medpfl.audit.store import Store
 from medpfl.audit.tables import now, spec_as_run, write_tables
 from medpfl.audit.trained_models import another_trained_model
-from medpfl.audit.workers import Computer, Died, Event, Finished, Job, Pool, Progress, Raised, Training
+from medpfl.audit.utility import UtilityRun
+from medpfl.audit.utility_results import pending_utility
+from medpfl.audit.workers import Computer, Died, Event, Finished, Job, Measured, Pool, Progress, Raised, Task, Training
 from medpfl.core.errors import InputError as _InputError
 from medpfl.core.errors import Interrupted
 from medpfl.core.files import append, write_atomically
@@ -38,6 +40,9 @@ class Listener(Protocol):
     def training(self, model: str, fraction: float) -> None:
         """A model is being trained before its cases can be computed; 1 is the end."""
 
+    def utility(self, done: float, total: int) -> None:
+        """`done` of `total` federations are trained to measure utility, running ones counted by their fraction."""
+
 
 class NoListener:
     """Tells nobody."""
@@ -48,13 +53,16 @@ class NoListener:
     def training(self, model: str, fraction: float) -> None:
         """Does nothing."""
 
+    def utility(self, done: float, total: int) -> None:
+        """Does nothing."""
+
 
 @dataclass(frozen=True)
 class AuditSummary:
     """What became of an audit: its folder, counts of cases by status, its cells as in `cells.csv`, what was run now.
 
     `cells` are those of the grid. Those of the diagnosis are in `counts` only, and in what `diagnosis` says of each
-    cell of the grid (as in `summary.json`).
+    cell of the grid (as in `summary.json`). `utility` is what `summary.json` says under that key, None if not measured.
     """
 
     folder: Path
@@ -62,6 +70,7 @@ class AuditSummary:
     cells: tuple[dict[str, Any], ...]
     computed: int
     diagnosis: tuple[dict[str, Any], ...] = ()
+    utility: Mapping[str, Any] | None = None
 
 
 def run_audit(
@@ -91,10 +100,10 @@ def _run(
     spec: Spec, out: Path, store: Store, workers: int | None, device: str | None, listener: Listener
 ) -> AuditSummary:
     plan = kept_plan(store, make_plan(spec, device, store.get("plan")))
-    spec = still_diagnosed(store, spec)
+    spec = still_measured(store, still_diagnosed(store, spec))
     prepared = prepare(spec, out / "cache", plan)
     register(store, prepared)
-    pending = store.pending()
+    pending: list[Task] = [*store.pending(), *pending_utility(store, prepared.utility)]
     if pending:
         store.set("context", describe(spec, prepared.cells, prepared.materials))
     keep_guarantees(store, spec, prepared.cells, prepared.materials)
@@ -109,7 +118,7 @@ def _run(
         write_tables(store, spec)
         raise
     tables = write_tables(store, spec)
-    return AuditSummary(out, store.counts(), tables.cells, len(pending), tables.diagnosis)
+    return AuditSummary(out, store.counts(), tables.cells, len(pending), tables.diagnosis, tables.utility)
 
 
 def default_workers(plan: Plan, round_sizes: Iterable[int] = ()) -> int:
@@ -123,26 +132,29 @@ def default_workers(plan: Plan, round_sizes: Iterable[int] = ()) -> int:
 
 
 class _Loop:
-    """Hands out chunks until none is left, and decides what becomes of those that raise or kill their process."""
+    """Hands out tasks until none is left, and decides what becomes of those that raise or kill their process."""
 
     def __init__(self, store: Store, spec: Spec, job: Job, listener: Listener) -> None:
         self._store = store
         self._spec = spec
         self._job = job
         self._listener = listener
-        self._queue: list[tuple[Chunk, str | None]] = []
+        self._queue: list[tuple[Task, str | None]] = []
+        self._utility: dict[str, float] = {}
+        self._crashed: set[str] = set()
         self._fractions: dict[str, float] = {}
         self._written = time.monotonic()
         self._trained = dict(job.trained)
 
-    def run(self, pending: Sequence[Chunk], workers: int) -> None:
-        self._queue = [(chunk, None) for chunk in pending]
+    def run(self, pending: Sequence[Task], workers: int) -> None:
+        self._queue = [(task, None) for task in pending]
+        self._utility = {task.id: 0.0 for task in pending if isinstance(task, UtilityRun)}
         self._tell()
         if workers == 0:
             computer = Computer(self._job) if self._queue else None
             while self._queue and computer is not None:
-                chunk, give_up = self._queue.pop(0)
-                self._handle(computer.run(chunk, self._handle, give_up))
+                task, give_up = self._queue.pop(0)
+                self._handle(computer.run(task, self._handle, give_up))
             return
         with Pool(self._job, workers) as pool:
             while self._queue or pool.active:
@@ -156,25 +168,35 @@ class _Loop:
             self._listener.training(event.model, event.fraction)
             return
         if isinstance(event, Progress):
-            self._fractions[event.chunk.id] = event.fraction * len(event.chunk.victims)
+            self._progress(event.task, event.fraction)
         elif isinstance(event, Finished):
-            self._finish(event)
+            self._check_trained(event.trained)
+            self._store.finish(event.chunk, event.rows)
+            self._fractions.pop(event.chunk.id, None)
+            self._finish(event.chunk)
+        elif isinstance(event, Measured):
+            self._store.keep_utility(event.task.key, event.task.id, "done", event.found)
+            self._progress(event.task, 1.0)
+            self._finish(event.task)
         elif isinstance(event, Raised):
             if event.input_error:
                 raise _InputError(event.reason)
             self._log(event.traceback)
-            self._again(event.chunk, event.reason)
+            self._again(event.task, event.reason)
         else:
             self._died(event)
         self._tell()
 
-    def _finish(self, event: Finished) -> None:
+    def _progress(self, task: Task, fraction: float) -> None:
+        if isinstance(task, UtilityRun):
+            self._utility[task.id] = fraction
+        else:
+            self._fractions[task.id] = fraction * len(task.victims)
+
+    def _finish(self, task: Task) -> None:
         from medpfl.audit.snapshots import FileSession
 
-        self._check_trained(event.trained)
-        self._store.finish(event.chunk, event.rows)
-        FileSession(self._job.out / "snapshots", event.chunk.id, lambda _: None).close()
-        self._fractions.pop(event.chunk.id, None)
+        FileSession(self._job.out / "snapshots", task.id, lambda _: None).close()
         if time.monotonic() - self._written > TABLES_EVERY:
             write_tables(self._store, self._spec)
             self._written = time.monotonic()
@@ -189,23 +211,34 @@ class _Loop:
             self._trained |= new
             self._store.set("trained_models", self._trained)
 
-    def _again(self, chunk: Chunk, reason: str) -> None:
-        """A chunk that failed as a whole is run case by case; a single case fails with the reason."""
-        self._fractions.pop(chunk.id, None)
-        if len(chunk.victims) > 1:
-            self._queue[:0] = [(single, None) for single in self._store.split(chunk)]
+    def _again(self, task: Task, reason: str) -> None:
+        """A chunk that failed as a whole is run case by case; a single case, and a utility run, fail with the reason."""
+        if isinstance(task, UtilityRun):
+            self._store.keep_utility(task.key, task.id, "failed", {"reason": reason})
+            self._progress(task, 1.0)
+            return
+        self._fractions.pop(task.id, None)
+        if len(task.victims) > 1:
+            self._queue[:0] = [(single, None) for single in self._store.split(task)]
         else:
-            self._queue.insert(0, (chunk, reason))
+            self._queue.insert(0, (task, reason))
 
     def _died(self, event: Died) -> None:
         code = event.exit_code
         how = f"killed by signal {-code}; out of memory?" if code is not None and code < 0 else f"exit code {code}"
         reason = f"its process ended twice ({how})"
-        self._log(f"{event.chunk.id}: the process ended ({how})\n")
-        if self._store.crashed(event.chunk) < 2:
-            self._queue.insert(0, (event.chunk, None))
+        self._log(f"{event.task.id}: the process ended ({how})\n")
+        if self._first_crash(event.task):
+            self._queue.insert(0, (event.task, None))
         else:
-            self._again(event.chunk, reason)
+            self._again(event.task, reason)
+
+    def _first_crash(self, task: Task) -> bool:
+        if isinstance(task, Chunk):
+            return self._store.crashed(task) < 2
+        before = task.id in self._crashed
+        self._crashed.add(task.id)
+        return not before
 
     def _log(self, text: str) -> None:
         append(self._job.out / "failures.log", f"{now()}\n{text}\n")
@@ -214,3 +247,5 @@ class _Loop:
         counts = self._store.counts()
         finished = counts["done"] + counts["failed"] + counts["blocked"]
         self._listener.update(finished + sum(self._fractions.values()), counts["cases"], counts["failed"])
+        if self._utility:
+            self._listener.utility(sum(self._utility.values()), len(self._utility))

@@ -26,6 +26,7 @@ from medpfl.audit.entries import (
 from medpfl.audit.entry_parsing import PARSERS
 from medpfl.audit.guarantee_settings import GuaranteeSettings
 from medpfl.audit.limits import Limit, parse_limit
+from medpfl.audit.utility_settings import Utility
 from medpfl.audit.validation import as_plain, build
 from medpfl.audit.yaml_text import read_yaml
 from medpfl.core.config import STRICT
@@ -71,6 +72,7 @@ class Spec:
     limit: Limit | None
     success_threshold: float
     diagnose: Diagnose | None
+    utility: Utility | None
     device: str
     threads: int
     memory: int | None
@@ -93,6 +95,17 @@ class Spec:
     def entry(self, axis: str, identifier: str) -> Entry:
         """The entry of an axis with that id."""
         return next(entry for entry in self.axes[axis] if entry.id == identifier)
+
+    def with_utility(self, how: Utility | None = None) -> Spec:
+        """The same audit with utility measured; as it is where it is measured already."""
+        if self.utility is not None:
+            return self
+        chosen = how or Utility()
+        return replace(self, utility=chosen, plain={**self.plain, "utility": as_plain(chosen)})
+
+    def limited(self, limit: Limit | None) -> Spec:
+        """The same audit with another limit; as it is without one."""
+        return self if limit is None else replace(self, limit=limit, plain={**self.plain, "limit": str(limit)})
 
     def diagnosed(self, how: Diagnose | None = None) -> Spec:
         """The same audit with a diagnosis of every cell; as it is where it has one already."""
@@ -125,8 +138,6 @@ def parse_spec(plain: Mapping[str, Any], base: Path) -> Spec:
     for key in plain:
         if key not in known:
             raise SpecError(f"unknown key '{key}': {suggestion(str(key), known)}")
-    if plain.get("utility"):
-        raise SpecError("utility: this version does not measure utility yet; take the key out")
     axes: dict[str, tuple[Any, ...]] = {}
     for axis, key in SPEC_KEYS.items():
         raw_entries = _raw_entries(plain, key)
@@ -154,6 +165,7 @@ def parse_spec(plain: Mapping[str, Any], base: Path) -> Spec:
         limit=limit,
         success_threshold=float(threshold),
         diagnose=_diagnose(plain.get("diagnose")),
+        utility=_utility(plain.get("utility")),
         device=_typed(plain, "device", str, "auto"),
         threads=_threads(plain),
         memory=_memory(plain),
@@ -208,6 +220,18 @@ def _guarantee(value: Any) -> GuaranteeSettings | None:
     if not isinstance(value, dict):
         raise SpecError(f"guarantee: expected a mapping such as {{delta: 1e-5, rounds: 20}}, found {value!r}")
     return build(GuaranteeSettings, value, "guarantee")
+
+
+def _utility(value: Any) -> Utility | None:
+    if value is None or value is False:
+        return None
+    if value is True:
+        return Utility()
+    if not isinstance(value, dict):
+        raise SpecError(
+            f"utility: expected true, false or settings such as {{rounds: 20, clients: 4}}, found {value!r}"
+        )
+    return build(Utility, value, "utility")
 
 
 def _seeds(plain: Mapping[str, Any]) -> tuple[int, ...]:

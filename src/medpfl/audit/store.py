@@ -30,6 +30,7 @@ CREATE TABLE IF NOT EXISTS results (
     case_id TEXT NOT NULL, position INTEGER NOT NULL, cell TEXT NOT NULL, seed INTEGER NOT NULL,
     victim INTEGER NOT NULL, status TEXT NOT NULL, data TEXT NOT NULL, PRIMARY KEY (case_id, position)
 );
+CREATE TABLE IF NOT EXISTS utility (key TEXT PRIMARY KEY, name TEXT NOT NULL, status TEXT NOT NULL, data TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS results_by_cell ON results (cell, seed, victim, position);
 """
 
@@ -231,6 +232,19 @@ class Store:
                 ],
             )
             connection.execute("UPDATE chunks SET status = 'done' WHERE chunk = ?", (chunk.id,))
+
+    def keep_utility(self, key: str, name: str, status: str, data: Mapping[str, Any]) -> None:
+        """Stores what a utility run found (`done`), or why it has no result (`failed`)."""
+        with self.transaction() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO utility VALUES (?, ?, ?, ?)", (key, name, status, json.dumps(data))
+            )
+
+    def utility(self) -> dict[str, dict[str, Any]]:
+        """Every utility run that was tried, by its key: what it found, with its `status`."""
+        with self.transaction() as connection:
+            rows = connection.execute("SELECT key, status, data FROM utility").fetchall()
+            return {key: {**json.loads(data), "status": status} for key, status, data in rows}
 
     def results(self) -> list[dict[str, Any]]:
         """All result rows, sorted by cell (grid order), seed, victim and position."""

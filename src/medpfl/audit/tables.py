@@ -22,6 +22,7 @@ from medpfl.audit.guarantees import GUARANTEE_COLUMNS
 from medpfl.audit.limits import all_satisfy
 from medpfl.audit.spec import Spec
 from medpfl.audit.store import SCHEMA, Store
+from medpfl.audit.utility_results import utility_columns, utility_summary
 from medpfl.core.files import write_atomically
 from medpfl.core.version import __version__
 from medpfl.metrics.cells import summarize_cell, supplement_cell
@@ -56,6 +57,7 @@ class Tables:
 
     cells: tuple[dict[str, Any], ...]
     diagnosis: tuple[dict[str, Any], ...]
+    utility: Mapping[str, Any] | None = None
 
 
 def write_tables(store: Store, spec: Spec) -> Tables:
@@ -70,16 +72,24 @@ def write_tables(store: Store, spec: Spec) -> Tables:
     frame = pd.DataFrame(rows, columns=RESULT_COLUMNS) if rows else pd.DataFrame(columns=list(RESULT_COLUMNS))
     write_atomically(store.folder / "results.csv", _csv(rows, RESULT_COLUMNS))
     guarantees = (store.get("guarantees") or {}).get("cells", {})
+    measured = utility_summary(store, spec)
+    prices = utility_columns(measured)
     cells = [
-        {**row, **guarantees.get(row["cell"], {}), **marks.get(row["cell"], {})}
+        {
+            **row,
+            **guarantees.get(row["cell"], {}),
+            **prices.get(row["cell"], {}),
+            **marks.get(row["cell"], {}),
+        }
         for row in _cell_rows(store, spec, frame)
+    ]
     ]
     write_atomically(store.folder / "cells.csv", _csv(cells, CELL_COLUMNS))
     own = [cell for cell in cells if not is_extra(cell["cell"])]
     found = diagnosis(changes, {cell["cell"]: cell for cell in cells}, frame) if changes else []
-    summary = {**_summary(store, spec, own, rows), "diagnosis": found}
+    summary = {**_summary(store, spec, own, rows, measured), "diagnosis": found, "utility": measured}
     write_atomically(store.folder / "summary.json", json.dumps(summary, indent=2).encode())
-    return Tables(tuple(own), tuple(found))
+    return Tables(tuple(own), tuple(found), measured)
 
 
 def _marks(changes: Sequence[Mapping[str, str]]) -> dict[str, dict[str, str]]:
@@ -138,12 +148,17 @@ def _cell_rows(store: Store, spec: Spec, frame: pd.DataFrame) -> list[dict[str, 
 
 
 def _summary(
-    store: Store, spec: Spec, cells: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+    store: Store,
+    spec: Spec,
+    cells: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
+    utility: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     counts = store.counts(lambda cell: not is_extra(cell))
     everything = store.counts()
+    measured = utility is None or utility["done"] + utility["failed"] == utility["runs"]
     refused = sum(cell["status"] == "refused" for cell in cells)
-    finished = everything["done"] + everything["failed"] + everything["blocked"] == everything["cases"]
+    finished = everything["done"] + everything["failed"] + everything["blocked"] == everything["cases"] and measured
     limit = None
     if spec.limit is not None:
         limit = {"text": str(spec.limit), "holds": all_satisfy(spec.limit, cells)}

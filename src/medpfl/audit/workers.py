@@ -1,4 +1,4 @@
-"""Worker processes: each computes one chunk at a time; a dead one is noticed and replaced."""
+"""Worker processes: each computes one task at a time; a dead one is noticed and replaced."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from medpfl.audit.materials import Materials
 from medpfl.audit.plan import Chunk, Plan
 from medpfl.audit.snapshots import FileSession
 from medpfl.audit.spec import parse_spec
+from medpfl.audit.utility import UtilityRun, measure
 from medpfl.core.devices import device_of_worker, repeatable
 from medpfl.core.errors import InputError
 from medpfl.core.memory import is_out_of_memory, memory_budget
@@ -47,11 +48,15 @@ class Job:
     """Fingerprints of the trained models that earlier results were computed with."""
 
 
+Task = Chunk | UtilityRun
+"""What a worker does at a time: attacks on cases, or a federation whose utility is measured."""
+
+
 @dataclass(frozen=True)
 class Progress:
-    """A chunk has come so far (0 to 1)."""
+    """A task has come so far (0 to 1)."""
 
-    chunk: Chunk
+    task: Task
     fraction: float
 
 
@@ -73,10 +78,18 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Raised:
-    """A chunk raised: the reason in one line, the traceback for the log, and whether the user caused it."""
+class Measured:
+    """What a utility run found."""
 
-    chunk: Chunk
+    task: UtilityRun
+    found: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Raised:
+    """A task raised: the reason in one line, the traceback for the log, and whether the user caused it."""
+
+    task: Task
     reason: str
     traceback: str
     input_error: bool
@@ -84,17 +97,17 @@ class Raised:
 
 @dataclass(frozen=True)
 class Died:
-    """A chunk killed its process."""
+    """A task killed its process."""
 
-    chunk: Chunk
+    task: Task
     exit_code: int | None
 
 
-Event = Progress | Training | Finished | Raised | Died
+Event = Progress | Training | Finished | Measured | Raised | Died
 
 
 class Computer:
-    """Computes chunks in this process; used by workers and by audits without worker processes."""
+    """Computes tasks in this process; used by workers and by audits without worker processes."""
 
     def __init__(self, job: Job, number: int = 0) -> None:
         self._job = job
@@ -121,25 +134,29 @@ class Computer:
         return self._known
 
     def run(
-        self, chunk: Chunk, report: Callable[[Progress | Training], object], give_up: str | None = None
-    ) -> Finished | Raised:
-        """The rows of a chunk; `give_up` is the reason why its cases count as failed without being computed."""
+        self, task: Task, report: Callable[[Progress | Training], object], give_up: str | None = None
+    ) -> Finished | Measured | Raised:
+        """What a task gives; `give_up` is the reason why a chunk's cases count as failed without being computed."""
         self._report = report
-        session = FileSession(self._job.out / "snapshots", chunk.id, lambda fraction: report(Progress(chunk, fraction)))
+        session = FileSession(self._job.out / "snapshots", task.id, lambda fraction: report(Progress(task, fraction)))
         try:
             with repeatable(self._device, self._job.plan.threads), memory_budget(self._job.plan.memory):
                 known, materials = self._prepared()
-                cell = known[chunk.cell]
+                cell = known[task.cell]
+                if isinstance(task, UtilityRun):
+                    utility = materials.spec.utility
+                    assert utility is not None  # runs are planned where it is asked for only
+                    return Measured(task, measure(cell, task, utility, materials, session))
                 if give_up is not None:
-                    rows = failed_rows(materials, cell, chunk, give_up, self._job.out)
+                    rows = failed_rows(materials, cell, task, give_up, self._job.out)
                 else:
-                    rows = compute(materials, cell, chunk, self._job.out, session)
-            return Finished(chunk, rows, dict(materials.trained))
+                    rows = compute(materials, cell, task, self._job.out, session)
+            return Finished(task, rows, dict(materials.trained))
         except InputError as error:
-            return Raised(chunk, str(error), traceback.format_exc(), input_error=True)
+            return Raised(task, str(error), traceback.format_exc(), input_error=True)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an attack raises fails its cases with the reason, not the audit
             reason = OUT_OF_MEMORY if is_out_of_memory(error) else f"{type(error).__name__}: {error}".splitlines()[0]
-            return Raised(chunk, reason, traceback.format_exc(), input_error=False)
+            return Raised(task, reason, traceback.format_exc(), input_error=False)
 
 
 def _work(job: Job, number: int, connection: Connection) -> None:
@@ -185,13 +202,13 @@ def _signals_held() -> Iterator[None]:
 
 
 class Pool:
-    """Worker processes that take chunks. Use as a context manager; leaving it ends them."""
+    """Worker processes that take tasks. Use as a context manager; leaving it ends them."""
 
     def __init__(self, job: Job, workers: int) -> None:
         self._job = job
         self._size = workers
         self._spawned = 0
-        self._busy: dict[Connection, tuple[SpawnProcess, Chunk]] = {}
+        self._busy: dict[Connection, tuple[SpawnProcess, Task]] = {}
         self._idle: list[tuple[SpawnProcess, Connection]] = []
 
     def __enter__(self) -> Pool:
@@ -205,25 +222,25 @@ class Pool:
 
     @property
     def free(self) -> bool:
-        """Whether another chunk can be started now."""
+        """Whether another task can be started now."""
         return len(self._busy) < self._size
 
     @property
     def active(self) -> bool:
-        """Whether any chunk is running."""
+        """Whether any task is running."""
         return bool(self._busy)
 
-    def start(self, chunk: Chunk, give_up: str | None = None) -> None:
-        """Hands a chunk to an idle worker, or to a new one."""
+    def start(self, task: Task, give_up: str | None = None) -> None:
+        """Hands a task to an idle worker, or to a new one."""
         while True:
             if not self._idle:
                 self._spawn()
             process, connection = self._idle[-1]
-            self._busy[connection] = (process, chunk)
+            self._busy[connection] = (process, task)
             self._idle.pop()
             try:
-                connection.send((chunk, give_up))
-            except OSError:  # it was killed while it had nothing to do: no chunk's fault
+                connection.send((task, give_up))
+            except OSError:  # it was killed while it had nothing to do: no task's fault
                 del self._busy[connection]
                 process.join(5)
                 connection.close()
@@ -244,13 +261,13 @@ class Pool:
         found: list[Event] = []
         for ready in wait(list(self._busy), timeout):
             assert isinstance(ready, Connection)  # only connections were waited for
-            process, chunk = self._busy[ready]
+            process, task = self._busy[ready]
             try:
                 event: Event = ready.recv()
             except (EOFError, OSError):
                 process.join(5)
                 del self._busy[ready]
-                found.append(Died(chunk, process.exitcode))
+                found.append(Died(task, process.exitcode))
                 continue
             if not isinstance(event, Progress | Training):
                 del self._busy[ready]

@@ -43,6 +43,10 @@ _ERR = Console(stderr=True)
 
 Folder = Annotated[Path, typer.Argument(help="an audit's output folder", show_default=False)]
 Workers = Annotated[int | None, typer.Option(min=0, help="worker processes; default one per core, or per GPU; 0: none")]
+Limit = Annotated[
+    str | None,
+    typer.Option(help="what you call acceptable, e.g. 'asr<=0.05': the cheapest defense below is recommended"),
+]
 Device = Annotated[
     str | None, typer.Option(help="auto, cpu, cuda or cuda:N; default the spec's, else a GPU where there is one")
 ]
@@ -56,6 +60,10 @@ def audit(
     diagnose: Annotated[
         bool, typer.Option("--diagnose", help="find out what limits each attack, by a small sweep per cell")
     ] = False,
+    utility: Annotated[
+        bool, typer.Option("--utility", help="measure what each defense costs: train a federation under it")
+    ] = False,
+    limit: Limit = None,
     device: Device = None,
     fail_if: Annotated[str | None, typer.Option(help="exit 4 if true of any cell, e.g. 'asr > 0.05'")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print summary.json instead of the table")] = False,
@@ -66,17 +74,26 @@ def audit(
     labels, batch norm in eval mode, batch size 1, a plain gradient, an untrained model, no defense, ...), then with all
     of them, and the report says which condition protects most. A finished audit can be diagnosed later.
 
+    With --utility, or the key `utility` in the spec, a federation is trained under every defense (rounds of clients who
+    share the pool's training images) and its model judged on held-out images: balanced accuracy and AUC beside the same
+    federation without defense, clients who train alone, and guessing. The key alone is enough; the flag measures with
+    the defaults where the spec has no key. A finished audit can be measured later.
+
     Exit codes: 0 all done, 2 input error, 3 finished with failed cases, 4 --fail-if holds, 130 interrupted.
 
     \b
     Examples:
       medpfl audit audit.yaml --out out/audit --fail-if "asr > 0.05"
       medpfl audit audit.yaml --out out/audit --diagnose
+      medpfl audit audit.yaml --out out/audit --utility --limit "asr<=0.05"
     """
     from medpfl.audit import load_spec
+    from medpfl.audit.limits import parse_limit
 
-    loaded = load_spec(spec)
-    raise typer.Exit(_audit(loaded.diagnosed() if diagnose else loaded, out, workers, device, fail_if, as_json))
+    loaded = load_spec(spec).limited(parse_limit(limit, "--limit") if limit is not None else None)
+    loaded = loaded.diagnosed() if diagnose else loaded
+    loaded = loaded.with_utility() if utility else loaded
+    raise typer.Exit(_audit(loaded, out, workers, device, fail_if, as_json))
 
 
 def _audit(spec: Any, out: Path, workers: int | None, device: str | None, fail_if: str | None, as_json: bool) -> int:

@@ -9,7 +9,15 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from medpfl.cli.texts import duration
 
@@ -25,6 +33,9 @@ class Display(Protocol):
 
     def training(self, model: str, fraction: float) -> None:
         """A model is being trained before its cases can be computed; 1 is the end."""
+
+    def utility(self, done: float, total: int) -> None:
+        """`done` of `total` federations are trained to measure utility, running ones counted by their fraction."""
 
     def close(self) -> None:
         """Shows how far it came."""
@@ -55,6 +66,7 @@ class Bar:
             console=console,
         )
         self._task = self._progress.add_task("auditing", total=None, cases="")
+        self._federations: TaskID | None = None
 
     def update(self, done: float, total: int, failed: int) -> None:
         """Moves the bar."""
@@ -65,6 +77,13 @@ class Bar:
         """Says so in front of the bar."""
         text = f"training {escape(model)} {fraction:.0%}" if fraction < 1 else "auditing"
         self._progress.update(self._task, description=text)
+
+    def utility(self, done: float, total: int) -> None:
+        """A bar of its own."""
+        if self._federations is None:
+            self._federations = self._progress.add_task("utility", total=total, cases="")
+        self._progress.update(self._federations, completed=done, total=total, cases=_federations(done, total))
+        self._progress.start()
 
     def close(self) -> None:
         """Leaves the bar as it is."""
@@ -92,6 +111,8 @@ class Lines:
         self._latest = (0.0, 0, 0)
         self._written = 0.0
         self._shown: tuple[float, int, int] | None = None
+        self._trained: tuple[float, float] | None = None  # time and federations trained at the first update
+        self._told_at, self._told = 0.0, False
 
     def update(self, done: float, total: int, failed: int) -> None:
         """Writes a line if it is time for one."""
@@ -107,6 +128,20 @@ class Lines:
         if fraction < 1 and self._clock() - self._written >= self._every:
             self._written = self._clock()
             self._write(f"training {model}: {fraction:.0%}")
+
+    def utility(self, done: float, total: int) -> None:
+        """Writes a line when the first one comes along, if it is time for one, and when all are trained."""
+        if done <= 0 or self._told:
+            return
+        if self._trained is None:
+            self._trained = (self._clock(), done)
+        elif done < total and self._clock() - self._told_at < self._every:
+            return
+        begun, first = self._trained
+        self._told_at, self._told = self._clock(), done >= total
+        elapsed, gained = self._told_at - begun, done - first
+        left = f", about {duration(elapsed / gained * (total - done))} left" if gained > 0 and done < total else ""
+        self._write(f"utility: {_federations(done, total)}, {duration(elapsed)}{left}")
 
     def close(self) -> None:
         """Writes the last line, unless it would repeat the one before."""
@@ -124,3 +159,7 @@ class Lines:
 
 def _cases(done: float, total: int, failed: int) -> str:
     return f"{int(done)}/{total} cases" + (f", {failed} failed" if failed else "")
+
+
+def _federations(done: float, total: int) -> str:
+    return f"{int(done)}/{total} federations"

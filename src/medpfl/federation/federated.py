@@ -150,7 +150,7 @@ def outputs(model: GlobalModel, images: Tensor, size: int = 256) -> Tensor:
     """The model's outputs for images (n, ...), computed `size` at a time, batch norm in eval mode."""
     with torch.no_grad():
         dtype, device = next(iter(model.parameters.values())).dtype, model.device
-        return torch.cat([model.forward(part.to(device, dtype))[0].cpu() for part in images.split(size)])
+        return torch.cat([model.forward(part.to(device, dtype))[0].cpu() for part in torch.split(images, size)])
 
 
 def _training_round(server: _Server, setting: _Setting, streams: Streams) -> _Server:
@@ -173,23 +173,28 @@ def _training_round(server: _Server, setting: _Setting, streams: Streams) -> _Se
 
 
 def fitted(recipe: Recipe, images: int) -> Recipe:
-    """The recipe of a client with so many images: as many local steps as pass over all of them."""
+    """The recipe of a client with so many images: one batch for a gradient, else steps that pass over all of them."""
     size = min(recipe.batch_size, images)
-    return replace(recipe, batch_size=size, local_steps=-(-images // size), images=images)
+    own = replace(recipe, batch_size=size, accumulation=min(recipe.accumulation, size))
+    if recipe.update == "gradient":
+        return replace(own, epochs=1, shuffle=False)
+    return replace(own, local_steps=-(-images // size), images=images)
 
 
 def _gradient_round(server: _Server, setting: _Setting, streams: Streams) -> _Server:
     """FedSGD: gradients of all clients' next batches, averaged, until every client has passed over its images."""
     clients, recipe = setting.clients, setting.recipe
     orders = [_order(len(batch), recipe, streams("order", client)) for client, batch in enumerate(clients)]
+    drawn = [_draws(setting, len(batch), streams("probe")) for batch in clients]
     states = list(server.clients)
     model, optimizer = server.model, server.optimizer
     for exchange in range(max(len(order) for order in orders)):
         updates: list[Update] = []
         for client, order in enumerate(orders):
             if exchange < len(order):
-                batch = Batch(clients[client].images[order[exchange]], clients[client].targets[order[exchange]])
-                own = replace(recipe, epochs=1, shuffle=False, batch_size=len(batch))
+                whole, places = clients[client], order[exchange]
+                batch = whole if drawn[client] else Batch(whole.images[places], whole.targets[places])
+                own = fitted(recipe, len(batch))
                 stream = streams("client", client, exchange)
                 update, states[client] = client_step(
                     model, batch, own, hooks=setting.hooks, state=states[client], generator=stream
@@ -199,14 +204,19 @@ def _gradient_round(server: _Server, setting: _Setting, streams: Streams) -> _Se
         sent = {name: tensor for name, tensor in model.parameters.items() if name in mean.trainable}
         gradients = {name: mean.trainable[name].to(tensor) for name, tensor in sent.items()}
         moved_on, optimizer = OPTIMIZERS[recipe.optimizer](sent, gradients, optimizer, recipe)
-        model = replace(model, parameters={**model.parameters, **moved_on}, **_statistics(model, mean))
+        model = _with_statistics(replace(model, parameters={**model.parameters, **moved_on}), mean)
     return _Server(model, optimizer, tuple(states))
+
+
+def _draws(setting: _Setting, images: int, generator: torch.Generator) -> bool:
+    """Whether the defense itself draws which of a client's images a step takes."""
+    return setting.hooks.steps(images, fitted(setting.recipe, images), generator) is not None
 
 
 def _order(images: int, recipe: Recipe, generator: torch.Generator) -> list[Tensor]:
     """The batches of all passes of a round: places of images."""
     passes = [torch.randperm(images, generator=generator) for _ in range(recipe.epochs)]
-    return [places for order in passes for places in order.split(recipe.batch_size)]
+    return [places for order in passes for places in torch.split(order, recipe.batch_size)]
 
 
 def _learnt(model: GlobalModel, mean: Update, rate: float) -> GlobalModel:
@@ -216,16 +226,16 @@ def _learnt(model: GlobalModel, mean: Update, rate: float) -> GlobalModel:
         sent = mean.trainable.get(name)
         change = None if sent is None else sent if mean.kind == "delta" else sent - tensor.double()
         parameters[name] = tensor if change is None else (tensor.double() + rate * change).to(tensor)
-    return replace(model, parameters=parameters, **_statistics(model, mean))
+    return _with_statistics(replace(model, parameters=parameters), mean)
 
 
-def _statistics(model: GlobalModel, mean: Update) -> dict[str, Tensors]:
-    """Buffers and counters: the clients' mean where they were sent."""
+def _with_statistics(model: GlobalModel, mean: Update) -> GlobalModel:
+    """The model with the clients' mean buffers and counters, as far as they were sent."""
 
     def taken(own: Mapping[str, Tensor], sent: Mapping[str, Tensor]) -> Tensors:
         return {name: sent[name].to(tensor) if name in sent else tensor for name, tensor in own.items()}
 
-    return {"buffers": taken(model.buffers, mean.buffers), "counters": taken(model.counters, mean.counters)}
+    return replace(model, buffers=taken(model.buffers, mean.buffers), counters=taken(model.counters, mean.counters))
 
 
 def _start(model: GlobalModel, clients: int) -> _Server:

@@ -100,6 +100,19 @@ METRICS.add(
     summary="Mean SSIM minus the best null baseline's mean SSIM on the same images.",
 )
 METRICS.add(
+    "utility_balanced_accuracy",
+    Metric("share, 0 to 1", "neither", "cell"),
+    summary="Mean share of each class that a model trained under the cell's defense recognizes on held-out images; of "
+    "several labels the mean of sensitivity and specificity.",
+    limits="Of a federation trained from the pool's training images, by the spec's `utility`. Guessing gives 1 / classes.",
+)
+METRICS.add(
+    "utility_auc",
+    Metric("share, 0 to 1", "neither", "cell"),
+    summary="Area under the ROC curve of the same model, each class against the rest, mean over classes.",
+    limits="Guessing gives 0.5.",
+)
+METRICS.add(
     "legacy_ssim",
     Metric("depends on the convention; may be NaN", "neither", "image"),
     summary="SSIM as the attack's source paper computed it (range 0, 1 or 255), for reproduction only.",
