@@ -54,7 +54,7 @@ def plain_loop(module: nn.Module, data: Batch, make: Callable[[Any], torch.optim
     optimizer = make(module.parameters())
     for _ in range(steps):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(module(data.images), data.targets).backward()
+        torch.autograd.backward(nn.functional.cross_entropy(module(data.images), data.targets))
         optimizer.step()
     return module
 

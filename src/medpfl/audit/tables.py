@@ -83,7 +83,6 @@ def write_tables(store: Store, spec: Spec) -> Tables:
         }
         for row in _cell_rows(store, spec, frame)
     ]
-    ]
     write_atomically(store.folder / "cells.csv", _csv(cells, CELL_COLUMNS))
     own = [cell for cell in cells if not is_extra(cell["cell"])]
     found = diagnosis(changes, {cell["cell"]: cell for cell in cells}, frame) if changes else []
