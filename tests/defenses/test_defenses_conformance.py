@@ -17,19 +17,29 @@ from torch import nn
 from medpfl.attacks import ATTACKS
 from medpfl.core.domain import Batch, ClientState, GlobalModel, Recipe, Update
 from medpfl.core.mechanisms import (
+    Adapters,
     Clipped,
     ClippedSteps,
     Composed,
     GaussianNoise,
     LaplaceNoise,
+    LowRank,
     Mechanism,
+    OrthogonalDirection,
+    Pruned,
+    Quantized,
+    RandomK,
+    Shared,
+    Signs,
     ThreeValues,
+    TopK,
     Unchanged,
 )
 from medpfl.core.tasks import SingleLabel
 from medpfl.defenses import (
     DEFENSES,
     DPSGD,
+    Censor,
     Clip,
     Defense,
     DeltaBound,
@@ -39,18 +49,28 @@ from medpfl.defenses import (
     GroupNorm,
     Laplace,
     LocalDP,
+    Lora,
+    LowRankFactors,
     ModelCloaking,
     NoDefense,
+    Prune,
+    Quantize,
+    RandomEntries,
+    Share,
+    Sign,
+    TopEntries,
 )
 from medpfl.federation.client import client_step
 from medpfl.models import build_model, prepare
+
+NO_GUARANTEE = "there is no formal guarantee"
 
 
 @dataclass(frozen=True)
 class Expectation:
     """What a defense claims.
 
-    random: whether its `update` draws. distribution: of the noise that `update` adds, None where it does not just add.
+    random: whether its `update` draws for every tensor. distribution: of the noise that `update` adds, None where it does not just add.
     changes: whether `update` changes trainable entries. statistics: what becomes of buffers and counters. warns: a word of
     its warning.
     """
@@ -60,7 +80,7 @@ class Expectation:
     random: bool
     distribution: Callable[[Any], Any] | None = None
     changes: bool = True
-    statistics: Literal["kept", "received"] = "kept"
+    statistics: Literal["kept", "received", "left_out"] = "kept"
     warns: str = ""
 
 
@@ -113,6 +133,17 @@ TABLE = {
     "local_dp": Expectation(
         LocalDP(epsilon=2.0, length=0.1), ThreeValues(2.0, 0.1), random=True, statistics="received", warns="m * T"
     ),
+    "prune": Expectation(Prune(percentile=60), Pruned(60.0), random=False, warns=NO_GUARANTEE),
+    "top_k": Expectation(TopEntries(share=0.3), TopK(0.3), random=False, warns=NO_GUARANTEE),
+    "random_k": Expectation(RandomEntries(share=0.3), RandomK(0.3), random=False, warns=NO_GUARANTEE),
+    "sign": Expectation(Sign(), Signs(scaled=True), random=False, warns=NO_GUARANTEE),
+    "quantize": Expectation(Quantize(bits=4), Quantized(7), random=False, warns=NO_GUARANTEE),
+    "low_rank": Expectation(LowRankFactors(rank=3), LowRank(3), random=False, warns=NO_GUARANTEE),
+    "censor": Expectation(Censor(trials=2), OrthogonalDirection(), random=False, changes=False, warns=NO_GUARANTEE),
+    "share": Expectation(
+        Share(), Shared(buffers=False), random=False, changes=False, statistics="left_out", warns=NO_GUARANTEE
+    ),
+    "lora": Expectation(Lora(rank=2), Adapters(2), random=False, changes=False, warns=NO_GUARANTEE),
 }
 
 
@@ -153,6 +184,9 @@ class TestEveryDefense:
         for key, tensor in update.trainable.items():
             assert sent.trainable[key].shape == tensor.shape
             assert sent.trainable[key].dtype == tensor.dtype
+        if TABLE[name].statistics == "left_out":
+            assert not {**sent.buffers, **sent.counters}
+            return
         expected = update if TABLE[name].statistics == "kept" else model
         assert (sent.buffers.keys(), sent.counters.keys()) == (update.buffers.keys(), update.counters.keys())
         assert all(torch.equal(sent.buffers[key], expected.buffers[key]) for key in update.buffers)
@@ -207,7 +241,7 @@ class TestEveryDefense:
         assert sent[1].rounds == 1
         assert all(torch.equal(sent[0].trainable[key], again[0].trainable[key]) for key in net.parameters)
         assert all(bool(torch.isfinite(tensor).all()) for tensor in sent[0].trainable.values())
-        if not TABLE[name].defense.clips_per_example:
+        if not TABLE[name].defense.clips_per_example and type(TABLE[name].defense).gradient is Defense.gradient:
             clean, _ = client_step(net, batch, recipe)
             expected, _ = TABLE[name].defense.update(clean, net, ClientState(), draws.pop())
             assert all(torch.equal(sent[0].trainable[key], expected.trainable[key]) for key in clean.trainable)

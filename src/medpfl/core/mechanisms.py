@@ -7,6 +7,7 @@ understand a mechanism ignore it.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -88,3 +89,113 @@ class ThreeValues(Mechanism):
         True
         """
         return self.length * (math.exp(self.epsilon) + 2.0) / (2.0 * math.expm1(self.epsilon))
+
+
+Scope = Literal["tensor", "global"]
+"""Whether entries compete within their tensor or over all tensors."""
+
+
+@dataclass(frozen=True)
+class Pruned(Mechanism):
+    """Entries below this percentile of the magnitudes in their scope are zero, the others as they are."""
+
+    percentile: float
+    scope: Scope = "tensor"
+
+    def survivors(self, entries: int) -> int:
+        """How many of so many entries at least survive."""
+        return entries - math.ceil(self.percentile / 100 * (entries - 1))
+
+
+@dataclass(frozen=True)
+class TopK(Mechanism):
+    """The largest magnitudes in their scope are as they are, all others zero."""
+
+    share: float
+    scope: Scope = "tensor"
+
+    def survivors(self, entries: int) -> int:
+        """How many of so many entries survive."""
+        return math.ceil(self.share * entries)
+
+
+@dataclass(frozen=True)
+class RandomK(Mechanism):
+    """A share of each tensor's entries, drawn at random, survives; all others are zero.
+
+    unbiased: whether survivors are multiplied by entries / survivors.
+    """
+
+    share: float
+    unbiased: bool = True
+
+    def survivors(self, entries: int) -> int:
+        """How many of so many entries survive."""
+        return math.ceil(self.share * entries)
+
+    def factor(self, entries: int) -> float:
+        """What the survivors of so many entries were multiplied by."""
+        return entries / self.survivors(entries) if self.unbiased else 1.0
+
+
+@dataclass(frozen=True)
+class Signs(Mechanism):
+    """The sign of every entry, times the mean magnitude of its tensor if `scaled`."""
+
+    scaled: bool = True
+
+
+@dataclass(frozen=True)
+class Quantized(Mechanism):
+    """Entries of a block (a tensor without `block`) are whole multiples of a step, at most `levels` on either side.
+
+    The step is the block's largest magnitude (`scale: max`) or its norm over `levels`.
+    """
+
+    levels: int
+    scale: Literal["max", "norm"] = "max"
+    stochastic: bool = False
+    block: int | None = None
+
+
+@dataclass(frozen=True)
+class LowRank(Mechanism):
+    """Matrices (first axis x rest) are projected onto `rank` orthonormal columns where that saves enough."""
+
+    rank: int
+    minimum_ratio: float = 2.0
+
+    def applies(self, shape: Sequence[int]) -> bool:
+        """Whether a tensor of this shape is compressed: its entries over those of both factors exceed the ratio."""
+        if len(shape) < 2:
+            return False
+        rows, columns = shape[0], math.prod(shape[1:])
+        return rows * columns > self.minimum_ratio * self.rank * (rows + columns)
+
+
+@dataclass(frozen=True)
+class OrthogonalDirection(Mechanism):
+    """Every tensor of a gradient was replaced by a random one, orthogonal to it and of its norm."""
+
+
+@dataclass(frozen=True)
+class Shared(Mechanism):
+    """Only some tensors are sent: trainable ones like `only` (all if None), buffers and counters if `buffers`."""
+
+    buffers: bool
+    only: tuple[str, ...] | None = None
+    frozen: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Adapters(Mechanism):
+    """Layers are trained, and sent, as products of two factors of this rank that are added to frozen weights."""
+
+    rank: int
+
+
+@dataclass(frozen=True)
+class ErrorFeedback(Mechanism):
+    """Before `part`, what it left out in earlier rounds is added to the update."""
+
+    part: Mechanism

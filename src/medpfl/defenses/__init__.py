@@ -1,6 +1,7 @@
 """Defenses: one file each, registered by being imported here."""
 
 from medpfl.defenses.base import DEFENSES, Defense
+from medpfl.defenses.censor import Censor
 from medpfl.defenses.clip import Clip
 from medpfl.defenses.compose import Composition
 from medpfl.defenses.delta_bound import DeltaBound
@@ -11,12 +12,21 @@ from medpfl.defenses.gaussian import Gaussian
 from medpfl.defenses.group_norm import GroupNorm
 from medpfl.defenses.laplace import Laplace
 from medpfl.defenses.local_dp import LocalDP
+from medpfl.defenses.lora import Lora
+from medpfl.defenses.low_rank import LowRankFactors
 from medpfl.defenses.model_cloaking import ModelCloaking
 from medpfl.defenses.none import NoDefense
+from medpfl.defenses.prune import Prune
+from medpfl.defenses.quantize import Quantize
+from medpfl.defenses.random_k import RandomEntries
+from medpfl.defenses.share import Share
+from medpfl.defenses.sign import Sign
+from medpfl.defenses.top_k import TopEntries
 
 __all__ = [
     "DEFENSES",
     "DPSGD",
+    "Censor",
     "Clip",
     "Composition",
     "Defense",
@@ -27,6 +37,14 @@ __all__ = [
     "GroupNorm",
     "Laplace",
     "LocalDP",
+    "Lora",
+    "LowRankFactors",
     "ModelCloaking",
     "NoDefense",
+    "Prune",
+    "Quantize",
+    "RandomEntries",
+    "Share",
+    "Sign",
+    "TopEntries",
 ]

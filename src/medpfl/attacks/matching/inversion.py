@@ -142,6 +142,8 @@ def _invert(cases: Sequence[_Case], parts: Parts, settings: Inversion) -> list[R
         soft, searched = settings.labels == "soft", problem
         several = None if soft else [_arranged(case, problem, settings.labels) for case in cases]
         labels = None if several is None else torch.stack(several).to(problem.device)
+    if likely.evidence is not None:
+        searched = replace(searched, targets=likely.evidence)
     shape = (problem.copies * problem.examples, *model.image_shape)
     layout = Layout(shape, model.task.output_shape(model.image_shape) if soft else ())
     precondition, matrix_evaluations = curvature or (None, (0,) * len(cases))

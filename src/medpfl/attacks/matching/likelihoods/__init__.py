@@ -1,6 +1,6 @@
 """From what a defense does to what an adversary who knows it minimizes; one file per family of mechanisms."""
 
-from medpfl.attacks.matching.likelihoods import composed, noise
+from medpfl.attacks.matching.likelihoods import composed, intervals, low_rank, noise, orthogonal, rounds, signs
 from medpfl.attacks.matching.likelihoods.base import (
     Likelihood,
     NotCombined,
@@ -21,8 +21,13 @@ __all__ = [
     "defended",
     "even",
     "has_likelihood",
+    "intervals",
     "likelihood",
     "likelihood_of",
+    "low_rank",
     "noise",
+    "orthogonal",
+    "rounds",
+    "signs",
     "why_no_likelihood",
 ]

@@ -23,7 +23,8 @@ class View:
 
     names: the trainable tensors, in the order in which candidates' gradients and targets come. targets: (V, *shape) each
     for V victims, in the units of a gradient. model: what the first victim received. recipe: None where it is withheld.
-    examples: private images of a victim.
+    examples: private images of a victim. earlier: the targets of earlier rounds with the same model and images, the
+    first round first. feedback: whether a round gives back what the ones before it left out.
     """
 
     names: tuple[str, ...]
@@ -31,6 +32,8 @@ class View:
     model: GlobalModel
     recipe: Recipe | None
     examples: int = 1
+    earlier: tuple[tuple[Tensor, ...], ...] = ()
+    feedback: bool = False
 
     @property
     def unit(self) -> float:
@@ -57,6 +60,7 @@ class Likelihood:
     (gradients, targets) of all tensors -> gradients that would have been sent, differentiable in the gradients. weights:
     one per tensor of the view; 0 for tensors that say nothing, so that they are never computed. None for ones.
     survivors: the mechanism set some entries to zero after all noise, so an earlier part's distance counts the others.
+    evidence: what the distance gets in place of the targets, (V, ...) for each tensor, where it needs more than these.
     notes: what the attacker supposed, for the report.
     """
 
@@ -64,6 +68,7 @@ class Likelihood:
     transform: Transform | None = None
     weights: Tensor | None = None
     survivors: bool = False
+    evidence: tuple[Tensor, ...] | None = None
     notes: tuple[str, ...] = ()
 
     def matching(self) -> Distance:

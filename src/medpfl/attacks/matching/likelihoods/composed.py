@@ -31,7 +31,7 @@ def composed(mechanism: Composed, view: View) -> Likelihood:
     for part in _with_summed_noise(_flat(mechanism.parts)):
         one = likelihood(part, view)
         notes += one.notes
-        if one.survivors and noise.distance is not None:
+        if one.survivors and noise.distance is not None and noise.evidence is None:
             noise = replace(noise, distance=where_observed(noise.distance))
             continue
         if one.transform is not None and random is not None:
@@ -47,7 +47,7 @@ def composed(mechanism: Composed, view: View) -> Likelihood:
         else:
             left = left * one.tensor_weights(view.names)
     weights = left * noise.tensor_weights(view.names)
-    return Likelihood(noise.distance, chained(transforms), weights, notes=tuple(notes))
+    return Likelihood(noise.distance, chained(transforms), weights, evidence=noise.evidence, notes=tuple(notes))
 
 
 def _flat(parts: Sequence[Mechanism]) -> list[Mechanism]:
