@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ EVERY: dict[str, Compression] = {
 FEEDBACK = [name for name in EVERY if name != "sign-bare"]
 
 
+@cache
 def model() -> GlobalModel:
     """A net with a convolution, batch norm and a dense layer."""
     module = nn.Sequential(nn.Conv2d(1, 6, 5), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(6 * 16, 3))

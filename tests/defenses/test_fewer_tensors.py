@@ -68,7 +68,7 @@ class TestShare:
 
     def test_only_named_tensors_are_sent_and_all_are_trained(self) -> None:
         _, everything = sent(Share(), TRAINING, 4)
-        _, update = sent(Share(only=("7.*",)), TRAINING, 4)
+        _, update = sent(Share(tensors=("7.*",)), TRAINING, 4)
         assert list(update.trainable) == ["7.weight", "7.bias"]
         for name, tensor in update.trainable.items():
             assert torch.equal(tensor, everything.trainable[name])
@@ -83,10 +83,10 @@ class TestShare:
 
     def test_patterns_that_mean_nothing_are_refused(self) -> None:
         model, recipe = net(), Recipe()
-        assert not Share(only=("7.*",), frozen=("0.*",)).refusals(model, recipe)
-        assert "'head.*'" in Share(only=("head.*",)).refusals(model, recipe)[0]
+        assert not Share(tensors=("7.*",), frozen=("0.*",)).refusals(model, recipe)
+        assert "'head.*'" in Share(tensors=("head.*",)).refusals(model, recipe)[0]
         assert "nothing is left to train" in Share(frozen=("*",)).refusals(model, recipe)[0]
-        assert "all that would be sent is frozen" in Share(only=("7.*",), frozen=("7.*",)).refusals(model, recipe)[0]
+        assert "all that would be sent is frozen" in Share(tensors=("7.*",), frozen=("7.*",)).refusals(model, recipe)[0]
         frozen = Share(frozen=("0.*",))
         assert not frozen.refusals(frozen.model(model), recipe)
 

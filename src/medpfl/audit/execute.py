@@ -13,7 +13,7 @@ from medpfl.attacks.crafted import CraftedAttack
 from medpfl.audit.grid import Cell
 from medpfl.audit.materials import Materials
 from medpfl.audit.plan import Chunk, case_id
-from medpfl.audit.rounds import broadcast, client_round, followed, known_defense, known_recipe
+from medpfl.audit.rounds import broadcast, client_round, followed, known_defense, known_recipe, seen_model
 from medpfl.audit.rows import Case, Outcome, Row, case_rows, held_by
 from medpfl.core.devices import CPU, moved
 from medpfl.core.domain import (
@@ -73,7 +73,7 @@ def _observe(materials: Materials, cell: Cell, seed: int, victim: int, result: R
     """What the adversary sees of a round; granted knowledge that the attack does not read is left out."""
     assert result.update is not None  # the caller sees to that
     sent = broadcast(materials, cell, seed, victim)
-    model = sent.model(0)
+    model = seen_model(materials, cell, seed, victim)
     read, truth = cell.read, materials.everybody(cell, seed, victim, result.senders)
     images = moved(truth.images, materials.device)
     knowledge = Knowledge(

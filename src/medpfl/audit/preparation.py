@@ -15,7 +15,7 @@ from medpfl.audit.grid import Cell, cells, refusal
 from medpfl.audit.identity import identity
 from medpfl.audit.materials import Materials
 from medpfl.audit.plan import Chunk, Plan, chunks
-from medpfl.audit.rounds import known_defense, known_recipe
+from medpfl.audit.rounds import as_sent, known_defense, known_recipe
 from medpfl.audit.sizes import added_entries, bytes_per_added, round_bytes
 from medpfl.audit.spec import Spec
 from medpfl.audit.targets import why_no_masks
@@ -137,10 +137,11 @@ def _refused_by_model(cell: Cell, materials: Materials, seed: int) -> str | None
             f"{cell.attack.name} needs auxiliary images and '{cell.dataset.id}' leaves {len(owned.images)} of them: "
             "take fewer victims or a smaller batch, give more images, or grant another data entry as `auxiliary: ID`"
         )
-    reason = attack.why_not(model, known_recipe(cell), recipe.update, recipe.private_images * clients)
+    seen = as_sent(cell, model)
+    reason = attack.why_not(seen, known_recipe(cell), recipe.update, recipe.private_images * clients)
     known = known_defense(cell)
     if reason is None and known is not None:
-        reason = attack.why_not_against(known, model, known_recipe(cell), recipe.private_images * clients)
+        reason = attack.why_not_against(known, seen, known_recipe(cell), recipe.private_images * clients)
     if reason is None and "architecture" in attack.needs():
         reason = why_no_front(model)
     reason = reason or cell.guard.guard.why_not(model, recipe)

@@ -10,9 +10,9 @@ from medpfl.attacks.crafted import CraftedAttack, ServerView, beyond_capabilitie
 from medpfl.audit.grid import Cell
 from medpfl.audit.materials import Materials
 from medpfl.core.devices import moved
-from medpfl.core.domain import Batch, Broadcast, Knowledge, Recipe
+from medpfl.core.domain import Batch, Broadcast, GlobalModel, Knowledge, Recipe
 from medpfl.core.errors import AttackFailure
-from medpfl.core.mechanisms import Mechanism
+from medpfl.core.mechanisms import Mechanism, sent_names
 from medpfl.core.seeding import generator
 from medpfl.core.session import NO_SESSION, Session
 from medpfl.federation.rounds import RoundResult, followed_recipe, guarded_round
@@ -49,6 +49,18 @@ def broadcast(materials: Materials, cell: Cell, seed: int, victim: int, session:
         return sent
 
     return materials.latest("broadcast", (cell.id, seed, own), prepared)
+
+
+def seen_model(materials: Materials, cell: Cell, seed: int, victim: int) -> GlobalModel:
+    """The victim's model as the adversary takes it: tensors that clients do not send are constants."""
+    own = victim if cell.model.state == "untrained_per_victim" else None
+    model = broadcast(materials, cell, seed, victim).model(0)
+    return materials.latest("seen", (cell.id, seed, own), lambda: as_sent(cell, model))
+
+
+def as_sent(cell: Cell, model: GlobalModel) -> GlobalModel:
+    """The model with all that the cell's clients do not send as constants."""
+    return model.training_only(sent_names(cell.defense.defense.mechanism(), model.parameters))
 
 
 def known_recipe(cell: Cell) -> Recipe | None:

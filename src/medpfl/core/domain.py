@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
@@ -123,6 +123,14 @@ class GlobalModel:
     def parameter_count(self) -> int:
         """Number of trainable entries."""
         return sum(tensor.numel() for tensor in self.parameters.values())
+
+    def training_only(self, names: Collection[str]) -> GlobalModel:
+        """The same model with all trainable tensors but these as constants; itself where these are all."""
+        fixed = {name: tensor for name, tensor in self.parameters.items() if name not in names}
+        if not fixed:
+            return self
+        trained = {name: tensor for name, tensor in self.parameters.items() if name in names}
+        return replace(self, parameters=trained, constants={**self.constants, **fixed})
 
     def to(self, dtype: torch.dtype) -> GlobalModel:
         """The same model with trainable tensors, floating buffers and floating constants in another precision."""

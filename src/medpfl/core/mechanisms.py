@@ -7,8 +7,9 @@ understand a mechanism ignore it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Literal
 
 
@@ -180,11 +181,30 @@ class OrthogonalDirection(Mechanism):
 
 @dataclass(frozen=True)
 class Shared(Mechanism):
-    """Only some tensors are sent: trainable ones like `only` (all if None), buffers and counters if `buffers`."""
+    """Only some tensors are sent: trainable ones named like `tensors` (all if None), buffers and counters if `buffers`."""
 
     buffers: bool
-    only: tuple[str, ...] | None = None
+    tensors: tuple[str, ...] | None = None
     frozen: tuple[str, ...] = ()
+
+
+def sent_names(mechanism: Mechanism, names: Iterable[str]) -> list[str]:
+    """Which of these trainable tensors clients with such a defense send.
+
+    >>> sent_names(Shared(buffers=False, tensors=("fc.*",)), ["body.weight", "fc.weight"])
+    ['fc.weight']
+    """
+    if isinstance(mechanism, Composed):
+        for part in mechanism.parts:
+            names = sent_names(part, names)
+    if isinstance(mechanism, Shared) and mechanism.tensors is not None:
+        names = [name for name in names if named_like(name, mechanism.tensors)]
+    return list(names)
+
+
+def named_like(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a tensor's name fits one of the patterns."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -31,6 +32,8 @@ class Censor(Defense):
 
     The authors' code divides the projection by |g| in place of |g|^2, which is orthogonal only if |g| = 1.
     """
+
+    adaptive_attack: ClassVar[Mapping[str, Any]] = {"name": "gradinv", "distance": "likelihood"}
 
     trials: Annotated[int, Field(ge=1, description="random directions that are tried")] = 20
     step_size: Annotated[float, Field(gt=0, description="step after which the local loss is compared")] = 1e-4

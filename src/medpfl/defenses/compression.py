@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -32,6 +32,8 @@ class Compression(Defense):
     received model plus the message. Buffers and counters are sent as they are (`share` leaves them out). Over rounds
     the messages sum to the updates up to the last residual, so feedback delays leakage and does not prevent it.
     """
+
+    adaptive_attack: ClassVar[Mapping[str, Any]] = {"name": "gradinv", "distance": "likelihood"}
 
     error_feedback: Annotated[
         bool, Field(description="whether what a round leaves out is added to the client's next update")

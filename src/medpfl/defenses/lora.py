@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -32,6 +33,8 @@ class Lora(Defense):
     a whole. Norms, biases and all else are frozen. Layers that share tensors, grouped convolutions and others are left
     as they are, frozen.
     """
+
+    adaptive_attack: ClassVar[Mapping[str, Any]] = {"name": "gradinv"}
 
     rank: Annotated[int, Field(ge=1, description="rank of the factors")] = 4
     alpha: Annotated[float | None, Field(gt=0, description="scale times rank; by default the rank, so scale 1")] = None

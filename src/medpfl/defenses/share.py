@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import replace
-from fnmatch import fnmatchcase
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -13,7 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from medpfl.core.config import STRICT
 from medpfl.core.domain import ClientState, GlobalModel, Recipe, Update
-from medpfl.core.mechanisms import Mechanism, Shared
+from medpfl.core.mechanisms import Mechanism, Shared, named_like, sent_names
 from medpfl.defenses.base import DEFENSES, Defense
 
 
@@ -28,8 +27,10 @@ from medpfl.defenses.base import DEFENSES, Defense
 class Share(Defense):
     """Tensors are named by patterns such as `fc.*` or `*.bias`. Clients train all but frozen tensors, whatever they send."""
 
+    adaptive_attack: ClassVar[Mapping[str, Any]] = {"name": "gradinv"}
+
     buffers: Annotated[bool, Field(description="whether batch-norm buffers and counters are sent")] = False
-    only: Annotated[
+    tensors: Annotated[
         tuple[str, ...] | None, Field(description="patterns of the trainable tensors that are sent; by default all")
     ] = None
     frozen: Annotated[
@@ -38,37 +39,34 @@ class Share(Defense):
 
     def model(self, model: GlobalModel) -> GlobalModel:
         """The model with frozen tensors as constants."""
-        fixed = {name: tensor for name, tensor in model.parameters.items() if _like(name, self.frozen)}
-        trained = {name: tensor for name, tensor in model.parameters.items() if name not in fixed}
-        return replace(model, parameters=trained, constants={**model.constants, **fixed}) if fixed else model
+        return model.training_only([name for name in model.parameters if not named_like(name, self.frozen)])
 
     def update(
         self, update: Update, model: GlobalModel, state: ClientState, generator: torch.Generator
     ) -> tuple[Update, ClientState]:
         """The update with nothing in it but what is sent."""
-        if self.only is not None:
-            sent = {name: tensor for name, tensor in update.trainable.items() if _like(name, self.only)}
-            update = replace(update, trainable=sent)
+        sent = sent_names(self.mechanism(), update.trainable)
+        update = replace(update, trainable={name: update.trainable[name] for name in sent})
         return (update if self.buffers else replace(update, buffers={}, counters={})), state
 
     def mechanism(self) -> Mechanism:
         """What is sent."""
-        return Shared(self.buffers, self.only, self.frozen)
+        return Shared(self.buffers, self.tensors, self.frozen)
 
     def refusals(self, model: GlobalModel, recipe: Recipe) -> list[str]:
         """Patterns without a tensor, and nothing left to train or to send."""
         names = [*model.parameters, *model.constants]
         problems = [
             f"{key}: no trainable tensor of '{model.name}' is named like '{pattern}'; it has {', '.join(names[:6])}, ..."
-            for key, patterns in (("only", self.only or ()), ("frozen", self.frozen))
+            for key, patterns in (("tensors", self.tensors or ()), ("frozen", self.frozen))
             for pattern in patterns
-            if not any(fnmatchcase(name, pattern) for name in names)
+            if not any(named_like(name, [pattern]) for name in names)
         ]
-        trained = [name for name in model.parameters if not _like(name, self.frozen)]
+        trained = [name for name in model.parameters if not named_like(name, self.frozen)]
         if not trained:
             problems.append("frozen: nothing is left to train; name fewer tensors")
-        elif not problems and self.only is not None and not any(_like(name, self.only) for name in trained):
-            problems.append("only: all that would be sent is frozen; send a tensor that is trained")
+        elif not problems and self.tensors is not None and not sent_names(self.mechanism(), trained):
+            problems.append("tensors: all that would be sent is frozen; send a tensor that is trained")
         return problems
 
     def warnings(self) -> tuple[str, ...]:
@@ -77,7 +75,3 @@ class Share(Defense):
             "Sending fewer tensors bounds nothing about those that are sent: there is no formal guarantee, and what is "
             "measured holds for the audited attacks only",
         )
-
-
-def _like(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)

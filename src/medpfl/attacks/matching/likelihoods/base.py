@@ -14,7 +14,7 @@ from torch import Tensor
 
 from medpfl.attacks.matching.objectives import Distance, Transform, Transformed, squared_distance
 from medpfl.core.domain import GlobalModel, Recipe
-from medpfl.core.mechanisms import Mechanism, Unchanged
+from medpfl.core.mechanisms import Adapters, Mechanism, Shared, Unchanged
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,8 @@ def likelihood_of(kind: type[M]) -> Callable[[Callable[[M, View], Likelihood]], 
 
 
 def defended(mechanism: Mechanism | None) -> bool:
-    """Whether a defense is known that changes what is sent."""
-    return mechanism is not None and not isinstance(mechanism, Unchanged)
+    """Whether a defense is known that changes what is sent of the tensors that are sent."""
+    return mechanism is not None and not isinstance(mechanism, Unchanged | Shared | Adapters)
 
 
 def has_likelihood(mechanism: Mechanism) -> bool:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from medpfl.attacks.matching.likelihoods.base import Likelihood, View, even, likelihood_of
 from medpfl.attacks.matching.objectives import absolute_distance, squared_distance
-from medpfl.core.mechanisms import GaussianNoise, LaplaceNoise, Unchanged
+from medpfl.core.mechanisms import Adapters, GaussianNoise, LaplaceNoise, Mechanism, Shared, Unchanged
 
 
-@likelihood_of(Unchanged)
-def unchanged(_mechanism: Unchanged, _view: View) -> Likelihood:
-    """Nothing is added: the squared distance."""
+def unchanged(_mechanism: Mechanism, _view: View) -> Likelihood:
+    """What is sent is sent as it is: the squared distance."""
     return Likelihood()
+
+
+for exact in (Unchanged, Shared, Adapters):
+    likelihood_of(exact)(unchanged)
 
 
 @likelihood_of(LaplaceNoise)
