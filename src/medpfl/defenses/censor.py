@@ -35,6 +35,8 @@ class Censor(Defense):
 
     adaptive_attack: ClassVar[Mapping[str, Any]] = {"name": "gradinv", "distance": "likelihood"}
 
+    reads_images: ClassVar[bool] = True
+
     trials: Annotated[int, Field(ge=1, description="random directions that are tried")] = 20
     step_size: Annotated[float, Field(gt=0, description="step after which the local loss is compared")] = 1e-4
 

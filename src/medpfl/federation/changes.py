@@ -20,9 +20,9 @@ def sent_change(update: Update, before: Tensors) -> dict[str, Tensor]:
 
 def with_change(update: Update, before: Tensors, change: Tensors) -> Update:
     """The update that says to have changed `change` instead, in the precision that it had."""
-    added = {name: before[name].double() + tensor for name, tensor in change.items()}
-    tensors = added if update.kind == "weights" else change
-    return replace(update, trainable={name: tensor.to(update.trainable[name]) for name, tensor in tensors.items()})
+    if update.kind == "weights":
+        change = {name: before[name].double() + tensor for name, tensor in change.items()}
+    return replace(update, trainable={name: tensor.to(update.trainable[name]) for name, tensor in change.items()})
 
 
 def with_received_statistics(update: Update, model: GlobalModel) -> Update:
