@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 import torch
 from crafted_cases import CASES, Case, first_in_their_bin
-from crafted_rounds import Row, table
+from crafted_table import Row, table
 from tables import put, read_rows, write_rows
 from torch import Tensor
 

@@ -161,6 +161,15 @@ def test_any_model_takes_the_module(
     assert found.recovered >= alone(found) >= 4
 
 
+@pytest.mark.parametrize("channel", [Plain(), SecAggPlus(clients=2)], ids=["plain", "secagg"])
+def test_a_dozen_images_of_its_own_are_enough_to_find_the_sizes(channel: Channel, films: Dataset) -> None:
+    """A batch holds more images than the server owns, which plays rounds with mixtures of them."""
+    few = replace(films, images=films.images[: 12 + 32 * channel.client_count])
+    few = replace(few, targets=films.targets[: len(few.images)])
+    found = attacked(MedLeak(queries=1), few, 32, channel=channel)
+    assert found.recovered >= (1 - LOSS) * alone(found) >= 20
+
+
 def test_smoothed_bins_hold_equal_shares_of_images_that_were_not_seen(films: Dataset) -> None:
     """Half of the phantoms are the attacker's; the share alone among the others is near its closed form."""
     means = films.images.double().flatten(1).mean(dim=1)

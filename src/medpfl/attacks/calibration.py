@@ -203,14 +203,20 @@ def simulated(
 
 
 def drawn_batches(view: ServerView, auxiliary: Auxiliary, clients: int, generator: torch.Generator) -> list[Batch]:
-    """Auxiliary images for so many clients, each once as long as there are enough."""
+    """Images for so many clients: auxiliary ones, each once, and where these are too few mixtures of two of them.
+
+    A mixture has the first one's label. The same image twice would share its bin with itself in every round, so that
+    no size could be told from another.
+    """
     needed, owned = view.examples * clients, len(auxiliary.images)
-    rounds = -(-needed // owned)
-    places = torch.cat([torch.randperm(owned, generator=generator) for _ in range(rounds)])[:needed]
-    return [
-        Batch(auxiliary.images[part.to(auxiliary.images.device)], auxiliary.targets[part.to(auxiliary.targets.device)])
-        for part in torch.split(places, view.examples)
-    ]
+    places = torch.cat([torch.randperm(owned, generator=generator) for _ in range(-(-needed // owned))])[:needed]
+    images, targets = (one[places.to(one.device)] for one in (auxiliary.images, auxiliary.targets))
+    if needed > owned:
+        others = auxiliary.images[torch.randint(owned, (needed - owned,), generator=generator).to(images.device)]
+        shares = torch.rand((needed - owned, *[1] * (images.ndim - 1)), generator=generator).to(images)
+        images[owned:] = torch.lerp(images[owned:], others, shares)
+    parts = zip(torch.split(images, view.examples), torch.split(targets, view.examples), strict=True)
+    return [Batch(*part) for part in parts]
 
 
 def rounding_floor(steps: Tensor, counts: Tensor) -> float:
