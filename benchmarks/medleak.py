@@ -3,7 +3,7 @@
     python benchmarks/medleak.py --out docs/benchmarks                  # all parts
     python benchmarks/medleak.py --out docs/benchmarks --parts peeling  # one; rows that are not measured again are kept
 
-Parts: `bins` (how many images are alone in their bin, for two kinds of quantiles), `closed` (one query: what the
+Parts: `bins` (how many images are alone in their bin, for several ways to place bins, no rounds), `closed` (one query: what the
 read-out loses of them, per channel and body), `peeling` (several queries). A client takes one float32 SGD step and
 sends weights; the other clients got a dead module, so that only the module's tensors need to go through a channel.
 The server's images are half of the data without duplicates, the clients' the other half. Scales are calibrated by the
@@ -28,7 +28,7 @@ from medpfl.attacks.crafted import ServerView
 from medpfl.attacks.front import BIAS, WEIGHT
 from medpfl.attacks.medleak import MedLeak
 from medpfl.attacks.module_readout import ModuleGradient, read_module
-from medpfl.attacks.query_bins import QueryBins, query_bins
+from medpfl.attacks.query_bins import Pattern, Quantiles, QueryBins, query_bins
 from medpfl.core.domain import (
     Auxiliary,
     Batch,
@@ -56,6 +56,17 @@ CHANNELS: dict[str, Channel] = {
     "secure_sum": SecureSum(clients=CLIENTS),
     "secagg_plus": SecAggPlus(clients=CLIENTS),
 }
+BINS: dict[str, tuple[Pattern, Quantiles]] = {
+    "empirical": ("smooth", "empirical"),
+    "gaussian": ("smooth", "gaussian"),
+    "smoothed": ("smooth", "smoothed"),
+    "even, smoothed": ("even", "smoothed"),
+}
+"""Ways to place the bins of one query."""
+
+DIVISIONS_OF_BINS = 40
+"""Divisions in which only bins are counted, with ten batches each."""
+
 DIVISIONS = 2
 """Divisions of the data, each with a net and a module of its own; batches are spread over them."""
 
@@ -86,22 +97,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _bins(options: argparse.Namespace) -> Iterator[Row]:
-    """No rounds, only how images fall into bins that were made from others."""
+    """No rounds, only how images fall into bins that were made from others, in many divisions of the data."""
     divided = [(name, data, len(data) // 2) for name, data in sets(options.data)]
-    films = load_dataset(PhantomReader(kind="chest", count=12000, resolution=28), name="films", size=28, channels=1)
-    for name, data, owned in [*divided, ("chest phantoms", films, 10000)]:
-        order = torch.randperm(len(data), generator=generator("bins", name))
-        for quantiles in ("smoothed", "gaussian"):
+    if options.phantoms:
+        films = load_dataset(PhantomReader(kind="chest", count=12000, resolution=28), name="films", size=28, channels=1)
+        divided.append(("chest phantoms", films, 10000))
+    for name, data, owned in divided:
+        for setting, (pattern, quantiles) in BINS.items():
             for units in options.units:
-                images = data.images[order[:owned]]
-                bins = query_bins("smooth", 1, units, images, torch.Generator(), quantiles)  # type: ignore[arg-type]
-                for size in options.images:
-                    draws, rest = generator("draws", name, size), data.images[order[owned:]]
-                    batches = [rest[torch.randperm(len(rest), generator=draws)[:size]] for _ in range(200)]
-                    alone = [bins.alone(batch) for batch in batches]
-                    yield _row(
-                        "bins", name, [Round(one, one[:0], one, one[:0]) for one in alone], size, units, quantiles
-                    )
+                sizes = [size for size in options.images if key("bins", name, size, units, setting) not in options.have]
+                alone: dict[int, list[Tensor]] = {size: [] for size in sizes}
+                for seed in range(DIVISIONS_OF_BINS if sizes else 0):
+                    order = torch.randperm(len(data), generator=generator("bins", name, seed))
+                    draws = generator("query", name, seed)
+                    bins = query_bins(pattern, 1, units, data.images[order[:owned]], draws, quantiles)
+                    rest = data.images[order[owned:]]
+                    for size in sizes:
+                        draws = generator("draws", name, size, seed)
+                        batches = [rest[torch.randperm(len(rest), generator=draws)[:size]] for _ in range(10)]
+                        alone[size].append(torch.cat([bins.alone(batch) for batch in batches]))
+                for size, found in alone.items():
+                    rounds = [Round(one, one[:0].double(), one, one[:0]) for one in found]
+                    yield _row("bins", name, rounds, size, units, setting)
 
 
 def _closed(options: argparse.Namespace) -> Iterator[Row]:
@@ -136,6 +153,7 @@ def _peeling(options: argparse.Namespace) -> Iterator[Row]:
         *(("secagg_plus", size, "auto", "smooth", off_grid) for size in (64, 256) for off_grid in (False, True)),
         *(("plain", 256, count, "smooth", False) for count in (1, 2, 3, 4)),
         *(("plain", 256, 3, pattern, False) for pattern in ("random", "dct")),
+        ("plain", 256, 1, "even", False),
     ]
     for name, data in sets(options.data):
         for channel, size, queries, pattern, off_grid in cases:
@@ -229,7 +247,7 @@ def _share(options: argparse.Namespace) -> int:
 
 def _row(part: str, data: str, rounds: Sequence[Round], size: int, units: int, setting: str, **other: str) -> Row:
     came, alone = torch.cat([one.came for one in rounds]), torch.cat([one.alone for one in rounds])
-    places = torch.arange(len(rounds)).repeat_interleave(size)
+    places = torch.arange(len(rounds)).repeat_interleave(torch.tensor([len(one.came) for one in rounds]))
     found = success_rate(came.numpy(), places.numpy(), seed=0)
     psnr, near = torch.cat([one.psnr for one in rounds]), torch.cat([one.near for one in rounds])
     return Row(
@@ -267,6 +285,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=int,
         default=30,
         help="rounds per row, in two divisions of the data; a third where queries are given",
+    )
+    parser.add_argument(
+        "--phantoms", action=argparse.BooleanOptionalAction, default=True, help="in bins, drawn films too"
     )
     parser.add_argument("--missing", action="store_true", help="measure only what is not in the table yet")
     parser.add_argument("--threads", type=int, default=1)

@@ -10,6 +10,19 @@ from pathlib import Path
 Key = tuple[str, str, str, str, int, int, str, str]
 
 
+PLACED = ("empirical", "gaussian", "smoothed", "even, smoothed")
+"""Ways to place bins, in the order of the table's columns."""
+
+BINS_SAY = (
+    "One division tells little: the gap's standard deviation between divisions of ISIC is 0.02 at N = 256 and K = 512, and the",
+    "one division that this page had before was an unlucky one (-0.053). Quantiles as they are lose most where images are",
+    "fewer than units; smoothing takes away four fifths of that. Kernels of 0.3 to 2 times Silverman's width, of the width with the",
+    "largest leave-one-out likelihood, and mixtures with a normal distribution were tried on ISIC over 60 divisions and all lie",
+    "within 0.004 of each other: what is left is no matter of width. It is how ISIC's mean values lie (bins from the very",
+    "images that are attacked, smoothed alike, still lose 0.014), and other measures of the same images do not have it.",
+)
+
+
 @dataclass(frozen=True)
 class Row:
     """One setting over all its batches. Shares are of all private images, `of_alone` of those alone in their bin.
@@ -117,11 +130,15 @@ def _page(rows: Sequence[Row]) -> str:
             "",
             "## How many images are alone in their bin",
             "",
-            "Realized share over 200 batches less (1 - 1/K)^(N - 1), for bins from smoothed quantiles of the server's",
-            "images and from a normal distribution (the published recipe in our reading).",
+            "Realized share less (1 - 1/K)^(N - 1), with a 95% interval over 40 random divisions into the server's images and",
+            "others, of ten batches each. Bins of the mean value from quantiles of the server's images as they are, from a",
+            "normal distribution (the published recipe in our reading), from quantiles smoothed by normal kernels, and",
+            "smoothed ones of the evenest query: of mean value, colors, patterns and cosines the one under which the server's",
+            "own images share bins least (`patterns: even`).",
             "",
-            *_table(["data", "N", "K", "closed form", "smoothed", "normal"], _gaps(parts["bins"])),
+            *_table(["data", "N", "K", "closed form", "as they are", "normal", "smoothed", "smoothed, evenest query"], _gaps(parts["bins"])),
             "",
+            *BINS_SAY,
         ]
     )  # fmt: skip
 
@@ -146,16 +163,16 @@ def _gaps(rows: Sequence[Row]) -> list[list[object]]:
     for row in rows:
         together.setdefault((row.data, row.images, row.units), {})[row.setting] = row
     return [
-        [
-            *key,
-            f"{next(iter(found.values())).closed_form:.3f}",
-            *(
-                f"{found[name].alone - found[name].closed_form:+.3f}" if name in found else ""
-                for name in ("smoothed", "gaussian")
-            ),
-        ]
+        [*key, f"{next(iter(found.values())).closed_form:.3f}", *(_gap(found.get(name)) for name in PLACED)]
         for key, found in together.items()
     ]
+
+
+def _gap(row: Row | None) -> str:
+    if row is None:
+        return ""
+    low, high = (value - row.closed_form for value in (row.low, row.high))
+    return f"{row.alone - row.closed_form:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[object]]) -> list[str]:

@@ -47,13 +47,34 @@ def test_nearly_all_images_come_back_where_one_query_leaves_a_third_mixed(
     assert found.broadcast.secret["edges"].shape[0] > 1
 
 
-@pytest.mark.parametrize("patterns", ["smooth", "random", "dct"])
+@pytest.mark.parametrize("patterns", ["smooth", "even", "random", "dct"])
 def test_images_that_are_on_no_grid_of_pixel_values_come_back_under_all_patterns(patterns: Any, films: Dataset) -> None:
     """Resized there and back, so that no certificate can rest on 8 bits."""
     smaller = interpolate(films.images, size=(24, 24), mode="bilinear", antialias=True)
     resized = replace(films, images=interpolate(smaller, size=(28, 28), mode="bicubic").clamp(0, 1))
     found = attacked(MedLeak(bins=192, queries=3, patterns=patterns, scale=1e-4), resized, 80)
     assert found.recovered >= 0.95 * 80
+
+
+def test_where_mean_values_lie_in_clumps_the_evenest_query_spreads_images() -> None:
+    """Equal amounts are taken from one color and given to another, so that the mean values show three levels only."""
+    generator = torch.Generator().manual_seed(0)
+    images = 0.4 + 0.1 * torch.randint(3, (1200, 1, 1, 1), generator=generator).expand(-1, 3, 6, 6).clone()
+    moved = 0.3 * (torch.rand((1200, 6, 6), generator=generator) - torch.rand((1200, 1, 1), generator=generator))
+    images[:, 0] += moved
+    images[:, 2] -= moved
+    shares = {}
+    for pattern in ("smooth", "even"):
+        bins = query_bins(pattern, 1, 256, images[:600], generator)
+        parts = torch.split(images[600:], 100)
+        shares[pattern] = float(torch.stack([bins.alone(part) for part in parts]).double().mean())
+    assert shares["smooth"] < 0.2
+    assert shares["even"] == pytest.approx((1 - 1 / 256) ** 99, abs=0.06)
+
+
+def test_bins_of_unsmoothed_quantiles_hold_equal_numbers_of_the_images_they_are_from(films: Dataset) -> None:
+    bins = query_bins("smooth", 1, 16, films.images[:160], torch.Generator(), "empirical")
+    assert bins.counts(films.images[:160]).tolist() == [10] * 16
 
 
 @pytest.mark.parametrize("kind", ["gradient", "delta", "weights"])

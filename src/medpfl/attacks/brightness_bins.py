@@ -32,6 +32,16 @@ def gaussian_edges(values: Tensor, bins: int) -> Tensor:
     return edges
 
 
+def empirical_edges(values: Tensor, bins: int, first: float = BELOW_ALL) -> Tensor:
+    """Edges of bins of equal mass 1 / bins under the values themselves, interpolated; the `first` is below all images.
+
+    >>> empirical_edges(torch.tensor([0.25, 0.5, 0.75]), 2).tolist()
+    [-0.05, 0.5]
+    """
+    levels = torch.arange(1, bins, dtype=torch.float64) / bins
+    return torch.cat([torch.tensor([first], dtype=torch.float64), values.double().cpu().quantile(levels)])
+
+
 def smoothed_edges(values: Tensor, bins: int, first: float = BELOW_ALL) -> Tensor:
     """Edges of bins of equal mass 1 / bins under a smoothed distribution of the values; the `first` is below all images.
 

@@ -7,6 +7,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
+
+CELLS = 6
+"""Random values per axis that a smooth query runs through."""
+
+INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 QueryName = Literal["mean", "dct", "random"]
 
@@ -35,6 +41,20 @@ def linear_query(
     weights = weights - weights.mean()
     scaled: Tensor = weights / weights.norm()
     return scaled
+
+
+def smooth_query(image_shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Weights (D,), float64, that run smoothly through normal random values on a coarse grid, for each color its own."""
+    sides = [min(CELLS, side) for side in image_shape[1:]]
+    cells = torch.randn((1, image_shape[0], *sides), dtype=torch.float64, generator=generator)
+    mode = INTERPOLATION[len(image_shape) - 1]
+    return interpolate(cells, size=image_shape[1:], mode=mode, align_corners=True).flatten()
+
+
+def color_query(image_shape: tuple[int, ...], weights: Tensor) -> Tensor:
+    """The mean values of the colors (C,), weighed: (D,), float64."""
+    pixels = torch.Size(image_shape[1:]).numel()
+    return (weights.double() / pixels)[:, None].expand(-1, pixels).flatten()
 
 
 def query_values(images: Tensor, query: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from medpfl.attacks.front import BIAS, WEIGHT, dense_front_parameters, why_no_me
 from medpfl.attacks.leakage_module import LeakageModule
 from medpfl.attacks.module_readout import ModuleGradient, read_module, read_singles
 from medpfl.attacks.number_grid import HALF
-from medpfl.attacks.query_bins import QueryBins, fewest_of_best, peelable_shares, query_bins
+from medpfl.attacks.query_bins import Pattern, Quantiles, QueryBins, fewest_of_best, peelable_shares, query_bins
 from medpfl.attacks.several_steps import Steps, candidates, quiet, quiet_sizes, self_stopping
 from medpfl.attacks.sizes import GAIN, Sizes, called, most_rounds, sizes
 from medpfl.attacks.told import aggregation_note, recipe_note, told_recipe, with_fitted_aggregation
@@ -101,12 +101,15 @@ class MedLeak(CraftedAttack):
         Field(description="linear queries that share the units; auto: with as many as let most images be told apart"),
     ] = "auto"
     patterns: Annotated[
-        Literal["smooth", "random", "dct"],
-        Field(description="what queries weigh: the mean value and smooth random patterns, random values, or cosines"),
+        Pattern,
+        Field(
+            description="what queries weigh: the mean value and smooth random patterns; even: in place of the mean what "
+            "spreads auxiliary images most evenly; random values, or cosines"
+        ),
     ] = "smooth"
     quantiles: Annotated[
-        Literal["smoothed", "gaussian"],
-        Field(description="bins from the smoothed distribution of auxiliary brightness, or from a normal one"),
+        Quantiles,
+        Field(description="bins from the distribution of auxiliary brightness, smoothed or as it is, or a normal one"),
     ] = "smoothed"
     gain: Annotated[
         Literal["auto"] | Annotated[float, Field(gt=0)],

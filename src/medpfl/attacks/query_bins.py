@@ -9,19 +9,14 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from medpfl.attacks.bin_readout import between_neighbors
-from medpfl.attacks.brightness_bins import gaussian_edges, kernel_width, smoothed_edges
-from medpfl.attacks.linear_queries import DCT_MODE, below_all, linear_query, query_values
+from medpfl.attacks.brightness_bins import empirical_edges, gaussian_edges, kernel_width, smoothed_edges
+from medpfl.attacks.even_queries import evenest
+from medpfl.attacks.linear_queries import DCT_MODE, below_all, linear_query, query_values, smooth_query
 
-Pattern = Literal["smooth", "random", "dct"]
-Quantiles = Literal["smoothed", "gaussian"]
-
-CELLS = 6
-"""Random values per axis that a smooth pattern runs through."""
-
-INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
+Pattern = Literal["smooth", "even", "random", "dct"]
+Quantiles = Literal["smoothed", "empirical", "gaussian"]
 
 MOST_QUERIES = 6
 """Queries that are tried at most: with more the bins of each become so few that fewer images can be peeled."""
@@ -124,24 +119,30 @@ def query_bins(
 
     Every query is made uncorrelated on these images with those before it, so that images that share a bin in one
     rarely share one in another, and gets the length of the mean value's weights. quantiles: of the values' smoothed
-    distribution, or of a normal one.
+    distribution, of the values themselves, or of a normal distribution.
     """
-    rows, size = query_rows(pattern, count, images, generator), units // count
+    size = units // count
+    rows = query_rows(pattern, count, images, generator, size)
     columns = query_values(images, rows.T).T
     if quantiles == "gaussian":
         found = [gaussian_edges(values, size) for values in columns]
     else:
-        found = [smoothed_edges(values, size, below_all(row)) for values, row in zip(columns, rows, strict=True)]
+        edges = smoothed_edges if quantiles == "smoothed" else empirical_edges
+        found = [edges(values, size, below_all(row)) for values, row in zip(columns, rows, strict=True)]
     return QueryBins(rows, torch.stack(found).to(rows.device))
 
 
-def query_rows(pattern: Pattern, count: int, images: Tensor, generator: torch.Generator) -> Tensor:
-    """Weights (count, D): mean value and smooth random patterns; white random weights; or cosines of rising frequency."""
+def query_rows(pattern: Pattern, count: int, images: Tensor, generator: torch.Generator, bins: int) -> Tensor:
+    """Weights (count, D): mean value and smooth random patterns (`even`: in place of the mean what spreads the images
+    most evenly over so many bins); white random weights; or cosines of rising frequency.
+    """
     flat, shape = images.double().flatten(1), tuple(images.shape[1:])
     centered = flat - flat.mean(dim=0)
     rows = flat.new_zeros(0, flat.shape[1])
     for place in range(count):
-        row = _pattern(pattern, place, shape, generator).to(flat.device)
+        even = pattern == "even" and place == 0
+        row = evenest(images, bins, generator) if even else _pattern(pattern, place, shape, generator)
+        row = row.to(flat.device)
         known = centered @ rows.T
         row = row - torch.linalg.pinv(known) @ (centered @ row) @ rows
         rows = torch.cat([rows, (row / (row.norm() * len(row) ** 0.5))[None]])
@@ -210,8 +211,4 @@ def _pattern(pattern: Pattern, place: int, shape: tuple[int, ...], generator: to
         return linear_query("dct", shape, generator, mode=DCT_MODE + place)
     if place == 0:
         return linear_query("mean", shape, generator)
-    cells = torch.randn(
-        (1, shape[0], *(min(CELLS, side) for side in shape[1:])), dtype=torch.float64, generator=generator
-    )
-    mode = INTERPOLATION[len(shape) - 1]
-    return interpolate(cells, size=shape[1:], mode=mode, align_corners=True).flatten()
+    return smooth_query(shape, generator)
