@@ -197,6 +197,6 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
             time.sleep(0.05)
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=220, check=False)
     assert finished.returncode == 0, finished.stderr
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")

@@ -70,7 +70,7 @@ def write_tables(store: Store, spec: Spec) -> Tables:
     marks = _marks(changes)
     rows = [{**row, **marks.get(row["cell"], {})} for row in store.results()]
     frame = pd.DataFrame(rows, columns=RESULT_COLUMNS) if rows else pd.DataFrame(columns=list(RESULT_COLUMNS))
-    write_atomically(store.folder / "results.csv", _csv(rows, RESULT_COLUMNS))
+    write_atomically(store.folder / "results.csv", csv_bytes(rows, RESULT_COLUMNS))
     guarantees = (store.get("guarantees") or {}).get("cells", {})
     measured = utility_summary(store, spec)
     prices = utility_columns(measured)
@@ -83,7 +83,7 @@ def write_tables(store: Store, spec: Spec) -> Tables:
         }
         for row in _cell_rows(store, spec, frame)
     ]
-    write_atomically(store.folder / "cells.csv", _csv(cells, CELL_COLUMNS))
+    write_atomically(store.folder / "cells.csv", csv_bytes(cells, CELL_COLUMNS))
     own = [cell for cell in cells if not is_extra(cell["cell"])]
     found = diagnosis(changes, {cell["cell"]: cell for cell in cells}, frame) if changes else []
     summary = {**_summary(store, spec, own, rows, measured), "diagnosis": found, "utility": measured}
@@ -103,7 +103,8 @@ def _marks(changes: Sequence[Mapping[str, str]]) -> dict[str, dict[str, str]]:
     return found
 
 
-def _csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> bytes:
+def csv_bytes(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> bytes:
+    """A table as CSV, stamped with the schema."""
     stamped = [{**row, "schema": SCHEMA} for row in rows]
     table = pd.DataFrame(
         [{column: _text(row.get(column)) for column in columns} for row in stamped],

@@ -177,6 +177,36 @@ def apply_state(model: GlobalModel, tensors: Tensors, source: str) -> GlobalMode
     )
 
 
+def matched_state(model: GlobalModel, tensors: Tensors, source: str) -> dict[str, Tensor]:
+    """These tensors under the model's names; some may be missing. `source` names them in errors.
+
+    Arrays that are numbered instead of named (`0`, `1`, ...), as lists of NumPy arrays are sent, are taken in the order
+    of the model's state dict; then all must be there. Raises `ModelError` for names and shapes that the model does not
+    have.
+    """
+    expected = _state_names(model)
+    if tensors and all(name.isdecimal() for name in tensors):
+        order = [name for name in model.module.state_dict() if name in expected]
+        if len(order) != len(tensors):
+            raise ModelError(
+                f"{source} holds {len(tensors)} numbered arrays, but model '{model.name}' has {len(order)} tensors: "
+                "record arrays by name (the state dict), or name the model that they belong to"
+            )
+        tensors = {order[int(name)]: tensor for name, tensor in tensors.items() if int(name) < len(order)}
+    found = _canonical(tensors, model, expected, source)
+    for name, tensor in found.items():
+        if name not in expected:
+            raise ModelError(
+                f"{source}: model '{model.name}' has no tensor '{name}': name the model that it belongs to"
+            )
+        if tensor.shape != expected[name].shape:
+            raise ModelError(
+                f"{source}: '{name}' is {tuple(tensor.shape)} there and {tuple(expected[name].shape)} in model "
+                f"'{model.name}': name the model that it belongs to, with the same channels and classes"
+            )
+    return found
+
+
 def _state_names(model: GlobalModel) -> dict[str, Tensor]:
     """What belongs in the model's state dict, frozen parameters included."""
     kept = set(model.module.state_dict(keep_vars=True))

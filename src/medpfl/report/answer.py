@@ -12,6 +12,7 @@ LEVEL_NAMES: dict[Level, str] = {
     "closer": "More than the null baselines",
     "null_level": "Not beyond the null baselines",
     "unjudged": "Cannot be judged",
+    "unscored": "No ground truth, no scores",
     "blocked": "Stopped by a guard",
     "nothing": "Nothing measured",
 }
@@ -28,6 +29,11 @@ def overall(found: tuple[DatasetOutcome, ...]) -> str:
             "This says nothing about what could be reconstructed."
         )
     judged = [outcome for outcome in found if outcome.strongest is not None]
+    if not judged and any(outcome.level == "unscored" for outcome in found):
+        return (
+            "No score is claimed: nobody gave the private images. Below stand the pictures that attacks made of the "
+            "updates, and how well each explains its update. Whoever owns the images can compare them."
+        )
     if not judged:
         return "Nothing can be said about a real adversary yet: no attack without oracle knowledge finished."
     given = [outcome.dataset for outcome in judged if outcome.level == "reconstructed"]
@@ -77,6 +83,12 @@ def headline(outcome: DatasetOutcome) -> str:
 
 def _headline_without_result(outcome: DatasetOutcome) -> str:
     cells = outcome.cells
+    if outcome.level == "unscored":
+        came = sum(any(result.reconstruction_image for result in cell.results) for cell in cells)
+        return (
+            f"Pictures came back in {came} of {count(len(cells), 'cell')}. Without ground truth nobody can say from this "
+            "page whether they show patients; a picture that looks like one should be taken as one."
+        )
     if cells and all(cell.refused for cell in cells):
         return "Every combination was refused before anything was computed, so nothing is known."
     if outcome.strongest_oracle is not None:

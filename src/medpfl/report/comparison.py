@@ -10,7 +10,7 @@ from medpfl.metrics.statistics import paired_difference
 from medpfl.report.settings import setting_key, varying_axes
 from medpfl.report.views import Audit, Cell, Measured
 
-Level = Literal["reconstructed", "closer", "null_level", "unjudged", "blocked", "nothing"]
+Level = Literal["reconstructed", "closer", "null_level", "unjudged", "unscored", "blocked", "nothing"]
 """How bad it is: from images given away, over traces of them, to nothing that could be measured."""
 
 
@@ -70,6 +70,8 @@ class DatasetOutcome:
         """The level of the strongest attack."""
         if self.strongest is not None:
             return level(self.strongest)
+        if any(cell.unscored for cell in self.cells):
+            return "unscored"
         return "blocked" if any(cell.blocked for cell in self.cells) else "nothing"
 
 

@@ -67,7 +67,7 @@ def columns(threshold: float) -> tuple[float, ...]:
 
 def panels(cells: Sequence[Cell], threshold: float) -> tuple[Panel, ...]:
     """Small multiples of one data set: a panel per setting; too many lines are split by attack, then into parts."""
-    drawn = [cell for cell in cells if cell.results and not cell.refused]
+    drawn = [cell for cell in cells if cell.results and not cell.refused and not cell.unscored]
     found: list[Panel] = []
     for group in _grouped(drawn, settings.setting_key):
         varying = settings.varying_axes(drawn)

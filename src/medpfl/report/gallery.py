@@ -105,12 +105,16 @@ def gallery(cells: Sequence[Cell], folder: Path, budget: int = BUDGET) -> Galler
 
 
 def chosen_victims(cell: Cell) -> tuple[Exhibit, ...]:
-    """The best, median and worst finished victim of a cell by mean SSIM; fewer where there are fewer victims."""
+    """The best, median and worst finished victim of a cell by mean SSIM; fewer where there are fewer victims.
+
+    Without ground truth by the attack's own objective, the lowest first; victims for whom nothing came back are left out.
+    """
     victims: dict[str, list[ImageResult]] = {}
     for result in cell.results:
-        if result.finished and result.ssim is not None:
+        shown = bool(result.reconstruction_image) if cell.unscored else result.ssim is not None
+        if result.finished and shown:
             victims.setdefault(result.case, []).append(result)
-    ranked = sorted(victims.values(), key=_quality, reverse=True)
+    ranked = sorted(victims.values(), key=_explained if cell.unscored else _quality, reverse=True)
     if not ranked:
         return ()
     if len(ranked) == 1:
@@ -173,6 +177,12 @@ def _filled(exhibit: Exhibit, folder: Path, budget: int) -> tuple[Exhibit, int, 
         )
     more = len(exhibit.results) - len(pairs)
     return replace(exhibit, pairs=tuple(pairs), more=more), spent, left_out
+
+
+def _explained(results: Sequence[ImageResult]) -> tuple[float, float]:
+    """The lower the objective, the better; victims of attacks without one come last."""
+    found = results[0].objective
+    return (float("-inf"), 0.0) if found is None else (-found, 0.0)
 
 
 def _quality(results: Sequence[ImageResult]) -> tuple[float, float]:

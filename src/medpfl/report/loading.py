@@ -126,6 +126,7 @@ def _image_result(row: Row) -> ImageResult:
         evaluations=number(row.get("gradient_evaluations")),
         seconds=number(row.get("seconds")),
         stop_reason=row.get("stop_reason", ""),
+        objective=number(row.get("objective")),
         truth_image=row.get("truth_image", ""),
         reconstruction_image=row.get("reconstruction_image", ""),
         truth_mask=row.get("truth_mask", ""),

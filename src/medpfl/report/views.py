@@ -72,6 +72,7 @@ class ImageResult:
     evaluations: float | None = None
     seconds: float | None = None
     stop_reason: str = ""
+    objective: float | None = None
     truth_image: str = ""
     reconstruction_image: str = ""
     truth_mask: str = ""
@@ -133,6 +134,13 @@ class Cell:
     def told(self) -> tuple[str, ...]:
         """What a malicious server told clients beside the model, as the first case that says so has it."""
         return next((result.told for result in self.results if result.told), ())
+
+    @property
+    def unscored(self) -> bool:
+        """Whether attacks finished but nobody knows the private images: a replay without ground truth."""
+        return any(result.finished for result in self.results) and all(
+            result.ssim is None for result in self.results if result.finished
+        )
 
     @property
     def dataset(self) -> str:

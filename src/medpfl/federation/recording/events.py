@@ -17,6 +17,9 @@ from medpfl.core.domain import UpdateKind
 FORMAT = 1
 """Version of the recording's format."""
 
+ORDER = "medpfl_order"
+"""Key in a file's metadata: names of its tensors in the order of the model, which safetensors does not keep."""
+
 Kind = Literal["begun", "sent", "received", "failed", "stopped"]
 
 

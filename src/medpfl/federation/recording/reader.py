@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +15,7 @@ from safetensors.torch import load
 
 from medpfl.core.domain import Tensors, UpdateKind
 from medpfl.core.errors import DataError
-from medpfl.federation.recording.events import About, Event, parse_line
+from medpfl.federation.recording.events import ORDER, About, Event, parse_line
 from medpfl.federation.recording.storage import FolderStorage, Storage
 
 
@@ -42,9 +43,12 @@ class Recorded:
         if hashlib.sha256(content).hexdigest() != self.sha256:
             raise DataError(f"recording: '{self.file}' is not what was recorded (its digest differs): copy it again")
         try:
-            return dict(load(content))
+            tensors = load(content)
         except SafetensorError as error:
             raise DataError(f"recording: '{self.file}' cannot be read ({error})") from None
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        order = json.loads(header.get("__metadata__", {}).get(ORDER, "[]"))
+        return {name: tensors[name] for name in dict.fromkeys([*order, *tensors]) if name in tensors}
 
 
 @dataclass(frozen=True)

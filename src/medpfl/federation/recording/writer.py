@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import re
 import time
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from medpfl.core.domain import UpdateKind
 from medpfl.core.errors import DataError, StoreError
-from medpfl.federation.recording.events import About, Event, Kind
+from medpfl.federation.recording.events import ORDER, About, Event, Kind
 from medpfl.federation.recording.storage import FolderStorage, Storage
 
 Arrays = Mapping[str, Any]
@@ -157,7 +158,7 @@ def _serialized(tensors: Arrays) -> bytes:
     """The tensors as safetensors. Raises DataError for what it cannot hold."""
     held = {str(name): _tensor(str(name), value) for name, value in tensors.items()}
     try:
-        content: bytes = save(held)
+        content: bytes = save(held, metadata={ORDER: json.dumps(list(held))})
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise DataError(f"the tensors cannot be recorded ({str(error).splitlines()[0]})") from None
     return content

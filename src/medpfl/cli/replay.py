@@ -1,0 +1,176 @@
+"""`medpfl replay RECORDING`: attacks what a real federation sent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from medpfl.cli.progress import progress
+from medpfl.cli.texts import printable, wide_console
+from medpfl.core.errors import DataError, SpecError, suggestion
+
+EXIT_FAILED_CASES = 3
+
+
+def register(app: typer.Typer) -> None:
+    """Adds `replay`."""
+    app.command("replay")(replay)
+
+
+def replay(
+    recording: Annotated[Path, typer.Argument(metavar="RECORDING", help="folder of a recorder", show_default=False)],
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|FACTORY", help="the model that was trained (`medpfl list models`, or package.module:callable)"
+        ),
+    ],
+    truth: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="for those who own it: CLIENT.npz with images and labels; without it no scores"
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="output folder; default out/replay/RECORDING")] = None,
+    attack: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="attack, or {name: gradinv, iterations: 500}; may be repeated; default: four"
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="YAML", help="how clients train, e.g. '{batch_size: 8, local_steps: 4, learning_rate: 0.01}'"
+        ),
+    ] = None,
+    pool: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="images of the attacker's own: half auxiliary knowledge, half null baselines"
+        ),
+    ] = None,
+    round: Annotated[list[int] | None, typer.Option(help="only this round; may be repeated")] = None,
+    client: Annotated[list[str] | None, typer.Option(help="only this client; may be repeated")] = None,
+    examples: Annotated[int | None, typer.Option(min=1, help="images of an update that does not say how many")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="pixels per axis; default: what fits the tensors")] = None,
+    channels: Annotated[int | None, typer.Option(min=1, help="channels; default: of the first convolution")] = None,
+    classes: Annotated[int | None, typer.Option(min=2, help="classes; default: the last layer's outputs")] = None,
+    task: Annotated[str | None, typer.Option(help="single_label, multi_label or segmentation")] = None,
+    key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="file with the 32 bytes that the recording is encrypted with")
+    ] = None,
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="SSIM from which an image counts as reconstructed")
+    ] = 0.9,
+    seed: Annotated[int, typer.Option(help="seed of the attacks")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="print summary.json instead of the table")] = False,
+) -> None:
+    """Attacks the updates of a recorded federation and writes the same tables and report as an audit.
+
+    Without --truth pictures and objectives are shown and no score is claimed. Run again it does what is left.
+
+    Exit codes: 0 all done, 2 input error, 3 finished with failed cases, 130 interrupted.
+
+    \b
+    Examples:
+      medpfl replay recording --model lenet_dlg
+      medpfl replay recording --model ours.models:make --truth truth --attack gradinv --round 1 --round 20
+    """
+    from medpfl.audit.replay import prepare_replay
+    from medpfl.audit.replay import replay as replayed
+    from medpfl.federation.recording import FolderStorage, read_recording
+    from medpfl.guards.vetting import TASKS
+    from medpfl.report import write_report
+
+    if task is not None and task not in TASKS:
+        raise SpecError(f"unknown task '{task}': {suggestion(task, TASKS)}")
+    name = recording.resolve().name
+    settings = prepare_replay(
+        "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name),
+        read_recording(FolderStorage(recording, _key(key))),
+        model,
+        attacks=[_plain(text, "--attack") for text in attack or ()],
+        recipe=None if recipe is None else _mapping(recipe, "--recipe"),
+        truth=truth,
+        pool=pool,
+        rounds=round or (),
+        clients=client or (),
+        examples=examples,
+        size=size,
+        channels=channels,
+        classes=classes,
+        task=task,
+        threshold=threshold,
+        seed=seed,
+        search_path=(Path.cwd(),),
+    )
+    folder = out or Path("out", "replay", name)
+    with progress(Console(stderr=True)) as display:
+        summary = replayed(settings, folder, display)
+    report = write_report(folder)
+    if as_json:
+        typer.echo((folder / "summary.json").read_text())
+    else:
+        console = wide_console()
+        console.print(_table(summary.cells, settings.truths is not None))
+        counts = summary.counts
+        console.print(f"{counts['done']} cases done, {counts['failed']} failed. Report: {report}", soft_wrap=True)
+    raise typer.Exit(EXIT_FAILED_CASES if summary.counts["failed"] else 0)
+
+
+def _key(path: Path | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"--key '{path}': cannot be read ({error.strerror or error})") from None
+
+
+def _plain(text: str, option: str) -> Any:
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise SpecError(
+            f"{option}: '{text}' is not YAML; write for instance '{{name: gradinv, iterations: 500}}'"
+        ) from None
+    if not isinstance(found, str | dict):
+        raise SpecError(f"{option}: expected a name or '{{name: ...}}', found {found!r}")
+    return found
+
+
+def _mapping(text: str, option: str) -> dict[str, Any]:
+    found = _plain(text, option)
+    if not isinstance(found, dict):
+        raise SpecError(f"{option}: expected '{{batch_size: 8, learning_rate: 0.01}}', found {found!r}")
+    return found
+
+
+def _table(cells: Any, scored: bool) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in (
+        "round",
+        "attack",
+        "updates",
+        "failed",
+        *(("ASR", "SSIM", "null", "PSNR dB", "null") if scored else ()),
+    ):
+        table.add_column(column, no_wrap=True)
+    for cell in cells:
+        fixed = [printable(str(cell["model"])), printable(str(cell["attack"]))]
+        if cell["status"] == "refused":
+            table.add_row(*fixed, "refused")
+            continue
+        numbers = [
+            "-" if (value := cell.get(key)) is None else f"{value:.{digits}f}"
+            for key, digits in (("asr", 2), ("ssim_mean", 2), ("null_nearest_ssim", 2), ("psnr_mean", 1), ("null_nearest_psnr", 1))
+        ]  # fmt: skip
+        table.add_row(*fixed, str(cell["victims"]), str(cell["failed"] or ""), *(numbers if scored else ()))
+    return table
