@@ -17,7 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from medpfl.cli import check, compare, export, init, listing, replay, show, vet
+from medpfl.cli import check, compare, export, filter_audit, init, listing, replay, show, vet
 from medpfl.cli.check import SpecPath
 from medpfl.cli.help import Command
 from medpfl.cli.progress import progress
@@ -242,7 +242,7 @@ def demo(
     raise typer.Exit(_audit(parse_spec(yaml.safe_load(text), base=Path.cwd()), out, workers, None, None, False))
 
 
-for module in (check, listing, init, show, compare, export, vet, replay):
+for module in (check, listing, init, show, compare, export, vet, filter_audit, replay):
     module.register(app)
 for command in app.registered_commands:
     command.cls = Command
