@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -54,7 +54,9 @@ class Stand(Defense):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Reader(Defense):
-    """Changes a step's gradient."""
+    """Changes a step's gradient, by what it sees of the images."""
+
+    reads_images: ClassVar[bool] = True
 
     def gradient(self, step: Step, generator: torch.Generator) -> Tensors:
         return {name: 3 * tensor for name, tensor in step.gradients.items()}

@@ -53,6 +53,16 @@ class DPSGD(PerExample):
                 "bound: .inf leaves nothing to calibrate noise to; use noise_multiplier: 0 or a finite bound"
             )
 
+    @classmethod
+    def of(cls, mechanism: ClippedSteps) -> DPSGD:
+        """The defense with this mechanism."""
+        return cls(
+            bound=mechanism.bound,
+            noise_multiplier=mechanism.noise_multiplier,
+            clipping="per_tensor" if mechanism.per_tensor else "flat",
+            sampling="poisson" if mechanism.sampled else "recipe",
+        )
+
     def steps(self, images: int, recipe: Recipe, generator: torch.Generator) -> Sequence[Tensor] | None:
         """Which images join each step: drawn anew for every step, none left out or kept for later."""
         if self.sampling == "recipe":

@@ -18,9 +18,6 @@ ACTS_ON = {
     "update": "the update after training",
 }
 
-IMAGE_READERS = ("soteria", "censor")
-"""Defenses that look at model and images again to choose what they change of a gradient."""
-
 IMAGE_MIXERS = ("mixup", "instahide")
 """Defenses that put one image into several training images."""
 
@@ -86,7 +83,7 @@ def _feedback_before_noise(parts: Sequence[Defense]) -> Iterator[str]:
 
 def _images_read_after_noise(parts: Sequence[Defense]) -> Iterator[str]:
     for place, part in enumerate(parts):
-        late = next((later for later in parts[place + 1 :] if registered_name(later) in IMAGE_READERS), None)
+        late = next((later for later in parts[place + 1 :] if later.reads_images), None)
         if part.clips_per_example and late is not None:
             first, second = registered_name(part), registered_name(late)
             yield (

@@ -175,7 +175,7 @@ def _candidate_update(
     if layers:
         _, found = forward_with_statistics(model, images, layers, batch_norm=problem.batch_norm)
     recipe = problem.simulate
-    update, _ = client_step(model, Batch(images, target), recipe, steps=problem.taken)
+    update, _ = client_step(model, Batch(images, target), recipe, hooks=problem.hooks, steps=problem.taken)
     if recipe.update == "gradient":
         return update.trainable, found
     factor = -1.0 / (recipe.learning_rate * problem.steps)

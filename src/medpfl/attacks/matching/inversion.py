@@ -18,6 +18,7 @@ from medpfl.attacks.matching.epochs import merged, spread
 from medpfl.attacks.matching.gradients import Layout, matching_objective, runs_batched, why_not_computable
 from medpfl.attacks.matching.initialization import GREY
 from medpfl.attacks.matching.likelihoods import Likelihood, NotCombined, View, defended, likelihood
+from medpfl.attacks.matching.likelihoods.clipping import inside_steps, only_scales
 from medpfl.attacks.matching.notes import matching_notes
 from medpfl.attacks.matching.objectives import (
     BY_LAYER,
@@ -38,6 +39,7 @@ from medpfl.attacks.matching.settings import Group, Inversion, Labels, SearchSet
 from medpfl.attacks.matching.statistics import StatisticsPrior, statistics_prior
 from medpfl.attacks.updates import settled_at_once, why_no_scale
 from medpfl.core.domain import Failure, Observation, Reconstruction
+from medpfl.core.mechanisms import Mechanism
 from medpfl.core.session import Session
 
 GIVEN_ERROR = "candidates were given the output error that the update shows"
@@ -85,7 +87,8 @@ def invert(
             results[place] = Failure(reason)
         else:
             simulated = observation.recipe is not None and not is_one_gradient(observation.recipe)
-            hidden = settings.distance == "likelihood" and defended(observation.knowledge.defense)
+            known_defense = observation.knowledge.defense if settings.distance == "likelihood" else None
+            hidden = defended(known_defense) and not only_scales(known_defense)
             error = None if not settings.known_error or simulated or hidden else output_error(observation)
             cases.append(_Case(place, observation, generator, inference, error, known))
     kinds = [[one for one in cases if (one.error is not None) == known] for known in (True, False)]
@@ -111,15 +114,22 @@ def _invert(cases: Sequence[_Case], parts: Parts, settings: Inversion) -> list[R
     """Cases that all show their output error, or all do not."""
     if cases[0].error is not None and settings.distance_with_error is not None:
         settings = replace(settings, distance=settings.distance_with_error)
-    simulated = settings.distance == "likelihood" and defended(cases[0].observation.knowledge.defense)
+    first = cases[0].observation
+    known = first.knowledge.defense if settings.distance == "likelihood" else None
+    if cases[0].error is not None and only_scales(known):
+        known = None
     problem = build_problem(
-        [case.observation for case in cases], settings.precision, settings.separate_epochs, simulated
+        [case.observation for case in cases],
+        settings.precision,
+        settings.separate_epochs,
+        defended(known),
+        inside_steps(known, first.recipe, first.examples),
     )
     if settings.largest_entries is not None:
         problem = replace(problem, targets=largest_entries(problem.targets, settings.largest_entries))
     model = problem.models[0]
     try:
-        likely = _likelihood(cases[0].observation, problem, settings)
+        likely = _likelihood(first, known, problem, settings)
     except NotCombined as refused:
         return [Failure(str(refused))] * len(cases)
     distance, plain = likely.matching(), likely.weights is None
@@ -184,7 +194,15 @@ def _invert(cases: Sequence[_Case], parts: Parts, settings: Inversion) -> list[R
         fixed = case.inference.labels if labels is None or errors is not None else labels[index].cpu()
         results.append(
             _reconstruction(
-                case, one, layout, problem, scale, error, fixed, settings.damping is None or curvature is not None
+                case,
+                one,
+                layout,
+                problem,
+                scale,
+                error,
+                fixed,
+                settings.damping is None or curvature is not None,
+                likely.notes,
             )
         )
     return results
@@ -211,12 +229,12 @@ def _weights(problem: Problem, settings: Inversion) -> Tensor:
     return weights * falling_weights(problem.names, settings.layer_decay).to(weights)
 
 
-def _likelihood(observation: Observation, problem: Problem, settings: Inversion) -> Likelihood:
+def _likelihood(observation: Observation, known: Mechanism | None, problem: Problem, settings: Inversion) -> Likelihood:
     """That of a known defense, or the distance by its name. Raises NotCombined."""
     if settings.distance != "likelihood":
         return Likelihood(DISTANCES[settings.distance])
     view = View(problem.names, problem.targets, observation.model, observation.recipe, observation.examples)
-    return likelihood(observation.knowledge.defense, view)
+    return likelihood(known, view)
 
 
 def _arranged(case: _Case, problem: Problem, kind: Labels) -> Tensor:
@@ -250,9 +268,10 @@ def _reconstruction(
     error: Tensor | None,
     fixed: Tensor | None,
     preconditioned: bool,
+    supposed: tuple[str, ...] = (),
 ) -> Reconstruction | Failure:
     """error: the output error that the labels follow from, where they were neither given nor searched. fixed: the
-    labels of all variables where they were given or inferred.
+    labels of all variables where they were given or inferred. supposed: what was supposed of a known defense.
     """
     if not found.objective < float("inf"):
         return Failure(f"none of {found.restarts} starts had a finite objective")
@@ -282,5 +301,10 @@ def _reconstruction(
         gradient_evaluations=found.evaluations * problem.steps,
         stop_reason=found.stop_reason,
         unclamped=images,
-        notes=(*case.inference.notes, *known, *matching_notes(case.observation, problem, found, target_square)),
+        notes=(
+            *case.inference.notes,
+            *known,
+            *supposed,
+            *matching_notes(case.observation, problem, found, target_square),
+        ),
     )

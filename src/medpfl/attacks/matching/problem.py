@@ -13,6 +13,7 @@ from torch import Tensor
 from medpfl.attacks.matching.epochs import epoch_orders
 from medpfl.attacks.updates import batch_norm_mode, change, gradient_view
 from medpfl.core.domain import GlobalModel, Observation, Recipe
+from medpfl.federation.hooks import NO_HOOKS, Hooks
 
 Precision = Literal["float32", "float64"]
 
@@ -35,6 +36,8 @@ class Problem:
     steps: int
     examples: int
     copies: int = 1
+    hooks: Hooks = NO_HOOKS
+    """What candidates' simulated local steps do beside the recipe."""
 
     @property
     def shared(self) -> bool:
@@ -66,18 +69,24 @@ class Problem:
 
 
 def build_problem(
-    observations: Sequence[Observation], precision: Precision, separate_epochs: bool = False, defended: bool = False
+    observations: Sequence[Observation],
+    precision: Precision,
+    separate_epochs: bool = False,
+    defended: bool = False,
+    hooks: Hooks = NO_HOOKS,
 ) -> Problem:
     """Stacks observations that share architecture, shapes, recipe and example count.
 
     separate_epochs: whether every epoch of a simulated client has images of its own. defended: a known defense is played
-    on what candidates would have sent, so their weight decay is simulated too where it is not theirs to subtract.
+    on what candidates would have sent, so their weight decay is simulated too where it is not theirs to subtract. hooks:
+    what a known defense does inside local steps, which are simulated for it.
     """
     first = observations[0]
     dtype = torch.float64 if precision == "float64" else torch.float32
     recipe = first.recipe
     decays = defended and recipe is not None and recipe.update != "gradient" and recipe.weight_decay > 0
-    simulate = recipe if recipe is not None and (decays or not is_one_gradient(recipe)) else None
+    played = decays or hooks is not NO_HOOKS
+    simulate = recipe if recipe is not None and (played or not is_one_gradient(recipe)) else None
     gradients = [gradient_view(one).tensors if simulate is None else _mean_step(one, simulate) for one in observations]
     names = tuple(first.update.trainable)
     return Problem(
@@ -89,6 +98,7 @@ def build_problem(
         steps=1 if simulate is None else simulate.local_steps * simulate.epochs,
         examples=first.examples,
         copies=simulate.epochs if separate_epochs and simulate is not None else 1,
+        hooks=hooks,
     )
 
 

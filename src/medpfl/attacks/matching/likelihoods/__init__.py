@@ -1,6 +1,16 @@
 """From what a defense does to what an adversary who knows it minimizes; one file per family of mechanisms."""
 
-from medpfl.attacks.matching.likelihoods import composed, intervals, low_rank, noise, orthogonal, rounds, signs
+from medpfl.attacks.matching.likelihoods import (
+    clipping,
+    composed,
+    intervals,
+    low_rank,
+    noise,
+    orthogonal,
+    rounds,
+    signs,
+    three_values,
+)
 from medpfl.attacks.matching.likelihoods.base import (
     Likelihood,
     NotCombined,
@@ -17,6 +27,7 @@ __all__ = [
     "Likelihood",
     "NotCombined",
     "View",
+    "clipping",
     "composed",
     "defended",
     "even",
@@ -29,5 +40,6 @@ __all__ = [
     "orthogonal",
     "rounds",
     "signs",
+    "three_values",
     "why_no_likelihood",
 ]
