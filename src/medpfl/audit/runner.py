@@ -14,6 +14,7 @@ from medpfl.audit.context import describe
 from medpfl.audit.guarantees import keep_guarantees
 from medpfl.audit.plan import Chunk, Plan, cores, make_plan
 from medpfl.audit.preparation import prepare
+from medpfl.audit.prices import Frontier
 from medpfl.audit.registration import kept_plan, register, still_diagnosed, still_measured
 from medpfl.audit.sizes import fitting_workers
 from medpfl.audit.spec import Spec
@@ -62,7 +63,8 @@ class AuditSummary:
     """What became of an audit: its folder, counts of cases by status, its cells as in `cells.csv`, what was run now.
 
     `cells` are those of the grid. Those of the diagnosis are in `counts` only, and in what `diagnosis` says of each
-    cell of the grid (as in `summary.json`). `utility` is what `summary.json` says under that key, None if not measured.
+    cell of the grid (as in `summary.json`). `utility` is what `summary.json` says under that key, None if not
+    measured, and `frontiers` what defenses leave to attackers and cost.
     """
 
     folder: Path
@@ -71,6 +73,7 @@ class AuditSummary:
     computed: int
     diagnosis: tuple[dict[str, Any], ...] = ()
     utility: Mapping[str, Any] | None = None
+    frontiers: tuple[Frontier, ...] = ()
 
 
 def run_audit(
@@ -118,7 +121,9 @@ def _run(
         write_tables(store, spec)
         raise
     tables = write_tables(store, spec)
-    return AuditSummary(out, store.counts(), tables.cells, len(pending), tables.diagnosis, tables.utility)
+    return AuditSummary(
+        out, store.counts(), tables.cells, len(pending), tables.diagnosis, tables.utility, tables.frontiers
+    )
 
 
 def default_workers(plan: Plan, round_sizes: Iterable[int] = ()) -> int:

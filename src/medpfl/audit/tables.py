@@ -18,14 +18,17 @@ from medpfl.audit.diagnosis import is_extra
 from medpfl.audit.effects import diagnosis
 from medpfl.audit.entries import AXES
 from medpfl.audit.entry_parsing import DATA_PATHS
+from medpfl.audit.frontier import as_plain, frontiers
 from medpfl.audit.guarantees import GUARANTEE_COLUMNS
 from medpfl.audit.limits import all_satisfy
+from medpfl.audit.prices import Frontier
 from medpfl.audit.spec import Spec
 from medpfl.audit.store import SCHEMA, Store
 from medpfl.audit.utility_results import utility_columns, utility_summary
 from medpfl.core.files import write_atomically
 from medpfl.core.version import __version__
 from medpfl.metrics.cells import summarize_cell, supplement_cell
+from medpfl.metrics.gains import gain_intervals
 from medpfl.metrics.recovery import recovery_rates
 
 RESULT_COLUMNS = (
@@ -47,6 +50,7 @@ CELL_COLUMNS = (
     "recovered", "recovered_low", "recovered_high",
     *(f"null_{name}_recovered" for name in ("class_mean", "nearest", "noise")),
     *GUARANTEE_COLUMNS,
+    "gain_psnr_low", "gain_psnr_high", "gain_ssim_low", "gain_ssim_high",
     "schema",
 )  # fmt: skip
 
@@ -58,6 +62,7 @@ class Tables:
     cells: tuple[dict[str, Any], ...]
     diagnosis: tuple[dict[str, Any], ...]
     utility: Mapping[str, Any] | None = None
+    frontiers: tuple[Frontier, ...] = ()
 
 
 def write_tables(store: Store, spec: Spec) -> Tables:
@@ -86,9 +91,15 @@ def write_tables(store: Store, spec: Spec) -> Tables:
     write_atomically(store.folder / "cells.csv", csv_bytes(cells, CELL_COLUMNS))
     own = [cell for cell in cells if not is_extra(cell["cell"])]
     found = diagnosis(changes, {cell["cell"]: cell for cell in cells}, frame) if changes else []
-    summary = {**_summary(store, spec, own, rows, measured), "diagnosis": found, "utility": measured}
+    priced = frontiers(own, measured, spec.limit)
+    summary = {
+        **_summary(store, spec, own, rows, measured),
+        "diagnosis": found,
+        "utility": measured,
+        "frontiers": [as_plain(one) for one in priced],
+    }
     write_atomically(store.folder / "summary.json", json.dumps(summary, indent=2).encode())
-    return Tables(tuple(own), tuple(found), measured)
+    return Tables(tuple(own), tuple(found), measured, priced)
 
 
 def _marks(changes: Sequence[Mapping[str, str]]) -> dict[str, dict[str, str]]:
@@ -138,6 +149,7 @@ def _cell_rows(store: Store, spec: Spec, frame: pd.DataFrame) -> list[dict[str, 
             row |= summarize_cell(rows, threshold=spec.success_threshold, seed=0)
             row |= supplement_cell(rows, threshold=spec.success_threshold)
             row |= recovery_rates(rows, seed=0)
+            row |= gain_intervals(rows, seed=0)
             expected = victims.get(str(cell.columns["dataset"]), 0)
             if is_extra(cell.cell) and spec.diagnose is not None:
                 expected = min(expected, spec.diagnose.victims * len(spec.seeds))

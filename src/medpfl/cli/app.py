@@ -112,12 +112,15 @@ def _audit(spec: Any, out: Path, workers: int | None, device: str | None, fail_i
         _OUT.print(_cells_table(summary.cells))
         if summary.diagnosis:
             _OUT.print(_diagnosis_table(out))
+        for found in summary.frontiers:
+            _OUT.print(f"{found.dataset}, {found.model}, {found.recipe}: {found.advice}", soft_wrap=True, markup=False)
         counts = summary.counts
         _OUT.print(f"{counts['done']} cases done, {counts['failed']} failed. Report: {report}", soft_wrap=True)
     if condition is not None and any_satisfies(condition, summary.cells):
         _ERR.print(f"--fail-if holds: {condition}")
         return EXIT_FAIL_IF
-    return EXIT_FAILED_CASES if summary.counts["failed"] else 0
+    failed = summary.counts["failed"] or (summary.utility is not None and summary.utility["failed"])
+    return EXIT_FAILED_CASES if failed else 0
 
 
 def _report(out: Path) -> Path:
@@ -210,11 +213,16 @@ def report(
     without_images: Annotated[
         bool, typer.Option("--without-images", help="leave out all images and item names")
     ] = False,
+    limit: Limit = None,
 ) -> None:
-    """Writes report.html again from the tables in an output folder.
+    """Writes report.html again from the tables in an output folder, judged by another limit if one is given.
 
-    Example: medpfl report out/audit --without-images
+    \b
+    Examples:
+      medpfl report out/audit --without-images
+      medpfl report out/audit --limit "gain_psnr <= 0"
     """
+    from medpfl.audit.limits import parse_limit
     from medpfl.core.errors import StoreError
     from medpfl.report import write_report
 
@@ -222,7 +230,8 @@ def report(
         raise StoreError(
             f"{folder}: holds no audit results (no cells.csv); run `medpfl audit SPEC --out {folder}` first"
         )
-    _OUT.print(str(write_report(folder, images=not without_images)), soft_wrap=True)
+    judged = parse_limit(limit, "--limit") if limit is not None else None
+    _OUT.print(str(write_report(folder, images=not without_images, limit=judged)), soft_wrap=True)
 
 
 @app.command()

@@ -15,8 +15,9 @@ from rich.text import Text
 
 from medpfl.cli.texts import printable
 from medpfl.metrics.statistics import Interval, paired_difference
+from medpfl.report.formatting import decimals, interval
 from medpfl.report.loading import load_audit
-from medpfl.report.views import Audit, ImageResult
+from medpfl.report.views import Audit, ImageResult, Measured
 
 Key = tuple[str, str, str, int]
 Pair = tuple[ImageResult, ImageResult]
@@ -35,6 +36,16 @@ class CellDifference:
 
 
 @dataclass(frozen=True)
+class UtilityDifference:
+    """What a cell's model is worth in the first and in the second audit, with 95 % intervals; not paired."""
+
+    cell: str
+    measure: str
+    first: Measured
+    second: Measured
+
+
+@dataclass(frozen=True)
 class Comparison:
     """What two audits have in common and what differs. `not_comparable` has a reason for each cell."""
 
@@ -42,6 +53,7 @@ class Comparison:
     only_first: tuple[str, ...]
     only_second: tuple[str, ...]
     not_comparable: Mapping[str, str] = field(default_factory=dict)
+    utility: tuple[UtilityDifference, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -80,6 +92,8 @@ def compare(
         console.print(table)
     else:
         console.print(Text("The two audits have no comparable cell in common."))
+    if found.utility:
+        _print_utility(console, found.utility)
     for title, names in ((f"Only in {first}", found.only_first), (f"Only in {second}", found.only_second)):
         if names:
             console.print(Text(f"\n{printable(title)}:"))
@@ -121,12 +135,34 @@ def comparison(first: Audit, second: Audit) -> Comparison:
         if not audit.finished:
             warnings.append(f"the {which} audit is not finished")
     return Comparison(
+        utility=_utility(first, second),
         cells=tuple(cells),
         only_first=tuple(sorted(left.keys() - right.keys())),
         only_second=tuple(sorted(right.keys() - left.keys())),
         not_comparable=not_comparable,
         warnings=tuple(warnings),
     )
+
+
+def _utility(first: Audit, second: Audit) -> tuple[UtilityDifference, ...]:
+    """Cells whose utility both audits measured; the same federations give the same numbers."""
+    left = {cell.id: cell.utility for cell in first.cells}
+    return tuple(
+        UtilityDifference(cell.id, name.removeprefix("utility_"), left[cell.id][name], measured)
+        for cell in second.cells
+        for name, measured in cell.utility.items()
+        if name in left.get(cell.id, {})
+    )
+
+
+def _print_utility(console: Console, found: Sequence[UtilityDifference]) -> None:
+    console.print(Text("\nUtility of the models that are trained so, first and second"))
+    table = Table("cell", "measure", "first", "second", box=None, pad_edge=False)
+    for one in found:
+        shown = (f"{decimals(side.value, 3)} ({interval(side, 3)})" for side in (one.first, one.second))
+        texts = (printable(one.cell), one.measure.replace("_", " "), *shown)
+        table.add_row(*(Text(text, overflow="fold") for text in texts))
+    console.print(table)
 
 
 def _pairs(left: Sequence[ImageResult], right: Sequence[ImageResult]) -> list[Pair]:

@@ -61,6 +61,7 @@ def show(
         return
     console = Console(highlight=False)
     _print_case(console, rows)
+    _print_utility(console, folder, rows[0].get("cell", ""))
     if picture if picture is not None else console.is_terminal:
         painter = console if console.is_terminal else Console(force_terminal=True, color_system="truecolor")
         _print_pictures(painter, folder, rows)
@@ -143,6 +144,18 @@ def _print_case(console: Console, rows: Sequence[Row]) -> None:
             if row.get(name):
                 text = f"{row.get('position', '')} {name.replace('_', ' ')}: {printable(row[name])}"
                 console.print(Text(text), soft_wrap=True)
+
+
+def _print_utility(console: Console, folder: Path, cell: str) -> None:
+    """What a model is worth that is trained under the case's defense, where that was measured."""
+    row = next((row for row in read_table(folder / "cells.csv") if row.get("cell") == cell), {})
+    for name in ("balanced_accuracy", "auc"):
+        value, low, high = (row.get(f"utility_{name}{end}", "") for end in ("", "_low", "_high"))
+        if value:
+            text = (
+                f"utility of its setting, {name.replace('_', ' ')}: {_short(value)} ({_short(low)} to {_short(high)})"
+            )
+            console.print(Text(text))
 
 
 def _print_pictures(console: Console, folder: Path, rows: Sequence[Row]) -> None:

@@ -44,7 +44,7 @@ NULL_STYLES = {
     "noise": Style("#767676", (1, 3)),
 }
 
-_SETTINGS: dict[str, Any] = {
+SETTINGS: dict[str, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.family": "sans-serif",
@@ -53,11 +53,12 @@ _SETTINGS: dict[str, Any] = {
     "axes.spines.right": False,
     "path.simplify": True,
 }
+"""How figures are drawn, whatever the machine's own settings."""
 
 
 def success_svg(panel: Panel, threshold: float, prefix: str, description: str) -> str:
     """The curves of one panel as an SVG element whose ids start with `prefix`; `description` is its alt text."""
-    settings: Any = {**_SETTINGS, "svg.hashsalt": prefix}
+    settings: Any = {**SETTINGS, "svg.hashsalt": prefix}
     with rc_context(settings):
         figure = Figure(figsize=(5.2, 3.3), layout="constrained")
         FigureCanvasSVG(figure)
@@ -96,7 +97,7 @@ def success_svg(panel: Panel, threshold: float, prefix: str, description: str) -
         axes.grid(color="#dddddd", linewidth=0.6)
         stream = io.StringIO()
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return _embeddable(stream.getvalue(), prefix, description)
+    return embeddable(stream.getvalue(), prefix, description)
 
 
 def line_style(index: int) -> Style:
@@ -104,7 +105,7 @@ def line_style(index: int) -> Style:
     return LINE_STYLES[index % len(LINE_STYLES)]
 
 
-def _embeddable(svg: str, prefix: str, description: str) -> str:
+def embeddable(svg: str, prefix: str, description: str) -> str:
     """Drops what only a file of its own needs, and makes ids unique in the page."""
     svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

@@ -12,6 +12,8 @@ from typing import Any
 import pandas as pd
 
 from medpfl.attacks.told import TOLD
+from medpfl.audit.frontier import frontiers
+from medpfl.audit.limits import Limit, all_satisfy, parse_limit
 from medpfl.core.errors import StoreError
 from medpfl.report.guaranteed import Guaranteed
 from medpfl.report.views import AXES, NULLS, Audit, Cell, ImageResult, Measured, Null
@@ -22,8 +24,8 @@ UTILITY = ("utility_balanced_accuracy", "utility_auc")
 """Columns of `cells.csv` that say what a defense costs, where it was measured."""
 
 
-def load_audit(folder: Path) -> Audit:
-    """Everything that an output folder tells, finished or not.
+def load_audit(folder: Path, limit: Limit | None = None) -> Audit:
+    """Everything that an output folder tells, finished or not. limit: what it is judged by in place of the audit's own.
 
     Raises StoreError where the folder is missing, holds no results, or holds a file that cannot be read.
     """
@@ -43,7 +45,10 @@ def load_audit(folder: Path) -> Audit:
         )
         for extra in (False, True)
     )
-    limit = _mapping(summary.get("limit"))
+    stored = _mapping(summary.get("limit"))
+    text = _text(stored.get("text"))
+    wanted = limit if limit is not None else parse_limit(text, "summary.json, limit") if text else None
+    own = [row for row in rows if not row.get("diagnosis_of")]
     threshold = number(summary.get("threshold"))
     return Audit(
         name=_text(summary.get("name")) or folder.resolve().name,
@@ -53,8 +58,8 @@ def load_audit(folder: Path) -> Audit:
         created=_text(summary.get("created")),
         finished=boolean(summary.get("finished")) is True,
         threshold=0.9 if threshold is None else threshold,
-        limit_text=_text(limit.get("text")),
-        limit_holds=boolean(limit.get("holds")),
+        limit_text=text if limit is None else str(limit),
+        limit_holds=boolean(stored.get("holds")) if limit is None else all_satisfy(limit, own),
         counts=_counts(summary.get("counts")),
         seconds=number(summary.get("seconds")),
         data=_mappings(summary.get("data")),
@@ -65,6 +70,8 @@ def load_audit(folder: Path) -> Audit:
         hardware=_mapping(summary.get("hardware")),
         plan=_mapping(summary.get("plan")),
         spec_text=_read_text(folder / "spec.yaml"),
+        utility=_mapping(summary.get("utility")) or None,
+        frontiers=frontiers(rows, _mapping(summary.get("utility")) or None, wanted),
     )
 
 

@@ -14,8 +14,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from medpfl.audit.limits import Limit
 from medpfl.core.files import write_atomically
-from medpfl.report import answer, diagnosis_wording, formatting, guarantees, guards, settings, wording
+from medpfl.report import answer, diagnosis_wording, formatting, frontier, guarantees, guards, settings, wording
 from medpfl.report.comparison import outcomes
 from medpfl.report.curves import DECIBELS, Panel, columns, panels
 from medpfl.report.diagnosis import Diagnosis, diagnoses, pictured, scale
@@ -65,14 +66,15 @@ class ChartGroup:
     charts: tuple[Chart, ...]
 
 
-def write_report(folder: Path, *, images: bool = True) -> Path:
+def write_report(folder: Path, *, images: bool = True, limit: Limit | None = None) -> Path:
     """Writes `report.html` into the output folder of an audit, finished or not, and returns its path.
 
     Reads `results.csv`, `cells.csv`, `summary.json`, `spec.yaml` and the PNGs below `images/`, and nothing else. The
     file appears at once and complete, readable by its owner only. Without `images` it holds no image and no item name.
+    limit: what settings are judged by in place of the audit's own.
     Raises StoreError where the folder holds no results or cannot be read or written.
     """
-    audit = load_audit(folder)
+    audit = load_audit(folder, limit)
     path = folder / FILE_NAME
     write_atomically(path, render(audit if images else without_items(audit), folder, images=images).encode("utf-8"))
     return path
@@ -102,6 +104,9 @@ def render(audit: Audit, folder: Path, *, images: bool) -> str:
             gallery=gallery(audit.cells, folder) if images else None,
             opened={outcome.strongest.id for outcome in found if outcome.strongest is not None},
             guard_outcomes=guards.guard_outcomes(audit.cells),
+            prices=frontier.sections(audit),
+            trained_how=frontier.how_trained(audit.utility),
+            price_problems=frontier.problems(audit.utility),
             promises=guarantees.promises(audit.cells),
             beside_pictures=guards.beside_pictures(audit.cells),
             failures=failure_groups(audit.cells),

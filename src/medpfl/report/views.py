@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from medpfl.audit.prices import Frontier
 from medpfl.metrics.cells import supplement_cell
 from medpfl.report.guaranteed import Guaranteed
 
@@ -268,6 +269,8 @@ class Audit:
     hardware: Mapping[str, Any] = field(default_factory=dict)
     plan: Mapping[str, Any] = field(default_factory=dict)
     spec_text: str = ""
+    utility: Mapping[str, Any] | None = None
+    frontiers: tuple[Frontier, ...] = ()
 
     @property
     def datasets(self) -> tuple[str, ...]:
