@@ -72,11 +72,7 @@ def _measure(missing: list[Planned], rows: Path, data: Path | None, processes: i
 
 def _finish(one: Planned, rows: Path, data: Path | None) -> None:
     start = time.perf_counter()
-    try:
-        row = measured(one, data)
-    except Exception:
-        print(f"{one.run} broke down")
-        raise
+    row = measured(one, data)
     add_row(rows, row)
     looks = f"{row.structure}/{row.behavior}/{row.gate}"
     print(f"{row.run}: {looks}, recovered {row.recovered:.2f}, {time.perf_counter() - start:.1f} s", flush=True)

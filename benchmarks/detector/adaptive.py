@@ -12,15 +12,16 @@ from torch.nn import functional as F
 
 from detector.crafted import recovered_share
 from detector.data import drawn
-from detector.forms import TRICKS, Form
+from detector.forms import TRICKS, Form, OwnRows
 from detector.honest import Round, new_model
+from detector.own_rows import own_rows, read_own
 from medpfl.attacks.balance import balanced
 from medpfl.attacks.bin_readout import read_single_bins
 from medpfl.attacks.brightness_bins import smoothed_edges
 from medpfl.attacks.front import BIAS, SECOND_BIAS, SECOND_WEIGHT, WEIGHT, in_front
 from medpfl.attacks.linear_queries import below_all, linear_query
 from medpfl.attacks.updates import gradient_view
-from medpfl.core.domain import GlobalModel, Observation, Recipe, Tensors, Update
+from medpfl.core.domain import GlobalModel, Observation, Recipe, Update
 
 IMAGES = 32
 RECIPE = Recipe(update="delta", batch_size=IMAGES, learning_rate=0.1)
@@ -53,27 +54,31 @@ class AdaptiveRound:
     """What a client got, and what its server makes of the update."""
 
     round: Round
-    read: Callable[[Tensors], Tensor]
+    read: Callable[[Observation], Tensor]
     detail: str
 
     def recovered(self, update: Update) -> float:
         """Share of the client's images above 30 dB, one candidate each, as many candidates as images."""
         own = self.round
-        gradient = gradient_view(Observation(own.model, update, own.recipe, "malicious_server")).tensors
-        return recovered_share(own.batch.images, self.read(gradient))
+        observation = Observation(own.model, update, own.recipe, "malicious_server")
+        return recovered_share(own.batch.images, self.read(observation))
 
 
 def adaptive_round(
     trick: str, strength: float, data: str, folder: Path | None, generator: torch.Generator
 ) -> AdaptiveRound:
     """A body, a front and a client's images, all drawn from `generator`."""
-    draw = drawn(data, folder, IMAGES, generator)
+    draw, form = drawn(data, folder, IMAGES, generator), TRICKS[trick].form(strength)
+    if isinstance(form, OwnRows):
+        model, sent = own_rows(form, draw, RECIPE, generator)
+        return AdaptiveRound(Round(sent, draw.batch(draw.client), RECIPE, model), read_own, f"strength={strength:g}")
     body = BODIES[int(torch.randint(len(BODIES), (), generator=generator))]
     model = new_model(body, draw, generator)
     owned = draw.batch(draw.auxiliary).images
-    front = Front(TRICKS[trick].form(strength), tuple(model.image_shape), owned, generator)
+    front = Front(form, tuple(model.image_shape), owned, generator)
     sent = front.in_front_of(balanced(model, front.in_front_of, owned, RECIPE))
-    return AdaptiveRound(Round(sent, draw.batch(draw.client), RECIPE), front.read, f"body={body} strength={strength:g}")
+    own = Round(sent, draw.batch(draw.client), RECIPE, model)
+    return AdaptiveRound(own, front.read, f"body={body} strength={strength:g}")
 
 
 class Front:
@@ -106,8 +111,9 @@ class Front:
         kept = {name: tensor for name, tensor in whole.parameters.items() if name not in frozen}
         return replace(whole, parameters=kept, constants={**whole.constants, **frozen})
 
-    def read(self, gradient: Tensors) -> Tensor:
+    def read(self, observation: Observation) -> Tensor:
         """At most as many images as the client has, out of the gradient (float64) of the first dense layer."""
+        gradient = gradient_view(observation).tensors
         weight = gradient[WEIGHT]
         if self.mixing is not None:
             undone = self.mixing @ weight

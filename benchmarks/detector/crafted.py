@@ -159,7 +159,7 @@ def crafted_round(family: str, data: str, folder: Path | None, generator: torch.
     sent = broadcast.model(1 if chosen.dead else 0)
     told = " ".join(f"{name}={value}" for name, value in {**settings, "stage": stage, "body": body}.items())
     detail = f"{told} rate={rate:g} update={update}"
-    return CraftedRound(Round(sent, draw.batch(draw.client), recipe), attack, broadcast, view.clients, detail)
+    return CraftedRound(Round(sent, draw.batch(draw.client), recipe, model), attack, broadcast, view.clients, detail)
 
 
 def recovered_share(private: Tensor, found: Tensor, psnr: float = 30.0) -> float:

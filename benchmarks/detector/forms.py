@@ -37,17 +37,31 @@ class Form:
     mixed: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnRows:
+    """Traps in the first layer of a net that is dense first anyway.
+
+    share: of the units that are traps; the others stay as they were. shifted: rows are normal around a negative mean,
+    in place of thresholds. trained: the net is trained first, and its own rows get thresholds.
+    """
+
+    share: float = 1.0
+    shifted: bool = False
+    trained: bool = False
+
+
 @dataclass(frozen=True)
 class Trick:
-    """A way to hide, from weak to strong: what its strengths mean, and the front of each."""
+    """A way to hide, from weak to strong: what its strengths mean, and the front, or the own rows, of each."""
 
     strengths: Sequence[float]
     meaning: str
-    form: Callable[[float], Form]
+    form: Callable[[float], Form | OwnRows]
 
 
 DISGUISED = Form()
 POOLED = Form(pooled=True, scale=0.1)
+MIXED_ROWS = replace(POOLED, shuffled=False, mixed=True)
 
 TRICKS: dict[str, Trick] = {
     "plain": Trick((1,), "MedLeak's module as it is", lambda _: Form(shuffled=False)),
@@ -86,6 +100,24 @@ TRICKS: dict[str, Trick] = {
     "mixed_rows": Trick(
         (512, 256, 128, 64, 32),
         "bins among 512 units whose rows a frozen layer unmixes",
-        lambda units: replace(POOLED, shuffled=False, mixed=True, units=int(units), honest=512 - int(units)),
+        lambda units: replace(MIXED_ROWS, units=int(units), honest=512 - int(units)),
+    ),
+    "mixed_and_quiet": Trick(
+        (256, 128, 64, 32),
+        "the same with quiet noise of 3",
+        lambda units: replace(MIXED_ROWS, quiet=3.0, units=int(units), honest=512 - int(units)),
+    ),
+    "own_traps": Trick(
+        (1, 0.5, 0.25),
+        "traps by thresholds in a dense net's own layer: share of its units",
+        lambda share: OwnRows(share=share),
+    ),
+    "own_shifted": Trick(
+        (1, 0.5, 0.25), "the same by shifted rows: share of units", lambda share: OwnRows(share=share, shifted=True)
+    ),
+    "own_trained": Trick(
+        (1, 0.5, 0.25),
+        "thresholds for the rows of a trained net: share of units",
+        lambda share: OwnRows(share=share, trained=True),
     ),
 }

@@ -35,11 +35,15 @@ BATCHES = (8, 16, 32, 64)
 
 @dataclass(frozen=True)
 class Round:
-    """What one client has in one round: the model that came, its images, and how it trains."""
+    """What one client has in one round: the model that came, its images, and how it trains.
+
+    earlier: the honest model of the round before, as it was agreed on; None where the model that came is honest.
+    """
 
     model: GlobalModel
     batch: Batch
     recipe: Recipe
+    earlier: GlobalModel | None = None
 
 
 def honest_round(

@@ -10,13 +10,15 @@ from scipy.stats import binomtest
 
 from detector.nets import DENSE_FIRST
 from detector.rows import Row
-from detector.scores import thresholds
+from detector.scores import LIMITS
 
 LOOKS: Mapping[str, tuple[str, ...]] = {
     "tensors": ("structure",),
     "model at work": ("structure", "behavior"),
     "update": ("gate",),
     "all three": ("structure", "behavior", "gate"),
+    "and the agreed model": ("structure", "behavior", "gate", "agreed"),
+    "and a reference": ("structure", "behavior", "gate", "agreed", "reference"),
 }
 """What is looked at, and the prefixes of the scores that belong to it."""
 
@@ -24,11 +26,10 @@ SHARES = frozenset(
     {
         *("proportional_rows", "proportional_columns", "low_rank", "half_negative_rows", "copying_kernels", "excess"),
         *("equal_classes", "more_than_chance", "units_of_one_image", "sorted"),
+        *("replaced_tensor", "other_distribution"),
     }
 )
 """Scores between 0 and 1; the others are ratios, and compared as logarithms."""
-
-LIMITS = thresholds()
 
 
 @dataclass(frozen=True)

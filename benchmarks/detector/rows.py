@@ -14,7 +14,8 @@ class Row:
     """One run.
 
     run: its id. kind: `honest`, `crafted` or `adaptive`. group: architecture, attack family, or trick. body: the
-    architecture of the net. detail: what else was drawn. strength: how far a trick goes. structure, behavior, gate: verdicts with shipped thresholds.
+    architecture of the net. detail: what else was drawn. strength: how far a trick goes. structure, behavior, gate:
+    verdicts with shipped thresholds. agreed, reference: what the agreed model and a reference say beside them.
     recovered: share of the client's images that the server reads above 30 dB. times: seconds of vetting and of the gate.
     scores: every check's score, `name=value;...`.
     """
@@ -30,6 +31,8 @@ class Row:
     structure: str
     behavior: str
     gate: str
+    agreed: str
+    reference: str
     recovered: float
     times: str
     scores: str

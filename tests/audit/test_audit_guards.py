@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from medpfl.audit import parse_spec, run_audit
+from medpfl.audit.estimate import estimate
+from medpfl.audit.plan import Plan
+from medpfl.audit.preparation import prepare
 from medpfl.core.errors import SpecError
 
 FILMS = {
@@ -65,6 +68,8 @@ def test_a_withheld_round_leaves_blocked_rows_and_nothing_of_the_images(tmp_path
         assert "4 of 4 images come back" in row["verdict_reason"]
         assert "images" not in row["reason"]
     (cell,) = by_guard(tmp_path / "out", "cells.csv")["leakage_gate"]
+    assert cell["verdicts"] == "2 crafted"
+    assert by_guard(tmp_path / "out", "cells.csv")["none"][0]["verdicts"] == ""
     assert (cell["status"], cell["blocked"], cell["done"], cell["asr"]) == ("done", "8", "0", "0.0")
     pictures = {path.parts[-2] for path in (tmp_path / "out" / "images").rglob("*.png")}
     assert not any("leakage_gate" in str(path) for path in (tmp_path / "out" / "images").rglob("*.png")), pictures
@@ -109,6 +114,28 @@ def test_honest_bystanders_raise_no_alarm(tmp_path: Path) -> None:
     found = rows(tmp_path / "out")
     assert len(found) == 3 * 2 * 40 / 5
     assert {(row["status"], row["verdict"], row["others_withheld"]) for row in found} == {("done", "passed", "0")}
+
+
+def test_a_client_that_builds_the_agreed_model_finds_every_added_layer(tmp_path: Path) -> None:
+    guard = {"name": "vetting", "agreed_model": True}
+    for server, attack in ((SERVER, MEDLEAK), ("honest_server", {"name": "dlg", "iterations": 1, "restarts": 1})):
+        folder = tmp_path / str(attack["name"])
+        spec = plain(threat_models=[server], guards=[guard], attacks=[attack])
+        run_audit(parse_spec(spec, tmp_path), folder, workers=0)
+        found = rows(folder)
+        if server is SERVER:
+            assert {row["status"] for row in found} == {"blocked"}
+            assert all("does not fit model 'lenet_idlg'" in row["verdict_reason"] for row in found)
+        else:
+            assert {(row["status"], row["verdict"]) for row in found} == {("done", "passed")}
+
+
+def test_the_guards_time_is_in_the_estimate(tmp_path: Path) -> None:
+    spec = plain(guards=["none", "vetting"], channels=[{"name": "secure_sum", "clients": 4}])
+    prepared = prepare(parse_spec(spec, tmp_path), tmp_path / "cache", Plan())
+    without, guarded = estimate(prepared)
+    assert (without.cell.guard.id, guarded.cell.guard.id) == ("none", "vetting")
+    assert guarded.seconds > without.seconds + 2 * 4 * 0.005  # eight clients, none of them vetted in 5 ms
 
 
 def test_a_killed_audit_goes_on_where_guards_blocked(tmp_path: Path) -> None:

@@ -117,8 +117,8 @@ def test_what_is_no_checkpoint_is_refused_in_one_sentence(
 
 
 def test_missing_files_folders_and_numbers_that_are_not_finite_are_refused(medpfl: Command, tmp_path: Path) -> None:
-    medpfl("vet", tmp_path / "nowhere.pt").refused("nowhere.pt")
-    medpfl("vet", tmp_path).refused(tmp_path.name)
+    medpfl("vet", tmp_path / "nowhere.pt").refused("nowhere.pt' does not exist or is not a file")
+    medpfl("vet", tmp_path).refused(f"{tmp_path.name}' does not exist or is not a file")
     torch.save({"fc.weight": torch.full((2, 2), float("nan"))}, tmp_path / "nan.pt")
     medpfl("vet", tmp_path / "nan.pt").refused("nan.pt", "'fc.weight'", "not finite")
     torch.save({"steps": torch.tensor(1)}, tmp_path / "counter.pt")

@@ -126,6 +126,13 @@ def test_numbers_that_are_not_finite_are_never_sent(films: Dataset) -> None:
     assert (before.level, before.withholds) == ("unusable", True)
 
 
+def test_an_honest_training_that_diverges_is_unusable_and_not_crafted(films: Dataset) -> None:
+    guard = LeakageGate(withhold="crafted")
+    found = sent(guard, lenet(films), films, 16, learning_rate=1e4)
+    assert (found.level, found.withholds) == ("unusable", True)
+    assert "diverged" in found.reasons[0]
+
+
 def test_the_norm_bound_measures_what_is_sent(films: Dataset) -> None:
     recipe = {"update": "delta", "learning_rate": 0.1}
     batch = Batch(films.images[:8], films.targets[:8])

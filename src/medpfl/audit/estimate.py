@@ -16,11 +16,14 @@ from medpfl.audit.sizes import added_entries, round_bytes
 from medpfl.audit.targets import targets_of
 from medpfl.audit.trained_models import changed_by, model_kind, training_kind
 from medpfl.core.devices import moved, repeatable
-from medpfl.core.domain import Batch
+from medpfl.core.domain import Batch, Broadcast
 from medpfl.core.memory import peak_bytes
 from medpfl.core.seeding import content_hash
 from medpfl.federation.client import client_step
+from medpfl.federation.guarding import NO_GUARD, Guarding
+from medpfl.federation.rounds import guarded_round
 from medpfl.federation.training import train
+from medpfl.guards import NoGuard
 
 MATCHING_STEP = 3.0
 """Cost of one gradient evaluation of an attack in units of one client gradient (measured 2.7 to 3 in eager mode)."""
@@ -29,6 +32,10 @@ BATCHED_STEP = 1.0
 
 SECONDS_PER_ADDED = 1e-9
 """Time of a step per image and entry that a crafted model has more (measured 0.1 to 0.5 ns on one core)."""
+
+
+GUARDING_PER_ADDED = 1e-7
+"""Time that a guard takes per entry that a crafted model has more (measured 0.06 to 0.1 us each for vetting, half of it for the gate)."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ class CellEstimate:
 def estimate(prepared: Prepared) -> list[CellEstimate]:
     """Times one client gradient per model and multiplies by the attacks' budgets. Attacks that stop early take less."""
     timed: dict[tuple[str, ...], tuple[float, float]] = {}
+    guarded: dict[tuple[str, ...], float] = {}
     found = []
     for cell in prepared.runnable:
         seed = prepared.spec.seeds[0]
@@ -61,7 +69,10 @@ def estimate(prepared: Prepared) -> list[CellEstimate]:
         step = BATCHED_STEP if model.parameter_count <= SMALL_MODEL_PARAMETERS else MATCHING_STEP
         seconds, memory = timed[key]
         added = added_entries(cell, model)
+        if (*key, cell.guard.id) not in guarded:
+            guarded[*key, cell.guard.id] = _guard_seconds(prepared, cell)
         taken = cases * evaluations * step * seconds + _crafting_seconds(cell, prepared, cases, seconds, added)
+        taken += cases * cell.channel.channel.client_count * (guarded[*key, cell.guard.id] + added * GUARDING_PER_ADDED)
         found.append(CellEstimate(cell, cases, taken, memory + round_bytes(cell, model)))
     return found
 
@@ -110,6 +121,24 @@ def _gradient_seconds(prepared: Prepared, cell: Cell) -> float:
     placed = moved((model, Batch(truth.images, truth.targets)), prepared.materials.device)
     generator = torch.Generator().manual_seed(0)
     return _seconds(lambda: client_step(*placed, cell.recipe.recipe, generator=generator), 5, prepared)
+
+
+def _guard_seconds(prepared: Prepared, cell: Cell) -> float:
+    """What the cell's guard adds to one client's round with the model as agreed, as far as it lets the round go."""
+    if isinstance(cell.guard.guard, NoGuard):
+        return 0.0
+    seed, recipe = prepared.spec.seeds[0], cell.recipe.recipe
+    model = prepared.materials.initial_model(cell, seed, 0)
+    truth = prepared.materials.client(cell, seed, 0, 0)
+    placed = moved((model, Batch(truth.images, truth.targets)), prepared.materials.device)
+
+    def work(guard: Guarding) -> None:
+        generator = torch.Generator().manual_seed(0)
+        clients = [(placed[1], torch.Generator().manual_seed(0))]
+        guarded_round(Broadcast((placed[0],)), clients, recipe, guard=guard, agreed=placed[0], generator=generator)
+
+    with_guard = _seconds(lambda: work(cell.guard.guard), 2, prepared)
+    return max(0.0, with_guard - _seconds(lambda: work(NO_GUARD), 2, prepared))
 
 
 def _candidate_bytes(prepared: Prepared, cell: Cell) -> float:

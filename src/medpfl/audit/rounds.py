@@ -86,6 +86,7 @@ def client_round(materials: Materials, cell: Cell, seed: int, victim: int) -> Ro
         cell.recipe.recipe,
         hooks=cell.defense.defense,
         guard=cell.guard.guard,
+        agreed=materials.model(cell, seed, victim),
         channel=cell.channel.channel,
         generator=generator("channel", seed, cell.dataset.id, victim, cell.channel.stream),
     )

@@ -27,6 +27,7 @@ from medpfl.audit.store import SCHEMA, Store
 from medpfl.audit.utility_results import utility_columns, utility_summary
 from medpfl.core.files import write_atomically
 from medpfl.core.version import __version__
+from medpfl.federation.guarding import LEVELS
 from medpfl.metrics.cells import summarize_cell, supplement_cell
 from medpfl.metrics.gains import gain_intervals
 from medpfl.metrics.recovery import recovery_rates
@@ -47,7 +48,7 @@ CELL_COLUMNS = (
     "gain_psnr", "gain_ssim", "utility_balanced_accuracy", "utility_balanced_accuracy_low",
     "utility_balanced_accuracy_high", "utility_auc", "utility_auc_low", "utility_auc_high",
     "label_accuracy", "mask_dice_mean", "legacy_asr", "legacy_ssim_mean", "legacy_mse_mean", "diagnosis_of", "change",
-    "recovered", "recovered_low", "recovered_high",
+    "recovered", "recovered_low", "recovered_high", "verdicts",
     *(f"null_{name}_recovered" for name in ("class_mean", "nearest", "noise")),
     *GUARANTEE_COLUMNS,
     "gain_psnr_low", "gain_psnr_high", "gain_ssim_low", "gain_ssim_high",
@@ -149,7 +150,7 @@ def _cell_rows(store: Store, spec: Spec, frame: pd.DataFrame) -> list[dict[str, 
             row |= summarize_cell(rows, threshold=spec.success_threshold, seed=0)
             row |= supplement_cell(rows, threshold=spec.success_threshold)
             row |= recovery_rates(rows, seed=0)
-            row |= gain_intervals(rows, seed=0)
+            row |= gain_intervals(rows, seed=0) | {"verdicts": verdicts(rows)}
             expected = victims.get(str(cell.columns["dataset"]), 0)
             if is_extra(cell.cell) and spec.diagnose is not None:
                 expected = min(expected, spec.diagnose.victims * len(spec.seeds))
@@ -157,6 +158,18 @@ def _cell_rows(store: Store, spec: Spec, frame: pd.DataFrame) -> list[dict[str, 
             row["complete"] = bool(row["complete"]) and row["status"] == "done"
         found.append(row)
     return found
+
+
+def verdicts(rows: pd.DataFrame) -> str | None:
+    """How many clients' guards found what, the worst first; None without a guard. `rows` as in `results.csv`.
+
+    >>> rows = pd.DataFrame({"seed": 0, "victim": [0, 0, 1], "client": 0, "verdict": ["crafted", "crafted", "passed"]})
+    >>> verdicts(rows)
+    '1 crafted, 1 passed'
+    """
+    judged = rows.dropna(subset=["verdict"]).drop_duplicates(["seed", "victim", "client"])
+    counts = judged["verdict"].value_counts()
+    return ", ".join(f"{counts[level]} {level}" for level in reversed(LEVELS) if level in counts) or None
 
 
 def _summary(

@@ -11,7 +11,8 @@ from torch import Tensor
 from medpfl.core.domain import Batch, GlobalModel, Recipe, Update
 
 Level = Literal["passed", "unusable", "leaks", "crafted"]
-"""What a guard found, from harmless to worst. `unusable`: what nobody should send, such as numbers that are not finite."""
+"""What a guard found, from harmless to worst. `unusable`: what nobody should send, such as numbers that are not finite
+or an update of a training that diverged."""
 
 LEVELS: tuple[Level, ...] = get_args(Level)
 
@@ -21,13 +22,15 @@ class Received:
     """What a client has before it trains: the model that came, its own images and how it is to train.
 
     others: what the other clients of the round received; of these a client may learn digests, over a channel that the
-    server does not control.
+    server does not control. agreed: the model that was agreed on, as the client builds it itself; its tensors' values
+    say nothing.
     """
 
     model: GlobalModel
     batch: Batch
     recipe: Recipe
     others: tuple[GlobalModel, ...] = ()
+    agreed: GlobalModel | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from medpfl.core.domain import Batch, Broadcast, Recipe, Update
+from medpfl.core.domain import Batch, Broadcast, GlobalModel, Recipe, Update
 from medpfl.federation.channels import PLAIN, Channel
 from medpfl.federation.client import client_step, drawn_steps
 from medpfl.federation.guarding import NO_GUARD, Guarding, Received, Trained, Verdict
@@ -59,13 +59,15 @@ def guarded_round(
     *,
     hooks: Hooks = NO_HOOKS,
     guard: Guarding = NO_GUARD,
+    agreed: GlobalModel | None = None,
     channel: Channel = PLAIN,
     generator: torch.Generator,
 ) -> RoundResult:
     """The same where every client has a guard that may end the round for it; the others' updates still arrive.
 
     Clients draw the same random numbers with and without a guard. A defense that pins the agreement makes them ignore
-    what recipe and parameters of the channel they are told.
+    what recipe and parameters of the channel they are told. agreed: the model
+    that they agreed on.
     """
     told = followed_recipe(broadcast, recipe, hooks)
     verdicts: list[tuple[Verdict, ...]] = []
@@ -73,7 +75,7 @@ def guarded_round(
 
     def updates() -> Iterator[Update]:
         for number, (batch, own) in enumerate(clients):
-            received = Received(broadcast.model(number), batch, told, broadcast.models)
+            received = Received(broadcast.model(number), batch, told, broadcast.models, agreed)
             update, found = _guarded_step(received, hooks, guard, own)
             verdicts.append(found)
             if update is not None:

@@ -20,7 +20,7 @@ from medpfl.guards.base import GUARDS, Guard
 from medpfl.guards.isolation import distinct
 from medpfl.guards.layer_views import layer_views
 from medpfl.guards.self_test import LayerFinding, SelfTest, Thresholds, self_test
-from medpfl.guards.signs import relative_changes, share_of_dying_units, surplus_loss
+from medpfl.guards.signs import relative_changes, share_of_dying_units, surplus_loss, thrown_alone
 
 FEWEST_SAMPLES = 12
 """Of fewer samples every layer gives back most, so that nothing tells a crafted one."""
@@ -47,8 +47,9 @@ class LeakageGate(Guard):
 
     `leaks`: more images come back than `images` allows, by the read-out self-test. `crafted`: beyond that a layer gives
     back far more than a freshly drawn one would of the same inputs, or does it with units that sort images like bins;
-    or one step of training changed a weight by more than `change` times its size. Units that die and a loss
-    that does not beat the class prior are told as well.
+    or one round of training changed a weight by more than `change` times its size, and most others hardly. `unusable`:
+    it changed most of them so, or to numbers that are not finite; such an update is withheld as well. Units that die and
+    a loss that does not beat the class prior are told.
     """
 
     withhold: Annotated[
@@ -67,7 +68,11 @@ class LeakageGate(Guard):
     ] = 0.5
     change: Annotated[
         float,
-        Field(description="crafted: largest change of a weight before the last layer, in units of its own size", gt=0),
+        Field(
+            description="largest change of a weight before the last layer, in units of its own size: crafted if most "
+            "others hardly change, else unusable",
+            gt=0,
+        ),
     ] = 10.0
 
     def after(self, trained: Trained) -> Verdict:
@@ -76,7 +81,7 @@ class LeakageGate(Guard):
             return Verdict("leakage_gate", "unusable", True, ("the update holds numbers that are not finite",))
         found = sorted(self._findings(trained), key=lambda finding: -LEVELS.index(finding[0]))
         level = found[0][0] if found else "passed"
-        withholds = level == "crafted" or level == self.withhold
+        withholds = level == self.withhold or any(one in ("crafted", "unusable") for one, _ in found)
         return Verdict("leakage_gate", level, withholds, tuple(reason for _, reason in found))
 
     def _findings(self, trained: Trained) -> Iterator[Finding]:
@@ -125,7 +130,11 @@ class LeakageGate(Guard):
         changes.pop(_last(changes, model), None)  # which starts at zero where a trained body gets a new task
         weight = max(changes, key=lambda name: changes[name], default=None)
         if weight is not None and changes[weight] > self.change:
-            yield "crafted", f"training changed {weight} by {changes[weight]:.3g} times its own size"
+            thrown = f"training changed {weight} by {changes[weight]:.3g} times its own size"
+            if thrown_alone(changes):
+                yield "crafted", thrown
+            else:
+                yield "unusable", f"{thrown} and other weights as well: it diverged"
             before, _ = layer_views(model, batch)
             after, _ = layer_views(_moved(model, change), batch)
             dying = share_of_dying_units(before, after)

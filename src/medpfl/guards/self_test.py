@@ -14,7 +14,8 @@ from torch import Tensor
 
 from medpfl.core.config import STRICT
 from medpfl.core.domain import Batch, GlobalModel, Tensors
-from medpfl.core.functional import MSE_FLOOR
+from medpfl.guards.comparison import space_of
+from medpfl.guards.frozen import frozen_views, unmixed
 from medpfl.guards.isolation import ALONE, Chance, chance, crossing, distinct, readouts
 from medpfl.guards.layer_views import LEAST_OF_IMAGE, LayerView, layer_views, mixed_images, pixel_maps
 
@@ -136,7 +137,8 @@ def self_test(
     For every dense layer, and every convolution that sees whole images or patches of them, the rows of dL/dW are compared with the layer's own
     inputs, and so are differences of rows whose units are active for the same samples but one: what dW_k / db_k and the
     differences of neighboring bins give an attacker up to scale. Correlations do not depend on scale and offset, so
-    neither an attacker's brightness nor permuted, rescaled or rank-1 disguised units hide anything.
+    neither an attacker's brightness nor permuted, rescaled or rank-1 disguised units hide anything, nor does a frozen
+    layer right behind that mixes the units.
 
     gradient: what the update says the mean gradient is, by name, any precision; what is compared is that and not what
     the client thinks it sent. batch: all private images of the round. steps: the places of the images that each local
@@ -152,7 +154,8 @@ def self_test(
     >>> found.returned, [(layer.layer, layer.sees, layer.share) for layer in found.layers]
     (1, [('1', 'image', 1.0), ('3', 'features', 1.0)])
     """
-    return read_views(model, layer_views(model, batch, batch_norm), gradient, steps=steps, thresholds=thresholds)
+    seen, frozen = layer_views(model, batch, batch_norm), frozen_views(model, batch, batch_norm)
+    return read_views(model, seen, gradient, frozen=frozen, steps=steps, thresholds=thresholds)
 
 
 def read_views(
@@ -160,15 +163,22 @@ def read_views(
     seen: tuple[list[LayerView], dict[str, str]],
     gradient: Tensors,
     *,
+    frozen: Sequence[LayerView] = (),
     steps: Sequence[Tensor] = (),
     thresholds: Thresholds = Thresholds(),
 ) -> SelfTest:
-    """`self_test` of what the layers got and gave, as `layer_views` says it."""
+    """`self_test` of what the layers got and gave, as `layer_views` says it. frozen: the same of layers not trained."""
     views, not_tested = seen[0], dict(seen[1])
     maps = pixel_maps(model) if any(_may_see_images(view, model) for view in views if view.weight in gradient) else {}
     others = [view for view in views if view.path not in maps and _may_see_all(view, model)]
     mixed = mixed_images(model) if others else frozenset()
     findings = []
+
+    def read(view: LayerView, rows: Tensor, path: str) -> None:
+        parts = [torch.isin(view.owners, step).nonzero().flatten() for step in steps]
+        found = _read(view, rows, parts, maps.get(path), thresholds)
+        findings.append(replace(found, sees="image") if path in mixed else found)
+
     for view in views:
         if view.weight not in gradient:
             not_tested[view.weight] = "the update does not hold it"
@@ -176,9 +186,9 @@ def read_views(
         if view.convolution and view.count != view.images and view.path not in maps:
             not_tested[view.weight] = "its convolution sees patches of features, of which no single one is an image"
             continue
-        parts = [torch.isin(view.owners, step).nonzero().flatten() for step in steps]
-        found = _read(view, gradient[view.weight], parts, maps.get(view.path), thresholds)
-        findings.append(replace(found, sees="image") if view.path in mixed else found)
+        read(view, gradient[view.weight], view.path)
+    for before, both, undone in unmixed(model, views, frozen, gradient):
+        read(both, undone, before.path)
     images = max((view.images for view in views), default=0)
     return SelfTest(images, tuple(findings), not_tested)
 
@@ -205,7 +215,7 @@ def _read(
     found = readouts(view.errors, view.squares(), parts)
     whole = pixels is not None and view.count == view.images
     found = found.purest(PRODUCTS // (view.count * view.inputs) if whole else 0, ALWAYS_TESTED)
-    space = _space(view, pixels)
+    space = space_of(view, pixels)
     similarity = torch.zeros(view.count, dtype=torch.float64)
     psnr = torch.full((view.count,), torch.nan, dtype=torch.float64)
     returned = torch.zeros(view.count, dtype=torch.bool)
@@ -238,79 +248,3 @@ def _read(
         crossing=crossing(view.errors) if view.count <= MOST_BY_CHANCE else None,
         chance=chance(view.samples(), view.units) if bool(returned.any()) and view.count <= MOST_BY_CHANCE else None,
     )
-
-
-@dataclass(frozen=True)
-class _Samples:
-    """Samples without offsets, and without what is common to all, each at length 1; and their lengths without offset."""
-
-    free: Tensor
-    own: Tensor
-    lengths: Tensor
-
-
-@dataclass(frozen=True)
-class _Space:
-    """What samples and read-outs are compared in: pixels where the layer sees them, what it sees otherwise.
-
-    offsets (q, D): directions that scale and brightness leave open; common (q + 1, D) those and the mean sample, if
-    there are enough samples for a mean; both orthonormal rows.
-    """
-
-    shift: Tensor | None
-    factor: Tensor | None
-    offsets: Tensor
-    common: Tensor
-
-    def prepared(self, samples: Tensor) -> _Samples:
-        pixels = samples if self.factor is None or self.shift is None else (samples - self.shift) / self.factor
-        free, own = _without(pixels, self.offsets), _without(pixels, self.common)
-        return _Samples(_unit(free), _unit(own), free.norm(dim=1))
-
-    def compared(self, read: Tensor, samples: _Samples) -> tuple[Tensor, Tensor]:
-        """Correlations (rows, samples) without what is common, and PSNR in dB after the best scale and offset."""
-        pixels = read if self.factor is None else read / self.factor
-        pixels = _unit(pixels)
-        match = (_unit(_without(pixels, self.common)) @ samples.own.T).abs().double()
-        if self.factor is None:
-            return match, torch.full_like(match, torch.nan)
-        fit = (_unit(_without(pixels, self.offsets)) @ samples.free.T).double()
-        error = samples.lengths.double().square() / read.shape[1] * (1.0 - fit.square()).clamp_min(0.0)
-        return match, -10.0 * torch.log10(error.clamp_min(MSE_FLOOR))
-
-
-MEAN_FROM = 3
-"""Samples from which on their mean is something that they have in common, rather than one of them."""
-
-
-def _space(view: LayerView, pixels: tuple[Tensor, Tensor] | None) -> _Space:
-    kind = view.errors
-    shift, factor = (None, None) if pixels is None else (one.to(kind) for one in pixels)
-    ones = kind.new_ones(view.inputs)
-    offsets = _orthonormal([ones] if shift is None or factor is None else [ones, shift / factor])
-    mean = view.mean() if shift is None or factor is None else (view.mean() - shift) / factor
-    common = _orthonormal([*offsets, mean]) if view.count >= MEAN_FROM else offsets
-    return _Space(shift, factor, offsets, common)
-
-
-def _orthonormal(vectors: Sequence[Tensor]) -> Tensor:
-    """Orthonormal rows that span the vectors (D,), in their order; what the earlier ones span adds none."""
-    found: list[Tensor] = []
-    for vector in vectors:
-        left = vector.double()
-        for _ in range(2):  # twice is enough against rounding
-            for other in found:
-                left = left - (left @ other) * other
-        if left.norm() > 1e-6 * vector.double().norm():
-            found.append(left / left.norm())
-    return torch.stack(found).to(vectors[0].dtype)
-
-
-def _without(rows: Tensor, basis: Tensor) -> Tensor:
-    return rows - (rows @ basis.T) @ basis
-
-
-def _unit(rows: Tensor) -> Tensor:
-    """Rows at length 1; what is no more than rounding beside its row stays 0."""
-    lengths = rows.norm(dim=1, keepdim=True)
-    return torch.where(lengths > 0, rows / lengths.clamp_min(1e-30), 0.0)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from statistics import median_low
 
 import torch
 from torch import Tensor
@@ -30,6 +31,21 @@ def relative_changes(before: Tensors, change: Tensors) -> dict[str, float]:
         if size > 0:
             found[name] = float(change[name].double().norm()) / size
     return found
+
+
+def thrown_alone(changes: Mapping[str, float]) -> bool:
+    """Whether the largest of these relative changes is far above what the lower half of them reaches.
+
+    A step that is too long for an honest net throws all of its layers; a crafted layer of tiny weights flies alone.
+
+    >>> thrown_alone({"bins": 500.0, "body": 0.1, "head": 0.2}), thrown_alone({"one": 500.0, "two": 90.0, "three": 150.0})
+    (True, False)
+    """
+    return max(changes.values()) > THROWN * median_low(changes.values())
+
+
+THROWN = 30.0
+"""Between the largest such ratio of honest nets that diverged and of fishing (4), and the smallest of bins (230)."""
 
 
 def share_of_dying_units(before: Sequence[LayerView], after: Sequence[LayerView]) -> dict[str, float]:

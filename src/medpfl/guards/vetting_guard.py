@@ -34,11 +34,19 @@ class VettingGuard(Guard):
         Field(description="stay away from models that leak, or only from those that are crafted"),
     ] = "crafted"
 
+    agreed_model: Annotated[
+        bool,
+        Field(
+            description="the client builds the model that was agreed on by itself and loads what came into it: added "
+            "layers are found at once; off, nobody agreed on an architecture"
+        ),
+    ] = False
+
     def before(self, received: Received) -> Verdict:
         """What vetting finds; a model that it cannot look at is not trained on."""
         images = received.batch.images[:MOST_IMAGES] if len(received.batch) >= FEWEST_IMAGES else None
         try:
-            found = vet(received.model, images=images)
+            found = vet(received.model, images=images, agreed=received.agreed if self.agreed_model else None)
         except ModelError as error:
             return Verdict("vetting", "unusable", True, (str(error),))
         withholds = found.verdict == "crafted" or found.verdict == self.withhold

@@ -57,22 +57,23 @@ def load_checkpoint(model: GlobalModel, path: Path) -> GlobalModel:
     counters may be missing. Raises `ModelError` with the first mismatches.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ModelError(f"checkpoint '{path}' does not exist or is not a file: give a safetensors file or state dict")
     return apply_state(model, read_tensors(path), f"checkpoint '{path}'")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The named tensors in a checkpoint file: PyTorch state dict, safetensors or npz (arrays by name, in their order).
 
-    Raises `ModelError` if it holds code, is damaged, or is larger than this machine's memory.
+    Raises `ModelError` if it is not there, holds code, is damaged, or is larger than this machine's memory.
     """
+    if not path.is_file():
+        raise ModelError(f"checkpoint '{path}' does not exist or is not a file: give a safetensors file or state dict")
     try:
         with path.open("rb") as file:
             start = file.read(9)
             size = path.stat().st_size
     except OSError as error:
-        raise ModelError(f"checkpoint '{path}' cannot be opened: {summary_of(error)}") from error
+        why = (error.strerror or "the system does not say why").lower()
+        raise ModelError(f"checkpoint '{path}' cannot be opened: {why}") from error
     if size > machine_memory():
         raise ModelError(
             f"checkpoint '{path}' has {size / 2**30:.1f} GiB and this machine {machine_memory() / 2**30:.1f} GiB of "

@@ -1,6 +1,6 @@
 """Vetting: is the model that came from the server made to give images away? Looked at before any training on it."""
 
-from medpfl.guards.vetting import behavior, dense, head, kernels, order, reference
+from medpfl.guards.vetting import behavior, dense, head, kernels, one_sided, order, reference
 from medpfl.guards.vetting.agreed import TASKS, TaskName, build_agreed
 from medpfl.guards.vetting.base import CHECKS, Check, Evidence, Result
 from medpfl.guards.vetting.verdict import NOT_COVERED, Vetting, check_tensors, vet
@@ -22,6 +22,7 @@ __all__ = [
     "dense",
     "head",
     "kernels",
+    "one_sided",
     "order",
     "reference",
     "vet",

@@ -15,15 +15,9 @@ from torch import Tensor
 from medpfl.core.tasks import SingleLabel
 from medpfl.guards.layer_views import LayerView
 from medpfl.guards.vetting.base import Measured, behavior, worst
-from medpfl.guards.vetting.dense import FEWEST
 from medpfl.guards.vetting.head import FISHING
-from medpfl.guards.vetting.watch import Watched, input_variation
-
-FEWEST_INPUTS = 64
-"""Layers that get fewer numbers have no whole image to give away, and their rows, once pruned, are alike by chance."""
-
-FEWEST_IMAGES = 4
-"""With fewer images units are alike by chance."""
+from medpfl.guards.vetting.layers import FEWEST
+from medpfl.guards.vetting.watch import FEWEST_IMAGES, Watched, input_variation
 
 ALLOWED = {0.03: 0.75, 0.01: 0.5, 0.003: 0.2, 0.001: 0.05}
 """What is left of a unit's answers beside another's, as a share of what a random row would leave -> share of a layer's
@@ -91,12 +85,12 @@ def more_than_chance(watched: Watched) -> Measured | None:
 def bins_at_work(watched: Watched) -> Measured | None:
     """How many units' answers, to the images and to grain over them, are another's up to scale and offset, while other
     images switch them on: the share of a layer's units, or the number that are one unit's alike, over what is allowed."""
-    return worst([_bins(watched, view) for view in _looked_at(watched)])
+    return worst([_bins(watched, view) for view in watched.wide])
 
 
 def _bins(watched: Watched, view: LayerView) -> Measured:
     chosen = torch.randperm(view.units, generator=torch.Generator().manual_seed(0))[:UNITS]
-    rows = watched.model.parameters[view.weight][chosen].flatten(1)
+    rows = watched.rows(view)[chosen]
     sets = torch.unique(_active(watched, view)[chosen], dim=0, return_inverse=True)[1]
     answers = _Answers.of(view.samples(), watched.grainy[view.path], rows)
     nearest, alike = torch.full((len(chosen),), torch.inf, dtype=torch.float64), 0
@@ -158,7 +152,7 @@ class _Answers:
 )
 def units_of_one_image(watched: Watched) -> Measured | None:
     """The share of units on for one image among those that are on for any, where these show a third of the images."""
-    return worst([_singles(view) for view in _looked_at(watched) if _gated(view)])
+    return worst([_singles(view) for view in watched.wide if _gated(view)])
 
 
 def _singles(view: LayerView) -> Measured:
@@ -227,7 +221,7 @@ def one_class_sends(watched: Watched) -> Measured | None:
     head = watched.head
     if head is None or head.count != head.images or head.units < 3 or not isinstance(watched.model.task, SingleLabel):
         return None
-    weight = watched.model.parameters[head.weight].double()
+    weight = watched.rows(head).double()
     probabilities = watched.answers(head).double().softmax(dim=1)
     sizes = torch.stack([_error_sizes(weight, probabilities, label) for label in range(head.units)])
     sizes = sizes[~sizes.isnan()]
@@ -267,16 +261,6 @@ def _dominance(view: LayerView) -> Measured:
     largest, total = float(sizes.max()), float(sizes.sum())
     ratio = largest / max(total - largest, 1e-9 * total) if total > 0 else 0.0
     return Measured(ratio, view.path, f"one image's gradient is {ratio:.2g} times as large as all others' together")
-
-
-def _looked_at(watched: Watched) -> list[LayerView]:
-    """Layers but the head that get one vector per image and have enough units, inputs and images to say something."""
-    enough = [
-        view
-        for view in watched.per_image
-        if view.units >= FEWEST and view.images >= FEWEST_IMAGES and view.inputs >= FEWEST_INPUTS
-    ]
-    return [view for view in enough if view is not watched.head]
 
 
 def _gated(view: LayerView) -> bool:

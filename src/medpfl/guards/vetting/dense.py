@@ -11,13 +11,10 @@ import torch
 from torch import Tensor
 
 from medpfl.guards.vetting.base import Evidence, Measured, check, worst
-from medpfl.guards.vetting.layers import Weighted, sampled_rows
+from medpfl.guards.vetting.layers import FEWEST, Weighted, sampled_rows
 
 SAMPLED = 256
 """Rows or columns of a layer that are compared with each other."""
-
-FEWEST = 16
-"""Layers with fewer units or inputs are not looked at: short rows are alike by chance."""
 
 FEWEST_ENTRIES = 4
 """Rows with fewer entries that are not zero, as heavy pruning leaves them, are not compared: they are alike by chance."""

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from medpfl.core.domain import Tensors
 
+FEWEST = 16
+"""Layers with fewer units or inputs are not looked at: short rows are alike by chance."""
+
 
 @dataclass(frozen=True)
 class Weighted:

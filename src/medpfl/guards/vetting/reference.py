@@ -10,6 +10,9 @@ from torch import Tensor
 from medpfl.core.domain import Tensors
 from medpfl.guards.vetting.base import Evidence, Measured, check, worst
 
+NEAR = 0.1
+"""Values that differ by less, in units of their root mean square, count as equal where distributions are compared."""
+
 FEWEST_ENTRIES = 256
 """Smaller tensors are not compared: a round of training may turn them around."""
 
@@ -107,7 +110,8 @@ def rescaled_tensor(evidence: Evidence) -> Measured | None:
     summary="a weight whose values are distributed in another way than the reference's",
 )
 def other_distribution(evidence: Evidence) -> Measured | None:
-    """The largest distance of the two distribution functions, values divided by their root mean square (0 to 1)."""
+    """The largest distance of the two distribution functions, values divided by their root mean square (0 to 1), after
+    values have moved by up to `NEAR` to meet: training on spreads what pruning or rounding had put in one place."""
     found = []
     for name, tensor, before in _shared(evidence):
         distance = _distance(_normalized(tensor), _normalized(before))
@@ -140,6 +144,10 @@ def _normalized(tensor: Tensor) -> Tensor:
 
 
 def _distance(first: Tensor, second: Tensor) -> float:
-    points = torch.cat([first, second]).sort().values
-    below = [torch.searchsorted(values, points, right=True) / len(values) for values in (first, second)]
-    return float((below[0] - below[1]).abs().max())
+    points = torch.cat([first, second, first + NEAR, second + NEAR])
+
+    def below(values: Tensor, points: Tensor) -> Tensor:
+        return torch.searchsorted(values, points, right=True) / len(values)
+
+    apart = (below(one, points - NEAR) - below(other, points) for one, other in ((first, second), (second, first)))
+    return max(0.0, *(float(distances.max()) for distances in apart))

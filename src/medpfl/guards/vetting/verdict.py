@@ -75,7 +75,8 @@ def vet(
 
     model: a model, or its tensors by name. reference: one that was trusted, such as that of the round before. images:
     some of the client's own (N, *image_shape) in [0, 1], 16 are enough; drawn ones if None. agreed: the client's own
-    build of the model, into which tensors are loaded; without it tensors cannot be run, so behavior is not checked.
+    build of the model, into which the tensors of what came are loaded; without it tensors alone cannot be run, so
+    behavior is not checked.
 
     Raises `ModelError` if there are no tensors, some hold numbers that are not finite, or the model cannot run on the
     images.
@@ -91,7 +92,7 @@ def vet(
     if earlier is not None:
         check_tensors(earlier, "the reference")
     built, misfit = model if isinstance(model, GlobalModel) else None, None
-    if built is None and agreed is not None:
+    if agreed is not None:
         built, misfit = _fitted(agreed, tensors)
     watched = None
     behavior = "the tensors do not fit the agreed model" if misfit else "no model was given that could be run"

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from medpfl.core.domain import Batch, GlobalModel
 from medpfl.core.errors import ModelError
 from medpfl.core.tasks import Segmentation, SingleLabel
+from medpfl.guards.frozen import frozen_views
 from medpfl.guards.layer_views import LayerView, layer_views, sample_view
 from medpfl.guards.self_test import SelfTest, read_views
+from medpfl.guards.vetting.layers import FEWEST
 
 MOST_IMAGES = 16
 """Images that a model is watched on."""
@@ -21,6 +23,12 @@ MOST_IMAGES_OF_LARGE = 8
 LARGE = 30_000_000
 LARGE_IMAGE = 128 * 128
 """Models with more entries, or for more pixels, are watched on fewer images: vetting stays a matter of seconds."""
+
+FEWEST_INPUTS = 64
+"""Layers that get fewer numbers have no whole image to give away, and their rows, once pruned, are alike by chance."""
+
+FEWEST_IMAGES = 4
+"""With fewer images units are alike by chance."""
 
 POSITIONS = 4
 """Positions along each axis at which the input of a layer that is applied to many is compared between images."""
@@ -32,8 +40,8 @@ class Watched:
 
     views: dense layers and convolutions with trained weights. not_seen: other trained weights, and why they were not
     looked at. test: what the step's gradient of the dense layers gives back. head: the last layer with a unit per class;
-    labels tell images apart in its gradient, honest or not. grainy: what hidden layers that get one
-    vector per image get for the same images with grain over them, (N, inputs) by path.
+    labels tell images apart in its gradient, honest or not. frozen: layers with weights that no client trains. grainy:
+    what hidden layers that get one vector per image get for the same images with grain over them, (N, inputs) by path.
     """
 
     model: GlobalModel
@@ -42,6 +50,7 @@ class Watched:
     not_seen: Mapping[str, str]
     test: SelfTest
     head: LayerView | None
+    frozen: tuple[LayerView, ...]
     grainy: Mapping[str, Tensor]
 
     @property
@@ -49,10 +58,31 @@ class Watched:
         """The layers that get one vector per image."""
         return tuple(view for view in self.views if view.count == view.images)
 
+    @property
+    def wide(self) -> tuple[LayerView, ...]:
+        """Layers but the head, trained or frozen, that get one vector per image and have enough units, inputs and
+        images to say something."""
+        return tuple(
+            view
+            for view in (*self.views, *self.frozen)
+            if view.count == view.images >= FEWEST_IMAGES
+            and view.units >= FEWEST
+            and view.inputs >= FEWEST_INPUTS
+            and not self.gives_classes(view)
+        )
+
+    def gives_classes(self, view: LayerView) -> bool:
+        """Whether it is the head, or a frozen layer in its place."""
+        return view is self.head or (view.units == self.model.task.classes and any(view is one for one in self.frozen))
+
+    def rows(self, view: LayerView) -> Tensor:
+        """The layer's weights, (units, inputs)."""
+        return {**self.model.constants, **self.model.parameters}[view.weight].flatten(1)
+
     def answers(self, view: LayerView) -> Tensor:
         """What the layer's units answer before any activation, (S, units)."""
-        found = view.samples() @ self.model.parameters[view.weight].flatten(1).T
-        return found if view.bias is None else found + self.model.parameters[view.bias]
+        found = view.samples() @ self.rows(view).T
+        return found if view.bias is None else found + {**self.model.constants, **self.model.parameters}[view.bias]
 
 
 def watch(model: GlobalModel, images: Tensor) -> Watched:
@@ -69,10 +99,12 @@ def watch(model: GlobalModel, images: Tensor) -> Watched:
     if not all(bool(torch.isfinite(view.errors).all()) for view in views):
         raise ModelError(f"model '{model.name}' gives numbers that are not finite for images: do not train on it")
     head = next((view for view in reversed(views) if view.units == model.task.classes), None)
-    hidden = [view.path for view in views if view.count == view.images and view is not head]
+    frozen = frozen_views(single, batch)
+    hidden = [view.path for view in (*views, *frozen) if view.count == view.images and view is not head]
     gradient = {view.weight: view.errors @ view.samples() for view in views if not view.convolution}
-    test = read_views(single, (views, not_seen), gradient)
-    return Watched(single, batch, tuple(views), not_seen, test, head, received_for(single, hidden, with_grain(chosen)))
+    test = read_views(single, (views, not_seen), gradient, frozen=frozen)
+    grainy = received_for(single, hidden, with_grain(chosen))
+    return Watched(single, batch, tuple(views), not_seen, test, head, frozen, grainy)
 
 
 GRAIN = 0.5
