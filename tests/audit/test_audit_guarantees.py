@@ -22,7 +22,7 @@ PLAIN: dict[str, Any] = {
     "data": [{"name": "films", "reader": "phantom", "kind": "chest", "count": 40, "size": 16, "victims": 2}],
     "models": ["lenet_dlg"],
     "defenses": ["none", {"name": "laplace", "scale": 0.1}, {"name": "gaussian", "std": 2.0}],
-    "attacks": [{"name": "dlg", "iterations": 2}],
+    "attacks": [{"name": "gradinv", "iterations": 2}],
 }
 
 
@@ -107,3 +107,26 @@ def test_without_the_accountant_an_audit_runs_unless_it_was_asked_for(
 def test_a_wrong_key_is_an_error(tmp_path: Path, value: Any, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         parse_spec({**PLAIN, "guarantee": value}, base=tmp_path)
+
+
+def test_defenses_as_they_are(tmp_path: Path) -> None:
+    defenses = [
+        {"name": "dp_sgd", "noise_multiplier": 1.0},
+        {"name": "fed_sdp", "noise_multiplier": 1.0, "added_by": "server"},
+        {"name": "local_dp", "epsilon": 2.0},
+        {"compose": [{"name": "clip", "bound": 1.0}, {"name": "gaussian", "std": 2.0}], "label": "clip-gaussian"},
+    ]
+    spec = parse_spec({**PLAIN, "defenses": defenses, "guarantee": {"rounds": 4}}, base=tmp_path)
+    run_audit(spec, tmp_path / "out", workers=0)
+    found = cells(tmp_path / "out")
+    assert float(found["dp_sgd"]["epsilon"]) == pytest.approx(9.997, abs=0.01)  # four times 1 is once 0.5
+    assert found["dp_sgd"]["privacy_unit"] == "image"
+    assert found["fed_sdp"]["privacy_unit"] == "client"
+    assert found["fed_sdp"]["noise_added_by"] == "server"
+    assert found["fed_sdp"]["observed_bound"] == ""  # who attacks at the server sees no noise
+    assert float(found["local_dp"]["epsilon"]) <= 8.0
+    assert found["local_dp"]["privacy_unit"] == "weight"
+    assert float(found["local_dp"]["reconstruction_bound"]) == pytest.approx(1.0)  # all weights together say everything
+    assert "weights the epsilons add up to" in found["local_dp"]["guarantee_remarks"]
+    assert float(found["clip-gaussian"]["epsilon"]) == pytest.approx(4.377, abs=0.01)
+    assert "which sees updates without noise" in write_report(tmp_path / "out").read_text()

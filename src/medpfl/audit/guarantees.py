@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from medpfl.audit.store import Store
 from medpfl.audit.validation import as_plain
 from medpfl.core.errors import MissingExtra
 from medpfl.core.guarantees import Guarantee
-from medpfl.metrics.privacy import bound, prior_success, state
+from medpfl.metrics.privacy import ReconstructionBound, bound, prior_success, state
 from medpfl.metrics.privacy.no_prior import read_out_variance
 from medpfl.metrics.privacy.releases import over_rounds
 
@@ -37,7 +38,8 @@ GUARANTEE_COLUMNS = (
 guarantee: the noise, per what; or that there is none. epsilon, delta: over `composed_rounds`, for the unit and neighbor
 relation that are named, by `accountant`. prior_success: how often the best blind guess succeeds, as estimated from
 `prior_images` images. reconstruction_bound: how often any attacker succeeds at most who has no better prior and knows
-all but one unit, over `composed_rounds`; observed_bound: over the `observed_rounds` that the audited attacker saw.
+all but one unit, over `composed_rounds`; observed_bound: over the `observed_rounds` that the audited attacker saw,
+empty where the server adds the noise, because the attacker stands before it.
 no_prior_psnr: PSNR in dB of the best read-out in `observed_rounds` by an attacker to whom all images are alike.
 """
 
@@ -66,10 +68,24 @@ def guarantee_columns(
             found[cell.id] = {"guarantee": NO_GUARANTEE}
             continue
         images = _prior_images(cell, materials)
-        prior = _prior(cell, images, materials)
-        key = ("guarantee", cell.dataset.id, cell.recipe.id, cell.defense.id)
-        found[cell.id] = materials.once(key, partial(_columns, guarantee, settings, images, prior, asked_for))
+        facts = Facts(
+            images=images,
+            prior=_prior(cell, images, materials),
+            weights=materials.initial_model(cell, materials.spec.seeds[0], 0).parameter_count,
+        )
+        key = ("guarantee", cell.dataset.id, cell.model.id, cell.recipe.id, cell.defense.id)
+        found[cell.id] = materials.once(key, partial(_columns, guarantee, settings, facts, asked_for))
     return found
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What bounds depend on beside the guarantee: images of others, how often a blind guess succeeds on them (None
+    without any), and how many numbers are sent."""
+
+    images: Tensor
+    prior: float | None
+    weights: int
 
 
 def _prior(cell: Cell, images: Tensor, materials: Materials) -> float | None:
@@ -80,9 +96,7 @@ def _prior(cell: Cell, images: Tensor, materials: Materials) -> float | None:
     return materials.once(("prior success", cell.dataset.id), partial(prior_success, images, threshold))
 
 
-def _columns(
-    guarantee: Guarantee, settings: GuaranteeSettings, images: Tensor, prior: float | None, asked_for: bool
-) -> dict[str, Any]:
+def _columns(guarantee: Guarantee, settings: GuaranteeSettings, facts: Facts, asked_for: bool) -> dict[str, Any]:
     kinds = " and ".join(dict.fromkeys(release.kind.replace("_", " ") for release in guarantee.releases)) or "nothing"
     columns: dict[str, Any] = {
         "guarantee": f"{kinds}, per {guarantee.unit}",
@@ -90,33 +104,47 @@ def _columns(
         "privacy_unit": guarantee.unit,
         "noise_added_by": guarantee.added_by,
         "composed_rounds": settings.rounds,
-        "prior_success": prior,
-        "prior_images": len(images),
+        "prior_success": facts.prior,
+        "prior_images": len(facts.images),
         "observed_rounds": OBSERVED_ROUNDS,
         "guarantee_remarks": "; ".join(guarantee.remarks),
     }
-    patient = settings.images_per_patient
     try:
-        statement = state(guarantee, rounds=settings.rounds, delta=settings.delta, images_per_patient=patient)
+        statement = state(
+            guarantee, rounds=settings.rounds, delta=settings.delta, images_per_patient=settings.images_per_patient
+        )
         over_all, observed = (
-            None if prior is None else bound(guarantee, rounds=rounds, prior_success=prior, images_per_patient=patient)
-            for rounds in (settings.rounds, OBSERVED_ROUNDS)
+            _bound(guarantee, settings, facts, rounds) for rounds in (settings.rounds, OBSERVED_ROUNDS)
         )
     except MissingExtra as error:
         if asked_for:
             raise
         return {**columns, "accountant": str(error)}
-    return {
-        **columns,
+    columns |= {
         "epsilon": statement.epsilon,
         "privacy_unit": statement.unit,
         "neighbors": statement.neighbors,
         "accountant": statement.accountant,
         "reconstruction_bound": None if over_all is None else over_all.success,
         "reconstruction_theorem": None if over_all is None else over_all.theorem,
-        "observed_bound": None if observed is None else observed.success,
-        "no_prior_psnr": _no_prior_psnr(guarantee, images),
     }
+    if guarantee.unit == "weight":
+        together = f"over all {facts.weights:,} weights the epsilons add up to {statement.epsilon * facts.weights:.3g}, which is what an image may lose"
+        columns["guarantee_remarks"] = "; ".join((*guarantee.remarks, together))
+    if guarantee.added_by == "server":  # the audited attacker stands before the noise
+        return columns
+    return {
+        **columns,
+        "observed_bound": None if observed is None else observed.success,
+        "no_prior_psnr": _no_prior_psnr(guarantee, facts.images),
+    }
+
+
+def _bound(guarantee: Guarantee, settings: GuaranteeSettings, facts: Facts, rounds: int) -> ReconstructionBound | None:
+    if facts.prior is None:
+        return None
+    patient = settings.images_per_patient
+    return bound(guarantee, rounds=rounds, prior_success=facts.prior, images_per_patient=patient, weights=facts.weights)
 
 
 def _no_prior_psnr(guarantee: Guarantee, images: Tensor) -> float | None:

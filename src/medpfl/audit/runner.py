@@ -109,7 +109,8 @@ def _run(
     pending: list[Task] = [*store.pending(), *pending_utility(store, prepared.utility)]
     if pending:
         store.set("context", describe(spec, prepared.cells, prepared.materials))
-    keep_guarantees(store, spec, prepared.cells, prepared.materials)
+    audited = [cell for cell in prepared.cells if cell.id not in prepared.refusals]
+    keep_guarantees(store, spec, audited, prepared.materials)
     write_atomically(out / "spec.yaml", spec_as_run(spec, out))
     trained = store.get("trained_models") or {}
     job = Job(spec.plain, spec.base, out, dict(prepared.clients_needed), plan, trained)

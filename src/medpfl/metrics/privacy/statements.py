@@ -60,14 +60,18 @@ def state(guarantee: Guarantee, *, rounds: int, delta: float, images_per_patient
 
 
 def bound(
-    guarantee: Guarantee, *, rounds: int, prior_success: float, images_per_patient: int = 1
+    guarantee: Guarantee, *, rounds: int, prior_success: float, images_per_patient: int = 1, weights: int = 1
 ) -> ReconstructionBound:
     """How often any attacker succeeds at most, who knows all but one unit and sees so many rounds.
+
+    weights: how many numbers are sent; a guarantee for each of them says of an image what all of them together say.
 
     The reference that a unit is told from may be chosen freely, so the neighbor relation does not matter. Where a
     patient has several images, they count together.
     """
     releases = over_rounds(guarantee.releases, rounds)
+    if guarantee.unit == "weight":
+        releases = over_rounds(guarantee.releases, rounds * weights)
     if guarantee.unit != "image" or images_per_patient == 1:
         return reconstruction_bound(releases, prior_success)
     if (noise := single_gaussian(releases)) is not None:
