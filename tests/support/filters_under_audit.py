@@ -154,6 +154,21 @@ def largest_tenth(update: Tensors) -> dict[str, Tensor]:
     }
 
 
+def random_fifth(update: Tensors) -> dict[str, Tensor]:
+    return {
+        name: tensor * (torch.rand(tensor.shape) < 0.2) * 5 if tensor.is_floating_point() else tensor
+        for name, tensor in update.items()
+    }
+
+
+def seven_levels(update: Tensors) -> dict[str, Tensor]:
+    steps = {name: tensor.abs().max().clamp(min=1e-12) / 7 for name, tensor in floating(update).items()}
+    return {
+        name: (tensor / steps[name]).round() * steps[name] if name in steps else tensor
+        for name, tensor in update.items()
+    }
+
+
 def float32_only(update: Tensors) -> dict[str, Tensor]:
     """Lets every other number format pass."""
     if any(tensor.dtype != torch.float32 for tensor in floating(update).values()):

@@ -40,7 +40,7 @@ NAIVE: Mapping[str, Mapping[str, Any]] = {
 """Attacks that know nothing of the filter: least squares, and directions only, which no rescaling disturbs."""
 
 ADAPTIVE: Mapping[str, Any] = {"name": "gradinv", "iterations": 400, "distance": "likelihood", "total_variation": 1e-2}
-"""The attack that knows the recognized noise."""
+"""The attack that knows the recognized mechanism."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def leakage(subject: Subject, mechanism: Mechanism | None, victims: int) -> tupl
         settings = dict(ADAPTIVE)
         name = settings.pop("name")
         attack = ATTACKS[name].item(**settings)
-        rows.append(_row(f"{name} that knows the noise", attack, model, filtered, data, True, mechanism))
+        rows.append(_row(f"{name} that knows the filter", attack, model, filtered, data, True, mechanism))
     return tuple(rows)
 
 
@@ -132,7 +132,8 @@ def _row(
         )
         for update in updates
     ]
-    if reason := attack.why_not(model, Recipe(), "gradient", 1):
+    against = None if mechanism is None else attack.why_not_against(mechanism, model, Recipe(), 1)
+    if reason := attack.why_not(model, Recipe(), "gradient", 1) or against:
         return Leakage(name, filtered, mechanism is not None, len(updates), reason=reason)
     results = attack.reconstruct(observations, [generator("filter attack", number) for number in range(len(updates))])
     truths = [

@@ -6,56 +6,129 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from medpfl.audit.filters.behavior import Behavior
+from medpfl.audit.filters.behavior import Behavior, joined
 from medpfl.audit.filters.noise import Noise
-from medpfl.audit.filters.samples import sample_update
-from medpfl.audit.filters.sensitivity import Sensitivity
+from medpfl.audit.filters.samples import Sample, sample_update
+from medpfl.audit.filters.sensitivity import LARGE, Sensitivity
 from medpfl.audit.filters.subject import Subject, call
-from medpfl.core.mechanisms import GaussianNoise, LaplaceNoise, Mechanism
+from medpfl.core.domain import Tensors
+from medpfl.core.mechanisms import (
+    Clipped,
+    Composed,
+    GaussianNoise,
+    LaplaceNoise,
+    Mechanism,
+    Quantized,
+    RandomK,
+    Signs,
+    TopK,
+)
 
-MOST_LEVELS = 512
-"""Different values of one tensor up to which it counts as quantized."""
+MOST_LEVELS = 128
+"""Levels on either side of zero up to which a tensor counts as quantized."""
+
+CLOSE = 1e-4
+"""Relative difference up to which two numbers count as equal."""
 
 
 @dataclass(frozen=True)
 class Recognized:
-    """What was recognized, each as a short sentence; `mechanism` is what an adaptive attacker is told of it, if any."""
+    """What was recognized, in words; `mechanism` is what an adaptive attacker is told, None where nothing was."""
 
     words: tuple[str, ...]
     mechanism: Mechanism | None = None
 
 
 def recognize(subject: Subject, found: Behavior, noise: Noise, sensitivity: Sensitivity) -> Recognized:
-    """Noise by repeated calls, clipping by very large updates, sparsity, signs and levels by what is left."""
-    words = []
-    mechanism: Mechanism | None = None
-    if noise.present:
-        size = f"standard deviation {noise.deviation:.3g}"
-        words.append(f"{noise.kind if noise.kind != 'other' else 'some'} noise of {size}")
-        if noise.kind == "gaussian":
-            mechanism = GaussianNoise(noise.deviation)
-        elif noise.kind == "laplace":
-            mechanism = LaplaceNoise(noise.deviation / math.sqrt(2))
-    if found.left < 0.98 and found.changed > 0 and not noise.present:
-        words.append(f"{1 - found.left:.0%} of the entries put to zero")
-    if sensitivity.bounded and sensitivity.norm > 0:
-        words.append(f"what is sent is bounded: no update moved it farther than {sensitivity.norm:.4g}")
-    words += _levels(subject, noise)
-    return Recognized(tuple(words), mechanism)
-
-
-def _levels(subject: Subject, noise: Noise) -> list[str]:
+    """Clipping by very large updates, noise by repeated calls, sparsity, signs and levels by what is left of entries."""
     sample = sample_update()
     result = call(subject.made(), sample.tensors, arrays=subject.arrays, seed=0)
-    if noise.present or result.error:
-        return []
-    name = max(sample.trainable, key=lambda one: sample.trainable[one].numel())
-    if name not in result.sent or result.sent[name].numel() < MOST_LEVELS * 2:
-        return []
-    values = torch.unique(result.sent[name])
-    signs = torch.equal(torch.sign(result.sent[name]), torch.sign(sample.trainable[name])) and len(values) <= 3
-    if signs:
-        return ["only signs are left"]
-    most = min(MOST_LEVELS, int((result.sent[name] != 0).sum()) // 4)
-    return [f"values are rounded to {len(values)} levels"] if 1 < len(values) <= most else []
+    if result.error or not found.applied or any(name not in result.sent for name in sample.trainable):
+        return Recognized(())
+    sent = {name: result.sent[name].double() for name in sample.trainable}
+    parts: list[tuple[str, Mechanism | None]] = []
+    if sensitivity.bounded and sensitivity.norm > 0 and noise.kind != "other":
+        keeps = _keeps_direction(subject, sample, sensitivity)
+        words = f"no update moved what is sent farther than {sensitivity.norm:.4g}"
+        parts.append((f"clipping: {words}", Clipped(sensitivity.norm)) if keeps else (f"bounded: {words}", None))
+    if noise.kind == "gaussian":
+        parts.append((f"normal noise of standard deviation {noise.deviation:.3g}", GaussianNoise(noise.deviation)))
+    elif noise.kind == "laplace":
+        scale = noise.deviation / math.sqrt(2)
+        parts.append((f"Laplace noise of scale {scale:.3g}", LaplaceNoise(scale)))
+    else:
+        parts += _compression(sample.trainable, sent, noise)
+    known = tuple(mechanism for _, mechanism in parts if mechanism is not None)
+    mechanism = None if not known else known[0] if len(known) == 1 else Composed(known)
+    return Recognized(tuple(words for words, _ in parts), mechanism)
+
+
+def _keeps_direction(subject: Subject, sample: Sample, sensitivity: Sensitivity) -> bool:
+    """Whether a very large update leaves in its own direction; supposed where noise cannot be taken out."""
+    if not sensitivity.paired:
+        return True
+    large, zeros = (
+        call(subject.made(), sample.scaled(factor).tensors, arrays=subject.arrays, seed=0).sent
+        for factor in (LARGE, 0.0)
+    )
+    moved = joined({name: large[name].double() - zeros[name].double() for name in sample.trainable})
+    own = joined(sample.trainable)
+    return float(moved @ own / (moved.norm() * own.norm())) > 1 - CLOSE
+
+
+def _compression(clean: Tensors, sent: Tensors, noise: Noise) -> list[tuple[str, Mechanism | None]]:
+    """Sparsity, signs and levels; random supports differ from call to call, which counts as noise."""
+    before, after = joined(clean), joined(sent)
+    kept = after != 0
+    share = float(kept.double().mean())
+    ratios = after[kept] / before[kept] if bool(kept.any()) else after[:0]
+    same = len(ratios) > 0 and float(ratios.max() - ratios.min()) < CLOSE * float(ratios.abs().max())
+    if share < 0.98 and same:
+        words = f"{1 - share:.0%} of the entries put to zero"
+        if noise.present:
+            return [(f"{words}, drawn at random", RandomK(share, unbiased=float(ratios.mean()) > 1 + CLOSE))]
+        if (scope := _largest_survive(clean, sent)) is not None:
+            return [(f"{words}, the smallest of {scope}", TopK(share, "global" if scope == "all" else "tensor"))]
+        return [(words, None)]
+    if noise.present:
+        return [(f"some noise of standard deviation {noise.deviation:.3g}", None)]
+    if all(
+        torch.equal(torch.sign(sent[name]), torch.sign(clean[name].double())) and _one_size(sent[name]) for name in sent
+    ):
+        return [("only signs are left", Signs(scaled=abs(float(after.abs().max()) - 1) > CLOSE))]
+    levels = [_levels(clean[name], tensor) for name, tensor in sent.items() if tensor.numel() >= 4 * MOST_LEVELS]
+    if levels and levels[0] is not None and all(one == levels[0] for one in levels):
+        return [(f"values are rounded to {levels[0]} levels on either side of zero", Quantized(levels[0]))]
+    return []
+
+
+def _largest_survive(clean: Tensors, sent: Tensors) -> str | None:
+    """`all` or `each tensor`, whichever the smallest that survives is larger than all that do not in."""
+
+    def ordered(own: Tensor, left: Tensor) -> bool:
+        kept = left != 0
+        return bool(kept.all()) or not bool(kept.any()) or float(own[kept].min()) >= float(own[~kept].max())
+
+    if ordered(joined(clean).abs(), joined(sent)):
+        return "all"
+    each = all(ordered(clean[name].double().abs().flatten(), sent[name].flatten()) for name in sent)
+    return "each tensor" if each else None
+
+
+def _one_size(tensor: Tensor) -> bool:
+    sizes = tensor[tensor != 0].abs()
+    return not len(sizes) or float(sizes.max() - sizes.min()) <= CLOSE * float(sizes.max())
+
+
+def _levels(clean: Tensor, sent: Tensor) -> int | None:
+    """Levels on either side of zero, if all values are whole multiples of a step and the largest is kept."""
+    sizes = torch.unique(sent.abs())
+    largest = float(clean.double().abs().max())
+    if len(sizes) < 2 or len(sizes) > MOST_LEVELS + 1 or abs(float(sizes[-1]) / largest - 1) > CLOSE:
+        return None
+    step = float((sizes[1:] - sizes[:-1]).min())
+    multiples = sizes / step
+    uniform = float((multiples - multiples.round()).abs().max()) < 1e-2
+    return round(float(multiples[-1])) if uniform else None
