@@ -1,0 +1,32 @@
+"""Flower: a recorder for the server, mods for clients, crafted parameters to test them, and a site's own policy.
+
+Imports `flwr` (extra `medpfl[flower]`), which nothing else in MedPFL does. Only Flower's message API is used; what needs
+the legacy workflow of SecAgg+ stands in `secagg`.
+"""
+
+from __future__ import annotations
+
+from medpfl.core.errors import MissingExtra
+
+try:
+    import flwr.app
+except ImportError as error:
+    raise MissingExtra("the Flower integration needs Flower: pip install 'medpfl[flower]'") from error
+
+from medpfl.integrations.flower.audit_log import AuditLog
+from medpfl.integrations.flower.crafted import CraftedStrategy
+from medpfl.integrations.flower.defenses import DefenseMod
+from medpfl.integrations.flower.guards import GateMod, VettingMod
+from medpfl.integrations.flower.pins import PinsMod, SecureAggregationPins
+from medpfl.integrations.flower.recorder import RecordingStrategy
+
+__all__ = [
+    "AuditLog",
+    "CraftedStrategy",
+    "DefenseMod",
+    "GateMod",
+    "PinsMod",
+    "RecordingStrategy",
+    "SecureAggregationPins",
+    "VettingMod",
+]

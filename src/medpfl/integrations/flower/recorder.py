@@ -1,0 +1,122 @@
+"""A strategy around any strategy that records what an honest but curious server sees."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import flwr
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from medpfl.core.errors import DataError, StoreError
+from medpfl.federation.recording import About, Recorder, Storage
+from medpfl.federation.recording.writer import LIMIT
+from medpfl.integrations.flower.records import arrays_key, config_of, examples_of, metrics_of, tensors_of
+
+LOGGER = logging.getLogger("medpfl.flower")
+
+
+class RecordingStrategy(Strategy):
+    """Hands everything on to `strategy` and records it: what was sent in each round, and every client's answer.
+
+    It must be the outermost strategy, around wrappers for differential privacy too, because Flower's accounted wrappers
+    refuse strategies that change `aggregate_train`. Training goes on whatever happens to the recording: a full disk, an
+    answer that cannot be read or the size limit end or thin the recording, and the log says so.
+
+    recorder: a folder, a storage (encrypted or in memory) or a recorder. examples_key: metric that holds the number of
+    images. Node numbers are recorded as text.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        recorder: Recorder | Storage | Path | str,
+        *,
+        about: About | None = None,
+        limit: int = LIMIT,
+        examples_key: str = "num-examples",
+    ) -> None:
+        self.strategy = strategy
+        self.examples_key = examples_key
+        if isinstance(recorder, Recorder):
+            self.recorder = recorder
+        else:
+            self.recorder = Recorder(recorder, about or About(source=f"flower {flwr.__version__}"), limit=limit)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """The inner strategy's messages, each recorded as it is sent; what all get is kept once."""
+        messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
+        for message in messages:
+            self._guarded(self._sent, server_round, message)
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Records the answers and hands them on."""
+        answers = list(replies)
+        for message in answers:
+            self._guarded(self._received, server_round, message)
+        found: tuple[ArrayRecord | None, MetricRecord | None] = self.strategy.aggregate_train(server_round, answers)
+        return found
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """The inner strategy's."""
+        messages: Iterable[Message] = self.strategy.configure_evaluate(server_round, arrays, config, grid)
+        return messages
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """The inner strategy's."""
+        return self.strategy.aggregate_evaluate(server_round, replies)
+
+    def summary(self) -> None:
+        """The inner strategy's, and where the recording stands."""
+        self.strategy.summary()
+        LOGGER.info("recording: %s", self.recorder.stopped or "every round")
+
+    def start(self, *arguments: Any, **values: Any) -> Any:
+        """Runs all rounds and closes the recording, also where a round raises."""
+        with self.recorder:
+            return super().start(*arguments, **values)
+
+    def _sent(self, number: int, message: Message) -> None:
+        tensors = tensors_of(message.content.array_records[arrays_key(message)])
+        self.recorder.sent(number, tensors, client=str(message.metadata.dst_node_id), config=config_of(message))
+
+    def _received(self, number: int, message: Message) -> None:
+        client = str(message.metadata.src_node_id)
+        if message.has_error():
+            self.recorder.failed(number, client, f"error {message.error.code}: {message.error.reason or 'no reason'}")
+            return
+        try:
+            tensors = tensors_of(message.content.array_records[arrays_key(message)])
+        except DataError as error:
+            self.recorder.failed(number, client, str(error))
+            return
+        said = {name: value for name, value in metrics_of(message).items() if name != self.examples_key}
+        self.recorder.received(
+            number, client, tensors, examples=examples_of(message, self.examples_key), kind="weights", config=said
+        )
+
+    def _guarded(self, act: Any, number: int, message: Message) -> None:
+        """Recording never stops a training."""
+        try:
+            act(number, message)
+        except (DataError, StoreError) as error:
+            LOGGER.warning("round %d is not recorded in full: %s", number, error)
+            if isinstance(error, StoreError):
+                self._give_up(str(error))
+
+    def _give_up(self, reason: str) -> None:
+        try:
+            self.recorder.stop(reason)
+        except StoreError:  # the disk that is full does not take the line either
+            self.recorder.stopped = reason

@@ -1,0 +1,99 @@
+"""Between Flower's messages and named tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flwr.app import ArrayRecord, Error, Message, RecordDict
+from torch import Tensor
+
+from medpfl.core.domain import GlobalModel, Tensors
+from medpfl.core.errors import DataError
+from medpfl.models.state import matched_state
+
+WITHHELD = "withheld"
+"""All that a server learns of a client that sends nothing."""
+
+ERROR_CODE = 451
+"""Code of the error in place of a withheld update."""
+
+STATISTICS = ("running_mean", "running_var")
+
+
+def arrays_key(message: Message) -> str:
+    """Key of the one array record of a message. Raises DataError where there is none, or more than one."""
+    keys = list(message.content.array_records)
+    if len(keys) != 1:
+        raise DataError(f"a message with one array record is expected, found {len(keys)}")
+    return str(keys[0])
+
+
+def tensors_of(record: ArrayRecord) -> dict[str, Tensor]:
+    """The arrays by name, in order and in their own types. Raises DataError for what no tensor can hold."""
+    try:
+        return dict(record.to_torch_state_dict())
+    except (TypeError, ValueError, KeyError, RuntimeError, EOFError, OSError) as error:
+        raise DataError(f"an array of the message cannot be read ({str(error).strip().splitlines()[0]})") from None
+
+
+def with_tensors(message: Message, tensors: Tensors) -> Message:
+    """The message with these tensors in place of its arrays. Messages may share their content, so it is not written into."""
+    content = RecordDict(dict(message.content))
+    content[arrays_key(message)] = ArrayRecord(dict(tensors))
+    message.content = content
+    return message
+
+
+def metrics_of(message: Message) -> dict[str, Any]:
+    """All metrics that a message carries in clear."""
+    return {str(name): value for record in message.content.metric_records.values() for name, value in record.items()}
+
+
+def config_of(message: Message) -> dict[str, Any]:
+    """All settings that a message carries, bytes left out."""
+    return {
+        str(name): value
+        for record in message.content.config_records.values()
+        for name, value in record.items()
+        if not isinstance(value, bytes) and not (isinstance(value, list) and value and isinstance(value[0], bytes))
+    }
+
+
+def examples_of(message: Message, key: str = "num-examples") -> int | None:
+    """How many images the client says that it trained on; None if it does not."""
+    value = metrics_of(message).get(key)
+    return None if value is None or isinstance(value, list) or float(value) < 1 else int(value)
+
+
+def refused(message: Message) -> Message:
+    """What a client answers that sends nothing: an error without any reason."""
+    return Message(Error(code=ERROR_CODE, reason=WITHHELD), reply_to=message)
+
+
+def parted(
+    tensors: Tensors, model: GlobalModel | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Trainable tensors, floating buffers, and counters of a state dict, under the state dict's own names.
+
+    With the model as it says; without it integers are counters, `running_mean` and `running_var` buffers, and all
+    other floating tensors are trainable, in batch norm layers too.
+    """
+    if model is not None:
+        back = _names(model, tensors)
+        chosen = [
+            {back[name]: tensors[back[name]] for name in part if name in back}
+            for part in (model.parameters, model.buffers, {**model.counters, **model.constants})
+        ]
+        return chosen[0], chosen[1], chosen[2]
+    floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    buffers = {name: tensor for name, tensor in floating.items() if name.rpartition(".")[2] in STATISTICS}
+    trainable = {name: tensor for name, tensor in floating.items() if name not in buffers}
+    return trainable, buffers, {name: tensor for name, tensor in tensors.items() if name not in floating}
+
+
+def _names(model: GlobalModel, tensors: Tensors) -> Mapping[str, str]:
+    """The model's name of each tensor -> the name that it has here."""
+    found = matched_state(model, tensors, "the message")
+    places = {id(tensor): name for name, tensor in tensors.items()}
+    return {mine: places[id(tensor)] for mine, tensor in found.items()}

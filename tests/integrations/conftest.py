@@ -1,0 +1,77 @@
+"""Messages as a Flower client receives them, without any server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+import torch
+
+from medpfl.core.domain import Batch, GlobalModel
+from medpfl.core.tasks import SingleLabel
+from medpfl.models import build_model
+
+Instruct = Callable[..., Any]
+
+
+@pytest.fixture
+def instruct() -> Iterator[Instruct]:
+    """Makes train messages with these tensors and settings, for node 7 in round 1."""
+    pytest.importorskip("flwr")
+    from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+    from flwr.supercore.task_identity import TaskIdentity
+
+    before = TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 7
+
+    def make(tensors: Mapping[str, Any], config: Mapping[str, Any] | None = None, node: int = 7, **records: Any) -> Any:
+        content = RecordDict({"arrays": ArrayRecord(dict(tensors)), "config": ConfigRecord(dict(config or {}))})
+        for name, values in records.items():
+            content[name] = ConfigRecord(values)
+        return Message(content=content, dst_node_id=node, message_type="train")
+
+    yield make
+    TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id = before
+
+
+@pytest.fixture
+def context() -> Any:
+    """A client's memory."""
+    pytest.importorskip("flwr")
+    from flwr.app import Context, RecordDict
+
+    return Context(run_id=1, node_id=7, node_config={}, state=RecordDict(), run_config={})
+
+
+@pytest.fixture
+def answer() -> Callable[..., Any]:
+    """Makes an app that answers with these tensors."""
+    pytest.importorskip("flwr")
+    from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+
+    def make(tensors: Mapping[str, Any], examples: int = 8) -> Callable[[Any, Any], Any]:
+        def app(message: Any, context: Any) -> Any:
+            content = RecordDict(
+                {"arrays": ArrayRecord(dict(tensors)), "metrics": MetricRecord({"num-examples": examples, "loss": 0.5})}
+            )
+            return Message(content, reply_to=message)
+
+        return app
+
+    return make
+
+
+@pytest.fixture
+def net() -> GlobalModel:
+    """A small convolutional net."""
+    return build_model(
+        "lenet_dlg", image_shape=(1, 12, 12), task=SingleLabel(2), generator=torch.Generator().manual_seed(0)
+    )
+
+
+@pytest.fixture
+def batch() -> Batch:
+    """Sixteen images."""
+    images = torch.rand(16, 1, 12, 12, generator=torch.Generator().manual_seed(1))
+    return Batch(images, torch.arange(16) % 2)
