@@ -6,12 +6,12 @@ the legacy workflow of SecAgg+ stands in `secagg`.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from medpfl.core.errors import MissingExtra
 
-try:
-    import flwr.app
-except ImportError as error:
-    raise MissingExtra("the Flower integration needs Flower: pip install 'medpfl[flower]'") from error
+if find_spec("flwr") is None:
+    raise MissingExtra("the Flower integration needs Flower: pip install 'medpfl[flower]'")
 
 from medpfl.integrations.flower.audit_log import AuditLog
 from medpfl.integrations.flower.crafted import CraftedStrategy

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType
@@ -36,7 +36,7 @@ class DefenseMod:
     defense: Defense
     model: GlobalModel | None = None
     seed: int | None = None
-    log: AuditLog = AuditLog()
+    log: AuditLog = field(default_factory=AuditLog)
 
     def __post_init__(self) -> None:
         """Refuses what a mod cannot do."""

@@ -1,0 +1,1 @@
+"""Brain MRI clients: tumor or none."""

@@ -1,0 +1,240 @@
+"""Runs the example: `python examples/flower/run.py simulate | noise | gate | secure | deploy | all`.
+
+Everything stays below `--out` (default out/flower): recordings, truth for the report, and Flower's own files. Servers
+listen on loopback only and are stopped by their process ids when the command ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+APP = Path(__file__).resolve().parent
+sys.path.insert(0, str(APP))
+SETTINGS = {
+    "simulate": {},
+    "plain": {"recorder": False},
+    "noise": {"noise": 0.01, "bound": 1.0},
+    "gate": {"gate": True},
+    "secure": {"secure-aggregation": True},
+    "deploy": {"clients": 2},
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=[*SETTINGS, "all"])
+    parser.add_argument("--out", type=Path, default=Path("out/flower"), help="output folder")
+    parser.add_argument("--data", default="", help="folder of brain MRI (glioma, meningioma, no_tumor, pituitary)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--timeout", type=int, default=600, help="seconds after which a run is given up")
+    arguments = parser.parse_args()
+    out = arguments.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    chosen = [name for name in SETTINGS if name != "plain"] if arguments.what == "all" else [arguments.what]
+    for name in chosen:
+        run(name, out, arguments)
+    return 0
+
+
+def run(name: str, out: Path, arguments: argparse.Namespace) -> None:
+    """One training, and the truth of its clients for those who own it."""
+    recording = out / name
+    if recording.exists():
+        shutil.rmtree(recording)
+    settings = {
+        **SETTINGS[name],
+        "num-server-rounds": arguments.rounds,
+        "recording": str(recording),
+        "data": str(Path(arguments.data).resolve()) if arguments.data else "",
+    }
+    environment = flower_environment(out / "home", port=free_port())
+    started = time.perf_counter()
+    if name == "deploy":
+        deployed(settings, environment, arguments.timeout)
+    else:
+        simulated(settings, environment, arguments.timeout)
+    print(f"{name}: {time.perf_counter() - started:.1f} s, {recording}", flush=True)
+    if recording.is_dir():
+        write_truth(recording, settings)
+
+
+def flower_environment(home: Path, port: int) -> dict[str, str]:
+    """Flower's files in a folder of their own, nothing sent home, nothing installed."""
+    home.mkdir(parents=True, exist_ok=True)
+    return {
+        **os.environ,
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
+        "FLWR_LOCAL_CONTROL_API_PORT": str(port + 1),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def config_text(settings: dict[str, object]) -> str:
+    return " ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
+
+
+def simulated(settings: dict[str, object], environment: dict[str, str], timeout: int) -> None:
+    """`flwr run` on the local simulation runtime; the SuperLink that it leaves behind is stopped."""
+    before = set(listeners())
+    command = [
+        "flwr", "run", str(APP), "local", "--stream", "--run-config", config_text(settings),
+        "--federation-config", "num-supernodes=4 client-resources-num-cpus=1 init-args-num-cpus=2",
+    ]  # fmt: skip
+    try:
+        flwr(command, environment, timeout)
+        check_finished(environment, "local")
+    finally:
+        stop(set(listeners()) - before)
+
+
+def deployed(settings: dict[str, object], environment: dict[str, str], timeout: int) -> None:
+    """A SuperLink and two SuperNodes as processes of their own on loopback."""
+    port, nodes = free_port(), []
+    config = Path(environment["FLWR_HOME"]) / "config.toml"
+    text = config.read_text() if config.exists() else ""
+    if "[superlink.deploy]" not in text:
+        head = (
+            ""
+            if "[superlink]" in text
+            else '[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = ":local:"\n'
+        )
+        config.write_text(f'{text}{head}\n[superlink.deploy]\naddress = "127.0.0.1:PORT"\ninsecure = true\n')
+    text = config.read_text()
+    config.write_text("\n".join(
+        f'address = "127.0.0.1:{port}"' if line.startswith('address = "127.0.0.1') else line for line in
+        text.replace("127.0.0.1:PORT", f"127.0.0.1:{port}").splitlines()) + "\n")  # fmt: skip
+    log = (Path(environment["FLWR_HOME"]) / "deploy.log").open("w")
+    commands = [
+        ["flower-superlink", "--insecure", "--disable-runtime-dependency-installation", "--host", "127.0.0.1", "--port", str(port)],
+        *(
+            ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}", "--host", "127.0.0.1", "--port", str(free_port()),
+             "--node-config", f"partition-id={node} num-partitions=2"]
+            for node in (0, 1)
+        ),
+    ]  # fmt: skip
+    try:
+        for command in commands:
+            nodes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True))
+            time.sleep(4)
+        flwr(
+            ["flwr", "run", str(APP), "deploy", "--stream", "--run-config", config_text(settings)], environment, timeout
+        )
+        check_finished(environment, "deploy")
+    finally:
+        for process in reversed(nodes):
+            os.killpg(process.pid, signal.SIGTERM)
+        for process in nodes:
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+        log.close()
+
+
+def flwr(command: list[str], environment: dict[str, str], timeout: int) -> None:
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+    (Path(environment["FLWR_HOME"]) / "run.log").write_text(finished.stdout + finished.stderr)
+    if finished.returncode:
+        raise SystemExit(f"flwr run failed:\n{finished.stdout[-3000:]}{finished.stderr[-3000:]}")
+
+
+def check_finished(environment: dict[str, str], connection: str) -> None:
+    """`flwr run` ends with 0 even where the server app raised, so its status is asked for."""
+    listed = subprocess.run(
+        ["flwr", "list", connection, "--format", "json"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    start = listed.stdout.find("{")
+    runs = json.loads(listed.stdout[start:]).get("runs", []) if start >= 0 else []
+    status = str(runs[0].get("status", "")) if runs else "unknown"
+    if "finished:completed" not in status:
+        log = (Path(environment["FLWR_HOME"]) / "run.log").read_text()[-4000:]
+        raise SystemExit(f"the run ended as {status}:\n{log}")
+
+
+def listeners() -> list[int]:
+    """Process ids of Flower's background servers."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter(["pid", "cmdline"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if "flower-superlink" in line or "flower-superexec" in line:
+            found.append(int(process.info["pid"]))
+    return found
+
+
+def stop(processes: set[int]) -> None:
+    for process in processes:
+        try:
+            os.kill(process, signal.SIGTERM)
+        except ProcessLookupError:
+            continue
+
+
+def write_truth(recording: Path, settings: dict[str, object]) -> None:
+    """What the clients of a plain recording held, under the names of their nodes.
+
+    Nodes have random numbers, so a client is found by training its images' update again.
+    """
+    import torch
+    from brain.task import client_images, initial_model, round_images, train
+
+    from medpfl.federation.recording import read_recording
+
+    defaults = {"images": 8, "batch-size": 1, "local-steps": 1, "learning-rate": 0.1}
+    found, truth = read_recording(recording), recording.with_name(f"{recording.name}-truth")
+    if any(update.client == "aggregate" for update in found.updates):
+        return
+    shutil.rmtree(truth, ignore_errors=True)
+    truth.mkdir()
+    for update in found.updates:
+        sent = found.sent_to(update)
+        assert sent is not None
+        distances = {}
+        for partition in range(4):
+            images, labels = client_images(str(settings["data"]), partition, int(defaults["images"]))
+            images, labels = round_images(
+                images, labels, update.round, int(defaults["batch-size"]) * int(defaults["local-steps"])
+            )
+            model = initial_model()
+            model.load_state_dict(dict(sent.tensors))
+            train(model, images, labels, int(defaults["batch-size"]), float(defaults["learning-rate"]))
+            state = model.state_dict()
+            distances[partition] = sum(
+                float((state[name] - one).square().sum()) for name, one in update.tensors.items()
+            )
+            if distances[partition] == min(distances.values()):
+                best = images, labels
+        np.savez(truth / f"{update.client}-round-{update.round}.npz", images=best[0].numpy(), labels=best[1].numpy())
+    torch.manual_seed(0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
