@@ -217,6 +217,7 @@ def test_local_dp_says_that_its_epsilon_is_that_of_one_entry() -> None:
         (lambda: DeltaBound(bound=math.inf), "bound"),
         (lambda: FedSDP(noise_multiplier=-1.0), "noise_multiplier"),
         (lambda: ModelCloaking(decay=1.5), "decay"),
+        (lambda: ModelCloaking(noise_multiplier=0.5, floor=0.6), "floor"),
         (lambda: LocalDP(epsilon=0.0), "epsilon"),
         (lambda: LocalDP(length=-1.0), "length"),
     ],

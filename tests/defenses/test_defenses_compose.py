@@ -21,6 +21,7 @@ from medpfl.core.tasks import SingleLabel
 from medpfl.defenses import (
     DEFENSES,
     DPSGD,
+    Censor,
     Clip,
     Composition,
     Defense,
@@ -30,6 +31,9 @@ from medpfl.defenses import (
     GroupNorm,
     Laplace,
     NoDefense,
+    Quantize,
+    Sign,
+    TopEntries,
 )
 from medpfl.federation import client_step
 from medpfl.federation.hooks import Step
@@ -193,6 +197,30 @@ def test_orders_that_make_no_sense_are_refused_with_the_reason(
     recipe, batch = Recipe(batch_size=2), Batch(BATCH.images.repeat(2, 1, 1, 1), torch.tensor([0, 1]))
     with pytest.raises(SpecError, match=words):
         client_step(model, batch, recipe, hooks=Composition(parts))
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ((Sign(), Gaussian()), "gaussian after sign"),
+        ((Sign(error_feedback=True), FedSDP()), "error feedback of sign"),
+        ((TopEntries(error_feedback=True), Gaussian()), "error feedback of top_k"),
+        ((DPSGD(), Censor()), "censor looks at the private images again"),
+    ],
+)
+def test_the_registered_defenses_are_refused_in_these_orders(
+    parts: tuple[Defense, ...], words: str, model: GlobalModel
+) -> None:
+    assert any(words in problem for problem in Composition(parts).refusals(model, Recipe()))
+    assert Composition(parts).guarantee(Recipe(), 1) is None
+    assert not Composition(parts[::-1]).refusals(model, Recipe()) or isinstance(parts[1], Censor)
+
+
+@pytest.mark.parametrize("last", [Sign(), TopEntries(error_feedback=True), Quantize()])
+def test_compressing_what_is_noisy_keeps_the_guarantee(last: Defense) -> None:
+    found = Composition((Clip(bound=2.0), Gaussian(std=6.0), last)).guarantee(Recipe(), 1)
+    assert found is not None
+    assert found.releases == (Release("gaussian", 3.0),)
 
 
 @pytest.mark.parametrize(

@@ -199,6 +199,7 @@ channels:
 defenses:    # more: medpfl list defenses
   - {{name: none}}
   - {{name: laplace, scale: 0.01, label: laplace-100}}
+  # - {{compose: [{{name: clip, bound: 1}}, {{name: gaussian, std: 0.1}}], label: clipped-noise}}    # with a guarantee
 
 guards: []
 

@@ -22,7 +22,7 @@ from medpfl.core.domain import CAPABILITIES, KNOWLEDGE, ORACLES
 from medpfl.core.errors import InputError, suggestion
 from medpfl.core.registry import Entry, Registry
 from medpfl.data import DATASETS, READERS
-from medpfl.defenses import DEFENSES
+from medpfl.defenses import DEFENSES, Composition, Defense
 from medpfl.federation.channels import CHANNELS
 from medpfl.guards import GUARDS, Guard
 from medpfl.metrics import METRICS
@@ -54,6 +54,16 @@ KindArgument = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="write JSON to standard output instead of text")]
+
+
+COMPOSE: Entry[Any] = Entry(
+    "compose",
+    Composition,
+    "several defenses in the order of a list, as {compose: [{name: clip, bound: 1}, {name: gaussian}], label: LABEL}",
+    limits="orders that make no sense are refused with the reason: noise after sign, noise after error feedback, what reads "
+    "images again after per-example noise, images mixed before per-example clipping, an order that is not that of the round",
+)
+"""What `list` and `describe` say beside the registered defenses."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +150,8 @@ def describe(
 
 def entries(kind: str) -> list[Entry[Any]]:
     """Everything of one kind, sorted by name. Raises InputError for an unknown kind."""
+    if kind == "defenses":
+        return sorted([*DEFENSES, COMPOSE], key=lambda entry: entry.name)
     if kind in REGISTRIES:
         return list(REGISTRIES[kind])
     if kind == "knowledge":
@@ -234,6 +246,9 @@ def _facts(kind: str, entry: Entry[Any]) -> dict[str, Any]:
                 when for when, method in LOOKS.items() if getattr(entry.item, method) is not getattr(Guard, method)
             ]
         }
+    if isinstance(entry.item, type) and issubclass(entry.item, Defense):
+        attack = dict(entry.item.adaptive_attack)
+        return {"attack_that_knows_it": attack} if attack else {}
     if kind == "channels":
         return {"reveals_individual_updates": entry.item.reveals_individual_updates}
     return {}

@@ -42,7 +42,15 @@ class ModelCloaking(Defense):
         Field(gt=0, allow_inf_nan=False, description="standard deviation of the first round's noise over the bound"),
     ] = 1.0
     decay: Annotated[float, Field(gt=0, le=1, description="factor from one round to the next")] = 0.99
-    floor: Annotated[float, Field(ge=0, allow_inf_nan=False, description="least noise multiplier")] = 0.1
+    floor: Annotated[
+        float, Field(ge=0, allow_inf_nan=False, description="least noise multiplier, not above the first round's")
+    ] = 0.0
+
+    def __post_init__(self) -> None:
+        if self.floor > self.noise_multiplier:
+            raise ValueError(
+                f"floor: {self.floor:g} is above noise_multiplier: {self.noise_multiplier:g}; noise falls towards its floor"
+            )
 
     def in_round(self, number: int) -> ModelCloaking:
         """The same with the noise of this round.
