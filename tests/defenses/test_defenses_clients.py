@@ -18,7 +18,7 @@ from medpfl.core.guarantees import Release
 from medpfl.core.mechanisms import Clipped, ThreeValues
 from medpfl.core.recipes import Recipe
 from medpfl.core.tasks import SingleLabel
-from medpfl.defenses import Clip, Defense, DeltaBound, FedSDP, LocalDP, ModelCloaking
+from medpfl.defenses import Clip, Composition, Defense, DeltaBound, FedSDP, LocalDP, ModelCloaking
 from medpfl.federation import SecAggPlus, client_step, run_round
 from medpfl.models import build_model
 
@@ -135,6 +135,23 @@ def test_who_adds_the_noise_is_said(model: GlobalModel) -> None:
         assert (guarantee.unit, guarantee.added_by) == ("client", who)
         assert guarantee.releases == (Release("gaussian", 1.0),)
     assert FedSDP(noise_multiplier=0.0).guarantee(Recipe(), 1) is None
+
+
+@pytest.mark.parametrize("composed", [True, False])
+def test_the_server_adds_to_the_mean_what_clients_would_have_added_to_their_own(
+    composed: bool, model: GlobalModel
+) -> None:
+    mean = Update(
+        "delta", {name: torch.zeros_like(t, dtype=torch.float64) for name, t in model.parameters.items()}, {}, {}, 8
+    )
+    for who, std in (("server", 0.5), ("client", 0.0)):
+        defense: Defense = FedSDP(bound=0.5, noise_multiplier=2.0, added_by=who)  # type: ignore[arg-type]
+        defense = Composition((defense, Clip())) if composed else defense
+        released = change(defense.aggregated(mean, 4, torch.Generator().manual_seed(0)), model)
+        if std == 0:
+            assert not released.any()
+        else:
+            assert scipy.stats.kstest(released, scipy.stats.norm(0, std).cdf).pvalue > 1e-3
 
 
 def test_cloaking_noise_falls_to_its_floor_whatever_the_data(model: GlobalModel) -> None:

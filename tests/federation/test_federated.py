@@ -107,6 +107,26 @@ def test_what_a_defense_keeps_goes_on_over_rounds(update: Any, small: Small) -> 
     torch.testing.assert_close(after(2, Delayed()).parameters[name], after(1, Hooks()).parameters[name])
 
 
+@dataclass(frozen=True)
+class Halving(Hooks):
+    """A server that learns half of what arrives."""
+
+    def aggregated(self, update: Update, clients: int, generator: torch.Generator) -> Update:
+        assert clients == 2
+        return replace(update, trainable={name: tensor / 2 for name, tensor in update.trainable.items()})
+
+
+@pytest.mark.parametrize("update", ["delta", "gradient"])
+def test_the_server_learns_from_what_a_defense_makes_of_the_mean(update: Any, small: Small) -> None:
+    start, recipe = small.start(norm=False), Recipe(update=update, precision="float64")
+    moves = []
+    for hooks in (Hooks(), Halving()):
+        config = FederationConfig(rounds=1, batch_size=64, optimizer="sgd", learning_rate=0.1)
+        found = federate(start, small.clients(5, 3), config.recipe(recipe), config, STREAMS, hooks=hooks)
+        moves.append(found.parameters["fc.weight"] - start.parameters["fc.weight"])
+    torch.testing.assert_close(moves[1], moves[0] / 2)
+
+
 def test_a_federation_goes_on_to_the_bit_where_it_was_stopped(small: Small) -> None:
     config = FederationConfig(rounds=4, batch_size=4)
     recipe = config.recipe(Recipe(update="gradient", batch_norm="train"))

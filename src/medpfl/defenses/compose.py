@@ -104,6 +104,12 @@ class Composition(Defense):
             update = with_received_statistics(update, model)
         return update, replace(state, tensors=tensors)
 
+    def aggregated(self, update: Update, clients: int, generator: torch.Generator) -> Update:
+        """The mean after what the server does for all parts."""
+        for part in self.parts:
+            update = part.aggregated(update, clients, generator)
+        return update
+
     def mechanism(self) -> Mechanism:
         """The mechanisms of the parts that change something, in order."""
         found = [one for one in (part.mechanism() for part in self.parts) if not isinstance(one, Unchanged)]

@@ -16,6 +16,7 @@ from medpfl.core.mechanisms import Mechanism
 from medpfl.core.recipes import Recipe
 from medpfl.defenses.base import DEFENSES, Bound, Defense, Noise
 from medpfl.defenses.client_noise import client_guarantee, client_mechanism, clipped_and_noisy
+from medpfl.defenses.noise import normal, with_noise
 
 
 @DEFENSES.register(
@@ -46,6 +47,12 @@ class FedSDP(Defense):
     ) -> tuple[Update, ClientState]:
         """What leaves the client: clipped, and with noise if the client adds it."""
         return clipped_and_noisy(update, model, self.bound, self._sent_std, generator), state
+
+    def aggregated(self, update: Update, clients: int, generator: torch.Generator) -> Update:
+        """The mean with what is left of noise that the server adds to every client's update."""
+        if self.added_by == "client" or self.noise_multiplier == 0:
+            return update
+        return with_noise(update, normal(self.noise_multiplier * self.bound / clients**0.5, generator))
 
     @property
     def _sent_std(self) -> float:

@@ -104,6 +104,10 @@ class _Setting:
     hooks: Hooks
     channel: Channel
 
+    def aggregated(self, updates: Sequence[Update], channel: torch.Generator, server: torch.Generator) -> Update:
+        """What the server learns from."""
+        return self.hooks.aggregated(self.channel.send(updates, channel), len(updates), server)
+
 
 @dataclass(frozen=True)
 class _Server:
@@ -168,7 +172,7 @@ def _training_round(server: _Server, setting: _Setting, streams: Streams) -> _Se
         )
         updates.append(update)
         states.append(state)
-    mean = setting.channel.send(updates, streams("channel"))
+    mean = setting.aggregated(updates, streams("channel"), streams("server"))
     return _Server(_learnt(server.model, mean, setting.rate), server.optimizer, tuple(states))
 
 
@@ -200,7 +204,7 @@ def _gradient_round(server: _Server, setting: _Setting, streams: Streams) -> _Se
                     model, batch, own, hooks=setting.hooks, state=states[client], generator=stream
                 )
                 updates.append(update)
-        mean = setting.channel.send(updates, streams("channel", exchange))
+        mean = setting.aggregated(updates, streams("channel", exchange), streams("server", exchange))
         sent = {name: tensor for name, tensor in model.parameters.items() if name in mean.trainable}
         gradients = {name: mean.trainable[name].to(tensor) for name, tensor in sent.items()}
         moved_on, optimizer = OPTIMIZERS[recipe.optimizer](sent, gradients, optimizer, recipe)

@@ -26,9 +26,10 @@ class Step:
 class Hooks:
     """The identity. A subclass overrides any of the methods; it keeps no state on itself (use `ClientState`).
 
-    Order within a round: `in_round` and `steps` once; for every local step `batch`, `per_example` (only if `clips_per_example` is
-    true) and `gradient`; then `update` once before the channel. `model` is applied before any training, by whoever
-    runs the federation: server, clients and adversary all have the model that it gives.
+    Order within a round: `in_round` and `steps` once; for every local step `batch`, `per_example` (only if
+    `clips_per_example` is true) and `gradient`; then `update` once before the channel, and behind it `aggregated` by the
+    server. `model` is applied before any training, by whoever runs the federation: server, clients and adversary all have
+    the model that it gives.
     """
 
     clips_per_example: bool = False
@@ -74,6 +75,10 @@ class Hooks:
     ) -> tuple[Update, ClientState]:
         """The update that is sent, and the client's state for the next round. `model`: what the client received."""
         return update, state
+
+    def aggregated(self, update: Update, clients: int, generator: torch.Generator) -> Update:
+        """What the server learns from, given the mean of so many clients' updates. Whoever is at the server sees the mean."""
+        return update
 
     def mechanism(self) -> Mechanism:
         """What an adversary who knows the defense is told."""
