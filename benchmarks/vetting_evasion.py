@@ -7,8 +7,8 @@ The attacker knows every check. Its module (bins on a random positive query, uni
 factors, columns of rank 1 with random signs and sizes) stands in front of a small convolutional net, or hides. It reads
 one exact gradient of the mean loss in float64, knowing its own factors: neighboring bins after division by them. Per
 row: the share of the private images above 30 dB (any candidate, so an upper bound), and the share of seeds in which
-vetting says `crafted` from tensors alone, on drawn images, and on 16 of the client's own other images, with the checks
-that found something there.
+vetting says `crafted` from tensors alone, on drawn images, on 16 of the client's own other images (with the checks that
+found something there; `leaks` too), and where the client knows which net was agreed on.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from medpfl.data.base import Reader
 from medpfl.data.readers.medmnist import MedMnistReader
 from medpfl.data.readers.phantom import PhantomReader
 from medpfl.guards.vetting import Vetting, vet
+from medpfl.guards.vetting.verdict import tensors_of
 from medpfl.models import prepare
 
 SIDE = 28
@@ -43,7 +44,8 @@ class Disguise:
     noise: of every row, as a share of its length, and of every column. border: random weights so many times as long as
     the row where images are made black. honest: share of units that are drawn as PyTorch does. back: length of their
     columns in the second layer, in units of the bins' median column. behind: whether a random convolution with ReLU
-    stands in front, whose outputs the bins then sort.
+    stands in front, whose outputs the bins then sort. mixed: whether the trained rows are a random rotation of all of
+    these, which a frozen layer undoes before the gates.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Disguise:
     honest: float = 0.0
     back: float = 0.1
     behind: bool = False
+    mixed: bool = False
 
 
 DISGUISES = (
@@ -63,6 +66,11 @@ DISGUISES = (
     Disguise("behind: noise of 0.1, 90% honest units", noise=0.1, honest=0.9, behind=True),
     Disguise(
         "behind: noise of 0.1, 90% honest units with columns as long", noise=0.1, honest=0.9, back=1.0, behind=True
+    ),
+    Disguise("in front: 50% honest units, rows mixed", honest=0.5, back=1.0, mixed=True),
+    Disguise("behind: 50% honest units, rows mixed", honest=0.5, back=1.0, behind=True, mixed=True),
+    Disguise(
+        "behind: noise of 0.1, 50% honest units, rows mixed", noise=0.1, honest=0.5, back=1.0, behind=True, mixed=True
     ),
 )
 
@@ -107,6 +115,9 @@ class Module(nn.Module):
             self.first.bias.copy_(torch.cat([biases * sizes, plain.bias[:extra]])[order])
             self.second.weight.copy_(torch.cat([second, back.weight[:, :extra]], dim=1)[:, order])
             self.second.bias.fill_(0.4)
+        self.mixed: nn.Module = nn.Identity()
+        if how.mixed:
+            self._mix(generator)
         self.body = nn.Sequential(
             nn.Conv2d(1, 16, 5, stride=2, padding=2),
             nn.ReLU(),
@@ -118,9 +129,18 @@ class Module(nn.Module):
         self.places = order.argsort()[:bins]
         self.factors = factors / sizes
 
+    def _mix(self, generator: torch.Generator) -> None:
+        units = self.first.out_features
+        rotation = torch.linalg.qr(torch.randn(units, units, generator=generator, dtype=torch.float64)).Q
+        self.mixed = nn.Linear(units, units, bias=False).requires_grad_(False)
+        with torch.no_grad():
+            self.mixed.weight.copy_(rotation)
+            self.first.weight.copy_(rotation.T @ self.first.weight.double())
+            self.first.bias.copy_(rotation.T @ self.first.bias.double())
+
     def forward(self, images: Tensor) -> Tensor:
         """Class scores."""
-        hidden = torch.relu(self.first(self.front(images).flatten(1)))
+        hidden = torch.relu(self.mixed(self.first(self.front(images).flatten(1))))
         output: Tensor = self.body(self.second(hidden).reshape(-1, 1, SIDE, SIDE))
         return output
 
@@ -128,6 +148,7 @@ class Module(nn.Module):
         """What the attacker reads from the gradient of the mean loss: one candidate per bin, (bins, inputs)."""
         loss = nn.functional.cross_entropy(self(images), labels)
         weight, bias = torch.autograd.grad(loss, [self.first.weight, self.first.bias])
+        weight, bias = self.mixed(weight.T).T, self.mixed(bias)
         weight, bias = weight[self.places] / self.factors[:, None], bias[self.places] / self.factors
         steps, sizes = weight[:-1] - weight[1:], bias[:-1] - bias[1:]
         return steps / torch.where(sizes == 0, torch.inf, sizes)[:, None]
@@ -183,11 +204,14 @@ def measured(how: Disguise, images: Tensor, bins: int, count: int, seed: int) ->
     recovered = [bool((quality(read, one) > 30).any()) for one in sought]
     model = prepare(net.float(), name="crafted", image_shape=(1, SIDE, SIDE), task=SingleLabel(CLASSES))
     on_own = vet(model, images=own)
+    agreed = prepare(net.body, name="agreed", image_shape=(1, SIDE, SIDE), task=SingleLabel(CLASSES))
     shares = {
         "recovered": sum(recovered) / count,
-        "tensors": crafted(vet(model.parameters)),
+        "tensors": crafted(vet(tensors_of(model))),
         "drawn": crafted(vet(model)),
         "own": crafted(on_own),
+        "own_leaks": float(on_own.verdict == "leaks"),
+        "agreed": crafted(vet(tensors_of(model), agreed=agreed)),
     }
     return shares, [result.check for result in on_own.results if result.status == "found"]
 

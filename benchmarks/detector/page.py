@@ -29,6 +29,9 @@ BASES = {"1 in 10": 0.1, "1 in 1,000": 0.001}
 READ = 0.1
 """From this share of recovered images on a crafted run counts as one that reads."""
 
+OWN_LOOKS = tuple(LOOKS)[:4]
+"""The looks for which nobody needs to know more than came."""
+
 Table = list[tuple[str, ...]]
 
 
@@ -41,14 +44,16 @@ def write_page(rows: Sequence[Row], folder: Path) -> None:
         TITLE.format(honest=len(honest), crafted=len(crafted), adaptive=len(adaptive)),
         "## Verdicts with the shipped thresholds\n",
         _markdown(_shipped(honest, crafted)),
-        LEAKS.format(design=_leaks(honest)),
+        LEAKS.format(design=_leaks(honest), unusable=rate(row.gate == "unusable" for row in honest)),
         "## False alarms by architecture, detection by family\n",
         _markdown(_by_architecture(honest)),
         _markdown(_by_family(crafted)),
         _markdown(_by_treatment(honest)),
         "## Thresholds from other models\n",
-        OTHERS,
+        OTHERS.format(honest=len(honest), rank=_rank(honest)),
         _markdown(_others(honest, crafted)),
+        BY_GROUP,
+        _markdown(_groups_left_out(honest, crafted)),
         "## What a verdict is worth\n",
         _markdown(_values(honest, crafted)),
         "## Attackers who know every check\n",
@@ -64,39 +69,47 @@ TITLE = """# The guards measured as a detector
 
 One run is one net with its own seed, images and recipe: {honest} honest ones, {crafted} crafted ones, {adaptive} of
 attackers who know the checks. Three looks: at the `tensors` that came, at the `model at work` on 16 of the client's own
-images (with the tensors), and at the `update` before it is sent. `all three` is an alarm if any look gives one. Nobody
-told the guards which architecture was agreed on and no reference was given: with either, every added layer is found at
-once.
+images (with the tensors), and at the `update` before it is sent. `all three` is an alarm if any look gives one, without
+being told which architecture was agreed on. Two more columns say what a client that knows more adds to them: `and the
+agreed model`, of its own build, into which the tensors must fit; `and a reference`, the model of the round before (of
+honest runs: what the client's own update makes of the model, compared with it; of crafted ones: the honest body).
 
-    python benchmarks/guards_detector.py measure --data ../shared/data --first 2 --minutes 15 --processes 2
+    python benchmarks/guards_detector.py measure --data ../shared/data --first 3 --only crafted --minutes 60
+    python benchmarks/guards_detector.py measure --data ../shared/data --first 3 --only adaptive --minutes 60
+    python benchmarks/guards_detector.py measure --data ../shared/data --first 3 --repeats 3 --only honest --minutes 60
     python benchmarks/guards_detector.py table
 
-What they do not show: rounds of a real federation, long training, images larger than 32x32, attacks that are not among
+What these figures do not show: rounds of a real federation, long training, images larger than 32x32, attacks that are not among
 the families. Runs draw from the same few sets of images, so they are independent in nets and draws, not in hospitals.
 Nets outside the zoo are those on which no threshold was fixed; the small dense ones are much like some on which it was.
 Every front of dense layers before a convolution counts as crafted (`front_layers`), which is why `tensors` do so well
 against families that add one.
 
-All runs are of a repeat of its own (`--first 2`), whose seeds no change of the guards had seen before.
+All runs are of repeats (`--first 3` and later) whose seeds no change of the guards had seen before. Limits were fixed on
+the zoo and the nets of `tests`, the newest ones (`one_sided_*`, `class_offsets`, and when an update is `unusable`) on 240
+dense nets of other widths, activations and recipes, on traps beside them, and on repeats 0 to 2.
 
 Intervals are exact (Clopper-Pearson, 95%). Images are 28x28 and 32x32, from small real sets and drawings, batches of 8 to 64.
 """
 
 LEAKS = """
 Nets whose first layer is dense leak without being crafted. That the guards say `leaks` of them is right and no false
-alarm: {design}. Only `crafted` counts as an alarm above.
+alarm: {design}. Only `crafted` counts as an alarm above. Honest updates that were withheld as `unusable`, because training
+diverged: {unusable}.
 """
 
 OTHERS = """Every check's score has a distance to its shipped threshold, from -1 (no sign) to 1; a run's suspicion is the
 sum of those above 0, or the largest if none is. From which suspicion on a run is an alarm was fixed without the architecture (false alarms) or the attack family
 (detection) that it is then counted on, in turn: at the rank that lets 1% or 0.1% of fresh honest runs through, and half
-of the way from there to the crafted runs. A rank for 0.1% needs 999 honest runs; with fewer it is extrapolated from an
-exponential tail through the highest tenth, and no more than the interval shows is known about it.
+of the way from there to the crafted runs. A rank for 0.1% needs 999 honest runs; there are {honest}, so it is {rank}.
+"""
+
+BY_GROUP = """Left out one by one at 0.1%: every family, and the architectures with a false alarm at either point.
 """
 
 ADAPTIVE = """Bins in front of a body (32 images, 256 units unless said otherwise), shuffled and rescaled with rank-1
-columns except `plain`. Recovered: share of all images above 30 dB, by the attacker's own ranking. Columns: share of runs
-that a look calls `crafted`.
+columns except `plain`; `own_...` are traps in the first layer of a net that is dense first anyway. Recovered: share of
+all images above 30 dB, by the attacker's own ranking. Columns: share of runs that a look calls `crafted`.
 """
 
 
@@ -188,6 +201,23 @@ def _others(honest: Sequence[Row], crafted: Sequence[Row]) -> Table:
     return table
 
 
+def _rank(honest: Sequence[Row]) -> str:
+    fewest = len(honest) - max(sum(row.group == group for row in honest) for group in {row.group for row in honest})
+    return "a real rank" if fewest >= 999 else "extrapolated from an exponential tail through the highest tenth"
+
+
+def _groups_left_out(honest: Sequence[Row], crafted: Sequence[Row]) -> Table:
+    table = [("left out", *OWN_LOOKS)]
+    rates = {(look, point): left_out(honest, crafted, look, point) for look in OWN_LOOKS for point in POINTS.values()}
+    alarms = {group for false, _ in rates.values() for group, found in false.items() if found.hits}
+    strict = {look: rates[look, POINTS["0.1%"]] for look in OWN_LOOKS}
+    for group in sorted({row.group for row in crafted}):
+        table.append((f"{group}: detected", *(str(strict[look][1][group]) for look in OWN_LOOKS)))
+    for group in sorted(alarms):
+        table.append((f"{group}: false alarms", *(str(strict[look][0][group]) for look in OWN_LOOKS)))
+    return table
+
+
 def _values(honest: Sequence[Row], crafted: Sequence[Row]) -> Table:
     table = [
         ("look", *(f"{base} crafted" for base in BASES), *(f"{base}, at the intervals' worse ends" for base in BASES))
@@ -222,8 +252,8 @@ def _adaptive(adaptive: Sequence[Row]) -> Table:
 
 
 def _figure(adaptive: Sequence[Row], path: Path) -> None:
-    figure, panels = plt.subplots(1, len(LOOKS), figsize=(15, 4.2), sharey=True, layout="constrained")
-    for panel, look in zip(panels, LOOKS, strict=True):
+    figure, panels = plt.subplots(1, len(OWN_LOOKS), figsize=(15, 4.2), sharey=True, layout="constrained")
+    for panel, look in zip(panels, OWN_LOOKS, strict=True):
         for number, (name, trick) in enumerate(TRICKS.items()):
             groups = [
                 [row for row in adaptive if row.group == name and row.strength == strength]
