@@ -117,7 +117,7 @@ def test_honest_bystanders_raise_no_alarm(tmp_path: Path) -> None:
 
 
 def test_a_client_that_builds_the_agreed_model_finds_every_added_layer(tmp_path: Path) -> None:
-    guard = {"name": "vetting", "agreed_model": True}
+    guard = {"name": "vetting", "agreed_model": True, "reference": True}
     for server, attack in ((SERVER, MEDLEAK), ("honest_server", {"name": "dlg", "iterations": 1, "restarts": 1})):
         folder = tmp_path / str(attack["name"])
         spec = plain(threat_models=[server], guards=[guard], attacks=[attack])
@@ -125,7 +125,8 @@ def test_a_client_that_builds_the_agreed_model_finds_every_added_layer(tmp_path:
         found = rows(folder)
         if server is SERVER:
             assert {row["status"] for row in found} == {"blocked"}
-            assert all("does not fit model 'lenet_idlg'" in row["verdict_reason"] for row in found)
+            for reason in ("does not fit model 'lenet_idlg'", "unlike the reference: 'front.first.weight' is new"):
+                assert all(reason in row["verdict_reason"] for row in found)
         else:
             assert {(row["status"], row["verdict"]) for row in found} == {("done", "passed")}
 

@@ -22,8 +22,8 @@ class Received:
     """What a client has before it trains: the model that came, its own images and how it is to train.
 
     others: what the other clients of the round received; of these a client may learn digests, over a channel that the
-    server does not control. agreed: the model that was agreed on, as the client builds it itself; its tensors' values
-    say nothing.
+    server does not control. agreed: the model that was agreed on, as the client builds it itself, with the values of
+    the last round that it trusts.
     """
 
     model: GlobalModel

@@ -41,12 +41,25 @@ class VettingGuard(Guard):
             "layers are found at once; off, nobody agreed on an architecture"
         ),
     ] = False
+    reference: Annotated[
+        bool,
+        Field(
+            description="the client kept the model of a round that it trusts and compares; in an audit that is what an "
+            "honest server would have sent, so that it never alarms without an attack"
+        ),
+    ] = False
 
     def before(self, received: Received) -> Verdict:
         """What vetting finds; a model that it cannot look at is not trained on."""
+        trusted = received.agreed
         images = received.batch.images[:MOST_IMAGES] if len(received.batch) >= FEWEST_IMAGES else None
         try:
-            found = vet(received.model, images=images, agreed=received.agreed if self.agreed_model else None)
+            found = vet(
+                received.model,
+                trusted if self.reference else None,
+                images,
+                agreed=trusted if self.agreed_model else None,
+            )
         except ModelError as error:
             return Verdict("vetting", "unusable", True, (str(error),))
         withholds = found.verdict == "crafted" or found.verdict == self.withhold
