@@ -27,6 +27,8 @@ def audited(tmp_path_factory: pytest.TempPathFactory, write_spec: Callable[..., 
 
 def test_an_audit_with_utility_from_the_command_to_the_report(medpfl: Callable[..., Any], audited: Path) -> None:
     spec, out = audited / "audit.yaml", audited / "out"
+    assert "of it for 4 federations that measure utility" in medpfl("check", spec).out.replace("\n", " ")
+    assert json.loads(medpfl("check", spec, "--json").out)["utility_seconds"] > 0
     ended = medpfl("audit", spec, "--out", out, "--workers", 0, "--limit", "ssim <= 0.99")
     assert ended.code == 0, ended
     assert "utility: 4/4 federations" in ended.err

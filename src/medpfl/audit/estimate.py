@@ -110,7 +110,7 @@ def _training_seconds(prepared: Prepared, cell: Cell) -> float:
     images, targets = dataset.images[indices], targets_of(dataset, cell.model)[indices]
     one, generator = replace(config, epochs=None, steps=1), torch.Generator().manual_seed(0)
     model = moved(model, materials.device)
-    step = _seconds(lambda: train(model, images, targets, one, generator), 2, prepared)
+    step = shortest(lambda: train(model, images, targets, one, generator), 2, prepared)
     return step * _steps(prepared, cell)
 
 
@@ -120,7 +120,7 @@ def _gradient_seconds(prepared: Prepared, cell: Cell) -> float:
     truth = prepared.materials.client(cell, seed, 0, 0)
     placed = moved((model, Batch(truth.images, truth.targets)), prepared.materials.device)
     generator = torch.Generator().manual_seed(0)
-    return _seconds(lambda: client_step(*placed, cell.recipe.recipe, generator=generator), 5, prepared)
+    return shortest(lambda: client_step(*placed, cell.recipe.recipe, generator=generator), 5, prepared)
 
 
 def _guard_seconds(prepared: Prepared, cell: Cell) -> float:
@@ -137,8 +137,8 @@ def _guard_seconds(prepared: Prepared, cell: Cell) -> float:
         clients = [(placed[1], torch.Generator().manual_seed(0))]
         guarded_round(Broadcast((placed[0],)), clients, recipe, guard=guard, agreed=placed[0], generator=generator)
 
-    with_guard = _seconds(lambda: work(cell.guard.guard), 2, prepared)
-    return max(0.0, with_guard - _seconds(lambda: work(NO_GUARD), 2, prepared))
+    with_guard = shortest(lambda: work(cell.guard.guard), 2, prepared)
+    return max(0.0, with_guard - shortest(lambda: work(NO_GUARD), 2, prepared))
 
 
 def _candidate_bytes(prepared: Prepared, cell: Cell) -> float:
@@ -157,7 +157,7 @@ def _candidate_bytes(prepared: Prepared, cell: Cell) -> float:
     return float(peak_bytes(work))
 
 
-def _seconds(work: Callable[[], object], repeats: int, prepared: Prepared) -> float:
+def shortest(work: Callable[[], object], repeats: int, prepared: Prepared) -> float:
     """The shortest time that it takes, with the threads and on the device of the workers."""
     times = []
     device = prepared.materials.device

@@ -22,6 +22,9 @@ def register(app: typer.Typer) -> None:
 def check(
     spec: SpecPath,
     diagnose: Annotated[bool, typer.Option("--diagnose", help="with the cells of `medpfl audit --diagnose`")] = False,
+    utility: Annotated[
+        bool, typer.Option("--utility", help="with the federations of `medpfl audit --utility`")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
 ) -> None:
     """Validates a spec, shows its cells with the refused ones, estimates time and memory; runs no attack.
@@ -36,19 +39,25 @@ def check(
     from medpfl.audit.plan import make_plan
     from medpfl.audit.preparation import prepare
     from medpfl.audit.runner import default_workers
+    from medpfl.audit.utility import unique_runs
+    from medpfl.audit.utility_estimate import utility_seconds
 
     console = wide_console()
     loaded = load_spec(spec)
     if diagnose:
         loaded = loaded.diagnosed()
+    if utility:
+        loaded = loaded.with_utility()
     with tempfile.TemporaryDirectory() as cache:
         plan = make_plan(loaded)
         prepared = prepare(loaded, Path(cache), plan)
         context = describe(loaded, prepared.cells, prepared.materials)
         estimates = {found.cell.id: found for found in estimate(prepared)}
         training = training_seconds(prepared)
+        pricing = utility_seconds(prepared)
+        federations = len(unique_runs(prepared.utility))
     workers = default_workers(plan, prepared.round_sizes)
-    total = sum(found.seconds for found in estimates.values()) / workers + training
+    total = (sum(found.seconds for found in estimates.values()) + pricing) / workers + training
     own = len(prepared.cells)
     if as_json:
         rows = [
@@ -62,7 +71,7 @@ def check(
             for cell in prepared.all_cells
         ]
         extra = {"diagnosis": rows[own:]} if loaded.diagnose is not None else {}
-        times = {"seconds": total, "training_seconds": training, "workers": workers}
+        times = {"seconds": total, "training_seconds": training, "utility_seconds": pricing, "workers": workers}
         typer.echo(json.dumps({"cells": rows[:own], **extra, **times, **context}))
         return
     table = Table("cell", "cases", "at most", "memory", "refused because")
@@ -96,6 +105,11 @@ def check(
         + (f", and {len(prepared.all_cells) - own} to diagnose them" if loaded.diagnose is not None else "")
         + f"; at most about {duration(total)} on {workers} workers"
         + (f", {duration(training)} of it for training models" if training else "")
+        + (
+            f", {duration(pricing / workers)} of it for {federations} federations that measure utility"
+            if federations
+            else ""
+        )
         + f". On {plan.device}, where each worker computes as many candidates at once as fit {plan.memory / 2**20:.0f} MiB. "
         "Memory is of one candidate of a search, or of one round with a crafted model"
     )

@@ -138,7 +138,7 @@ def problems(utility: Mapping[str, Any] | None) -> tuple[str, ...]:
 
 def _section(found: Frontier, varying: list[str], number: int) -> Section:
     name, places, unit = LEAKAGE.get(found.column, (found.column, 3, ""))
-    styles = _styles(found)
+    styles = styles_of(found)
     title = ", ".join(getattr(found, axis).replace("_", " ") for axis in varying) or found.dataset
     lines = tuple(
         _line(place, setting, styles.get(setting.family), found, places, unit)
@@ -161,7 +161,8 @@ def _section(found: Frontier, varying: list[str], number: int) -> Section:
     )
 
 
-def _styles(found: Frontier) -> dict[str, Style]:
+def styles_of(found: Frontier) -> dict[str, Style]:
+    """How the points of each family look."""
     families = dict.fromkeys(setting.family for setting in found.settings if setting.family)
     return {family: line_style(number) for number, family in enumerate(families)}
 

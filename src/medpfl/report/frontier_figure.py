@@ -19,38 +19,44 @@ NONE = Style("#000000", (), "P")
 
 
 def frontier_svg(found: Frontier, styles: Mapping[str, Style], leakage: str, prefix: str, description: str) -> str:
-    """The figure as an SVG element whose ids start with `prefix`; points bear the numbers of the table's rows.
+    """The figure as an SVG element whose ids start with `prefix`."""
+    settings: Any = {**SETTINGS, "svg.hashsalt": prefix}
+    with rc_context(settings):
+        figure = frontier_figure(found, styles, leakage)
+        FigureCanvasSVG(figure)
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return embeddable(stream.getvalue(), prefix, description)
+
+
+def frontier_figure(found: Frontier, styles: Mapping[str, Style], leakage: str) -> Figure:
+    """The figure itself; points bear the numbers of the table's rows. styles: by family. leakage: what the axis says.
 
     Thin lines are the 95% intervals. A hollow point is dominated by another one, a ring marks the recommended one. The
     shaded part is what lies beyond the limit.
     """
-    settings: Any = {**SETTINGS, "svg.hashsalt": prefix}
-    with rc_context(settings):
-        figure = Figure(figsize=(5.2, 4.0), layout="constrained")
-        FigureCanvasSVG(figure)
-        axes = figure.add_subplot()
-        _references(axes, found)
-        for family in dict.fromkeys(setting.family for setting in found.settings):
-            members = [one for one in found.settings if one.family == family and _drawn(one)]
-            style = styles.get(family, NONE)
-            if len(members) > 1:
-                axes.plot(
-                    [one.leakage.value or 0.0 for one in members],
-                    [one.auc.value or 0.0 for one in members],
-                    color=style.color,
-                    linewidth=1.4,
-                    linestyle=(0, style.dashes) if style.dashes else "-",
-                    alpha=0.7,
-                )
-            for one in members:
-                _point(axes, one, style, found)
-        axes.set(xlabel=leakage[:1].upper() + leakage[1:], ylabel="AUC on held-out images")
-        axes.grid(color="#e3e3e3", linewidth=0.6)
-        axes.margins(0.08)
-        _limit(axes, found)
-        stream = io.StringIO()
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return embeddable(stream.getvalue(), prefix, description)
+    figure = Figure(figsize=(5.2, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    _references(axes, found)
+    for family in dict.fromkeys(setting.family for setting in found.settings):
+        members = [one for one in found.settings if one.family == family and _drawn(one)]
+        style = styles.get(family, NONE)
+        if len(members) > 1:
+            axes.plot(
+                [one.leakage.value or 0.0 for one in members],
+                [one.auc.value or 0.0 for one in members],
+                color=style.color,
+                linewidth=1.4,
+                linestyle=(0, style.dashes) if style.dashes else "-",
+                alpha=0.7,
+            )
+        for one in members:
+            _point(axes, one, style, found)
+    axes.set(xlabel=leakage[:1].upper() + leakage[1:], ylabel="AUC on held-out images")
+    axes.grid(color="#e3e3e3", linewidth=0.6)
+    axes.margins(0.08)
+    _limit(axes, found)
+    return figure
 
 
 def _drawn(setting: Priced) -> bool:
