@@ -223,3 +223,14 @@ def test_medleak_against_clients_of_all_kinds_is_not_refused_and_some_servers_ma
     assert {cell.recipe.id for cell in found} == {"momentum", "adam", "bfloat16", "five-steps"}
     assert {"recipe" in cell.threat_model.can for cell in found} == {True, False}
     assert {cell.channel.name for cell in found if "whose" in cell.attack.id} == {"secagg_plus"}
+
+
+def test_the_frontier_attacks_every_setting_twice_and_prices_it() -> None:
+    spec = example("frontier_brain")
+    found = grid("frontier_brain")
+    assert [refusal(cell) for cell in found] == [None] * len(found)
+    known = {cell.defense.id for cell in found if cell.adaptive}
+    assert known == {cell.defense.id for cell in found if not cell.adaptive} - {"none"}
+    assert spec.utility is not None
+    assert spec.utility.seeds == 3
+    assert str(spec.limit) == "gain_psnr <= 0"
