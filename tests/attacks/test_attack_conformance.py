@@ -41,6 +41,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gradinv": {"iterations": 25, "restarts": 2, "median_filter_every": 7, "layers": "top10"},
     "gradinversion": {"iterations": 25, "restarts": 3, "warm_up": 5},
     "idlg": {"iterations": 3, "inner_iterations": 10, "restarts": 2, "output_error": "candidate"},
+    "maximum_a_posteriori": {"prior": "total_variation", "iterations": 25, "restarts": 2},
     "peeling": {},
     "spear": {"draws": 20_000},
 }
@@ -64,7 +65,7 @@ CLOSED_FORMS = {"april", "first_layer_readout", "peeling", "spear"}
 LONG_RUNNING = sorted(set(SETTINGS) - CLOSED_FORMS)
 TRANSFORMERS = {"april"}
 """Attacks that read tokens; the others are tested on dense nets."""
-SIMULATE_CLIENTS = ("cpl", "dlg", "fedavg_inversion", "gradinv", "gradinversion", "idlg")
+SIMULATE_CLIENTS = ("cpl", "dlg", "fedavg_inversion", "gradinv", "gradinversion", "idlg", "maximum_a_posteriori")
 
 Observe = Callable[..., Observation]
 
@@ -411,6 +412,7 @@ def test_presets_are_valid_settings(name: str) -> None:
         ("gradinv", "range_255_normalized"),
         ("gradinversion", "range_255_normalized"),
         ("idlg", "range_0"),
+        ("maximum_a_posteriori", "range_1"),
     ],
 )
 def test_legacy_scores_follow_the_source_and_are_plain_without_one(name: str, convention: str) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -35,7 +36,8 @@ from medpfl.attacks.matching.objectives import (
 from medpfl.attacks.matching.output_error import output_error, soft_label, with_known_error
 from medpfl.attacks.matching.parts import Parts
 from medpfl.attacks.matching.problem import Problem, build_problem, is_one_gradient
-from medpfl.attacks.matching.settings import Group, Inversion, Labels, SearchSetup
+from medpfl.attacks.matching.settings import Begun, Group, Inversion, Labels, SearchSetup
+from medpfl.attacks.matching.stages import added, continued
 from medpfl.attacks.matching.statistics import StatisticsPrior, statistics_prior
 from medpfl.attacks.updates import settled_at_once, why_no_scale
 from medpfl.core.domain import Failure, Observation, Reconstruction
@@ -93,7 +95,7 @@ def invert(
             cases.append(_Case(place, observation, generator, inference, error, known))
     kinds = [[one for one in cases if (one.error is not None) == known] for known in (True, False)]
     present = [kind for kind in kinds if kind]
-    parts = Parts(session, len(present), [case.generator for case in cases])
+    parts = Parts(session, len(present) * max(1, len(settings.stages)), [case.generator for case in cases])
     for kind in present:
         for case, result in zip(kind, _invert(kind, parts, settings), strict=True):
             results[case.place] = result
@@ -139,6 +141,15 @@ def _invert(cases: Sequence[_Case], parts: Parts, settings: Inversion) -> list[R
     norms = problem.squared_norms(weights)
     units = norms.clamp_min(torch.finfo(norms.dtype).tiny) if settings.scaled else torch.ones_like(norms)
     weights = settings.gradient_weight * weights / units[:, None]
+    if settings.assumed_noise is not None and not likely.nats:
+        entries = sum(target[0].numel() for target in problem.targets)
+        weights = (
+            0.5
+            * entries
+            / settings.assumed_noise**2
+            * weights
+            / norms[:, None].clamp_min(torch.finfo(norms.dtype).tiny)
+        )
     shown = [case.error for case in cases if case.error is not None]
     errors = torch.stack(shown).to(problem.device, problem.dtype) if shown else None
     curvature, contrast = None, 1.0
@@ -158,7 +169,9 @@ def _invert(cases: Sequence[_Case], parts: Parts, settings: Inversion) -> list[R
     layout = Layout(shape, model.task.output_shape(model.image_shape) if soft else ())
     precondition, matrix_evaluations = curvature or (None, (0,) * len(cases))
     block = 1 if problem.device.type == "cpu" and not runs_batched(model) else BLOCK
-    solver = settings.solver(SearchSetup(layout, block, precondition, noise_of([case.generator for case in cases])))
+    setup = SearchSetup(
+        layout, block, precondition, noise_of([case.generator for case in cases]), tuple(case.place for case in cases)
+    )
     at_once = settings.restarts if settings.retry_above is None else 1
     objective = matching_objective(
         searched,
@@ -168,23 +181,27 @@ def _invert(cases: Sequence[_Case], parts: Parts, settings: Inversion) -> list[R
         weights=weights,
         prior=settings.prior,
         statistics=_statistics(cases, settings, problem.targets[0]),
-        evaluations=len(cases) * at_once * solver.evaluations,
+        evaluations=len(cases) * at_once * settings.solver(setup).evaluations,
     )
     if (reason := why_not_computable(objective, layout, problem.targets[0])) is not None:
         return [Failure(f"gradients of this model cannot be matched in {settings.precision}: {reason}")] * len(cases)
-    found = parts.run(
-        lambda session: search(
-            objective,
-            solver,
-            lambda: _starts(cases, layout, settings, contrast, problem.dtype).to(problem.device),
+
+    def searched_from(points: Tensor | None, begun: Begun, session: Session) -> list[Found]:
+        return search(
+            added(objective, begun.term),
+            begun.solver,
+            (lambda: _starts(cases, layout, settings, contrast, problem.dtype).to(problem.device))
+            if points is None
+            else (lambda: points[:, None]),
             (settings.goal + settings.relative_goal * norms) / units,
-            restarts=settings.restarts,
+            restarts=settings.restarts if points is None else 1,
             retry_above=None if settings.retry_above is None else settings.retry_above * norms / units,
             coupling=_coupling(settings.group, layout, labels if errors is None else None),
             generators=[case.generator for case in cases],
             session=session,
         )
-    )
+
+    found = _staged(settings, setup, parts, searched_from, problem.targets[0])
     results: list[Reconstruction | Failure] = []
     for index, (case, one) in enumerate(zip(cases, found, strict=True)):
         unweighted = distance is squared_distance and plain and settings.distance_only
@@ -206,6 +223,25 @@ def _invert(cases: Sequence[_Case], parts: Parts, settings: Inversion) -> list[R
             )
         )
     return results
+
+
+def _staged(
+    settings: Inversion,
+    setup: SearchSetup,
+    parts: Parts,
+    searched_from: Callable[[Tensor | None, Begun, Session], list[Found]],
+    like: Tensor,
+) -> list[Found]:
+    """What the last stage found, or the only search. A victim without a finite iterate keeps what is not."""
+    found: list[Found] | None = None
+    points: Tensor | None = None
+    for stage in settings.stages or (lambda _points, setup: Begun(None, settings.solver(setup)),):
+        begun = stage(points, setup)
+        now = parts.run(partial(searched_from, points, begun))
+        found = continued(found, now)
+        points = torch.stack([one.variables for one in found]).to(like)
+    assert found is not None  # there is at least one stage
+    return found
 
 
 def _statistics(cases: Sequence[_Case], settings: Inversion, like: Tensor) -> StatisticsPrior | None:

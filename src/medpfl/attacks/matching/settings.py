@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
+
+from torch import Tensor
 
 from medpfl.attacks.batch_statistics import StatisticsSource
 from medpfl.attacks.matching.adam import NoiseSource
 from medpfl.attacks.matching.initialization import Initialization
-from medpfl.attacks.matching.layout import Layout
+from medpfl.attacks.matching.layout import BatchedObjective, Layout
 from medpfl.attacks.matching.lbfgs import Preconditioner
 from medpfl.attacks.matching.objectives import DistanceName
 from medpfl.attacks.matching.priors import Prior, no_prior
@@ -22,12 +24,25 @@ Labels = Literal["soft", "inferred", "given"]
 @dataclass(frozen=True)
 class SearchSetup:
     """What a solver is built for: the layout of the variables, the number of evaluations between two snapshots, the
-    curvature to start from where it is known, and noise from the victims' own generators."""
+    curvature to start from where it is known, noise from the victims' own generators, and the victims' places among the
+    observations."""
 
     layout: Layout
     block: int
     preconditioner: Preconditioner | None
     noise: NoiseSource
+    places: tuple[int, ...] = ()
+
+
+class Begun(NamedTuple):
+    """What a stage searches with. term: added to the objective, None for nothing."""
+
+    term: BatchedObjective | None
+    solver: Solver
+
+
+Stage = Callable[[Tensor | None, SearchSetup], Begun]
+"""Where the victims (V, n) stand, None before the first stage, and what solvers are built for -> the stage's search."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +72,9 @@ class Inversion:
     `contrast` of them is left. size_power: for distances by layer, a tensor counts as its number of entries to this
     power. prior: added for each candidate's images. gradient_weight: factor of the distance. statistics: where the
     expected statistics of batch norm layers come from; they count `statistics_weight` times, the first layer's
-    `first_layer` times as much again. None leaves them out. group: couples the restarts, which then run side by side. layer_decay: weight of each
+    `first_layer` times as much again. None leaves them out. group: couples the restarts, which then run side by side. assumed_noise: with it, a likelihood that is not in nats is taken for
+    squared differences under noise of this share of the target's root mean square. stages: searches one after the other (`matching.stages`)
+    in place of the single one with `solver`. layer_decay: weight of each
     layer's tensors as a share of the layer before. separate_epochs: every epoch of a simulated client has images of its
     own, which are paired and averaged in the end.
     """
@@ -88,8 +105,10 @@ class Inversion:
     contrast: float = 1.0
     layer_decay: float = 1.0
     separate_epochs: bool = False
+    stages: tuple[Stage, ...] = ()
+    assumed_noise: float | None = None
 
     @property
     def distance_only(self) -> bool:
         """Whether the objective is the distance of gradients and nothing else."""
-        return self.prior is no_prior and self.statistics is None and self.group is None
+        return self.prior is no_prior and self.statistics is None and self.group is None and not self.stages

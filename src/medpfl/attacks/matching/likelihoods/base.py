@@ -61,6 +61,7 @@ class Likelihood:
     one per tensor of the view; 0 for tensors that say nothing, so that they are never computed. None for ones.
     survivors: the mechanism set some entries to zero after all noise, so an earlier part's distance counts the others.
     evidence: what the distance gets in place of the targets, (V, ...) for each tensor, where it needs more than these.
+    nats: whether weights times distance is a negative log likelihood to scale, so that a prior's can be added.
     notes: what the attacker supposed, for the report.
     """
 
@@ -69,6 +70,7 @@ class Likelihood:
     weights: Tensor | None = None
     survivors: bool = False
     evidence: tuple[Tensor, ...] | None = None
+    nats: bool = False
     notes: tuple[str, ...] = ()
 
     def matching(self) -> Distance:

@@ -47,7 +47,8 @@ def composed(mechanism: Composed, view: View) -> Likelihood:
         else:
             left = left * one.tensor_weights(view.names)
     weights = left * noise.tensor_weights(view.names)
-    return Likelihood(noise.distance, chained(transforms), weights, evidence=noise.evidence, notes=tuple(notes))
+    kept = replace(noise, transform=chained(transforms), weights=weights, notes=tuple(notes))
+    return replace(kept, survivors=False)
 
 
 def _flat(parts: Sequence[Mechanism]) -> list[Mechanism]:

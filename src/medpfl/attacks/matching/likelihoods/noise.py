@@ -19,10 +19,10 @@ for exact in (Unchanged, Shared, Adapters):
 @likelihood_of(LaplaceNoise)
 def laplace(mechanism: LaplaceNoise, view: View) -> Likelihood:
     """Laplace noise of scale b: sum |g - G| / b."""
-    return Likelihood(distance=absolute_distance, weights=even(view, view.scale / mechanism.scale))
+    return Likelihood(distance=absolute_distance, weights=even(view, view.scale / mechanism.scale), nats=True)
 
 
 @likelihood_of(GaussianNoise)
 def gaussian(mechanism: GaussianNoise, view: View) -> Likelihood:
     """Normal noise of deviation s: sum (g - G)^2 / (2 s^2)."""
-    return Likelihood(distance=squared_distance, weights=even(view, 0.5 * (view.scale / mechanism.std) ** 2))
+    return Likelihood(distance=squared_distance, weights=even(view, 0.5 * (view.scale / mechanism.std) ** 2), nats=True)

@@ -1,0 +1,1 @@
+"""What an attacker learns about images from auxiliary ones."""
