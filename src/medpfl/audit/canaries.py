@@ -24,7 +24,8 @@ from medpfl.models import prepare
 class CanaryAudit:
     """What a client's defense promises for one round, and what a one-run audit shows that it cannot fall below.
 
-    general: lower bound on epsilon for any mechanism. gaussian: the tighter one for normal noise. A lower bound above the promise means that the client does not do what it says.
+    general: lower bound on epsilon for any mechanism. gaussian: the tighter one for normal noise. A lower bound above the
+    promise means that the client does not do what it says.
     """
 
     promised: Statement

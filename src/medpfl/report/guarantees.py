@@ -79,8 +79,12 @@ def unit(found: Guaranteed) -> str:
 
 
 def limit(success: float | None) -> str:
-    """A bound on a success rate."""
-    return DASH if success is None else f"at most {percent(success)}"
+    """A bound on a success rate, rounded up.
+
+    >>> limit(0.0924), limit(0.99996), limit(None)
+    ('at most 9.3%', 'at most 100%', '–')
+    """
+    return DASH if success is None else f"at most {math.ceil(1000 * success) / 10:g}%"
 
 
 def prior(found: Guaranteed) -> str:

@@ -12,7 +12,7 @@ from medpfl.attacks import ATTACKS
 from medpfl.attacks.base import Attack
 from medpfl.audit.filters.samples import drawn_images
 from medpfl.audit.filters.subject import Subject, call
-from medpfl.core.domain import Batch, GlobalModel, Observation, Reconstruction, Update
+from medpfl.core.domain import Auxiliary, Batch, GlobalModel, Observation, Reconstruction, Update
 from medpfl.core.knowledge import Knowledge
 from medpfl.core.mechanisms import Mechanism
 from medpfl.core.recipes import Recipe
@@ -29,6 +29,9 @@ THRESHOLD = 0.9
 
 POOL = 64
 """Drawn images of others, for the null baseline."""
+
+OWNED = 160
+"""Drawn images that an adaptive attacker owns."""
 
 MODEL = "lenet_dlg"
 """What is trained: a small network in which images are easily reconstructed without a filter."""
@@ -68,13 +71,38 @@ class Leakage:
         return self.ssim is not None and self.null_ssim is not None and self.ssim > self.null_ssim + 0.05
 
 
+@dataclass(frozen=True)
+class _Setting:
+    """What is attacked: the model, so many victims at the head of the images, null baselines and the attacker's own behind."""
+
+    model: GlobalModel
+    data: Dataset
+    victims: int
+
+    def truth(self, number: int) -> GroundTruth:
+        """One victim's image."""
+        one = slice(number, number + 1)
+        return GroundTruth(self.data.images[one], self.data.targets[one], (self.data.items[number],))
+
+    @property
+    def nulls(self) -> Batch:
+        """Images of others."""
+        part = slice(self.victims, self.victims + POOL)
+        return Batch(self.data.images[part], self.data.targets[part])
+
+    @property
+    def auxiliary(self) -> Auxiliary:
+        """Images that the attacker owns."""
+        return Auxiliary(self.data.images[self.victims + POOL :], self.data.targets[self.victims + POOL :])
+
+
 def leakage(subject: Subject, mechanism: Mechanism | None, victims: int) -> tuple[Leakage, ...]:
     """Single gradients of an untrained network: the easiest case for attackers, hence the hardest for the filter."""
-    data = drawn_images(victims + POOL, seed=1)
-    model = build_model(
-        MODEL, image_shape=tuple(data.images.shape[1:]), task=data.task, generator=generator("filter model")
-    )
-    clean = [_update(model, data, number) for number in range(victims)]
+    data = drawn_images(victims + POOL + OWNED, seed=1)
+    shape = tuple(data.images.shape[1:])
+    model = build_model(MODEL, image_shape=shape, task=data.task, generator=generator("filter model"))
+    setting = _Setting(model, data, victims)
+    clean = [_update(setting, number) for number in range(victims)]
     made, filtered = subject.made(), []
     for number, update in enumerate(clean):
         found = call(made, update.trainable, arrays=subject.arrays, seed=number)
@@ -87,19 +115,20 @@ def leakage(subject: Subject, mechanism: Mechanism | None, victims: int) -> tupl
     rows = []
     for name, settings in NAIVE.items():
         attack = ATTACKS[name].item(**settings)
-        rows.append(_row(name, attack, model, clean, data, filtered=False))
-        rows.append(_row(name, attack, model, filtered, data, filtered=True))
+        rows.append(_row(name, attack, setting, clean, filtered=False))
+        rows.append(_row(name, attack, setting, filtered, filtered=True))
     if mechanism is not None:
         settings = dict(ADAPTIVE)
         name = settings.pop("name")
         attack = ATTACKS[name].item(**settings)
-        rows.append(_row(f"{name} that knows the filter", attack, model, filtered, data, True, mechanism))
+        rows.append(_row(f"{name} that knows the filter", attack, setting, filtered, True, mechanism))
     return tuple(rows)
 
 
-def _update(model: GlobalModel, data: Dataset, number: int) -> Update:
-    batch = Batch(data.images[number : number + 1], data.targets[number : number + 1])
-    return client_step(model, batch, Recipe(), generator=generator("filter client", number))[0]
+def _update(setting: _Setting, number: int) -> Update:
+    truth = setting.truth(number)
+    batch = Batch(truth.images, truth.labels)
+    return client_step(setting.model, batch, Recipe(), generator=generator("filter client", number))[0]
 
 
 def _unlike(update: Update, sent: Mapping[str, torch.Tensor]) -> str:
@@ -116,45 +145,46 @@ def _unlike(update: Update, sent: Mapping[str, torch.Tensor]) -> str:
 def _row(
     name: str,
     attack: Attack,
-    model: GlobalModel,
+    setting: _Setting,
     updates: Sequence[Update],
-    data: Dataset,
     filtered: bool,
     mechanism: Mechanism | None = None,
 ) -> Leakage:
+    adaptive = mechanism is not None
+    owned = setting.auxiliary if adaptive and "auxiliary" in attack.uses() | attack.requires() else None
     observations = [
         Observation(
-            model=model,
+            model=setting.model,
             update=update,
             recipe=Recipe(),
             threat_model="honest_server",
-            knowledge=Knowledge(defense=mechanism),
+            knowledge=Knowledge(defense=mechanism, auxiliary=owned),
         )
         for update in updates
     ]
-    against = None if mechanism is None else attack.why_not_against(mechanism, model, Recipe(), 1)
-    if reason := attack.why_not(model, Recipe(), "gradient", 1) or against:
-        return Leakage(name, filtered, mechanism is not None, len(updates), reason=reason)
-    results = attack.reconstruct(observations, [generator("filter attack", number) for number in range(len(updates))])
-    truths = [
-        GroundTruth(data.images[number : number + 1], data.targets[number : number + 1], (data.items[number],))
-        for number in range(len(updates))
-    ]
-    others, targets = data.images[len(updates) :], data.targets[len(updates) :]
+    against = None if mechanism is None else attack.why_not_against(mechanism, setting.model, Recipe(), 1)
+    if reason := attack.why_not(setting.model, Recipe(), "gradient", 1) or against:
+        return Leakage(name, filtered, adaptive, len(updates), reason=reason)
+    streams = [generator("filter attack", number) for number in range(len(updates))]
+    results = attack.reconstruct(observations, streams)
+    others = setting.nulls
     scores = [
         score(
             found if isinstance(found, Reconstruction) else None,
-            truth,
-            fallback=others.mean(dim=0),
+            setting.truth(number),
+            fallback=others.images.mean(dim=0),
             threshold=THRESHOLD,
         )[0]
-        for found, truth in zip(results, truths, strict=True)
+        for number, found in enumerate(results)
     ]
-    nulls = [null_baselines(truth, others, targets, generator("filter nulls"))["nearest"] for truth in truths]
+    nulls = [
+        null_baselines(setting.truth(number), others.images, others.targets, generator("filter nulls"))["nearest"]
+        for number in range(len(updates))
+    ]
     return Leakage(
         attack=name,
         filtered=filtered,
-        adaptive=mechanism is not None,
+        adaptive=adaptive,
         victims=len(updates),
         successes=sum(one.success for one in scores),
         ssim=sum(one.ssim for one in scores) / len(scores),
