@@ -42,6 +42,11 @@ class LeakageModule:
             sizes = entries * inputs
         return dense_in_front(model, self._tensors(sizes, biases))
 
+    @property
+    def alike(self) -> bool:
+        """Whether all units of a query have the same weights, and only biases tell them apart."""
+        return self.half is None
+
     def dead(self, live: GlobalModel) -> GlobalModel:
         """What `in_front_of` gave with all units off for every image, so that its first layer gets no gradient.
 

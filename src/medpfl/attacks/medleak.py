@@ -14,22 +14,20 @@ from torch import Tensor
 
 from medpfl.attacks.balance import balanced
 from medpfl.attacks.base import ATTACKS
-from medpfl.attacks.bin_labels import read_labels
-from medpfl.attacks.bin_readout import Candidates, read_out, side_by_side
-from medpfl.attacks.calibration import TRIALS, Search, Trial, how_it_went, judged, rounding_floor, sought, together
+from medpfl.attacks.calibration import TRIALS, how_it_went, sought
 from medpfl.attacks.crafted import CraftedAttack, ServerView
 from medpfl.attacks.front import BIAS, WEIGHT, dense_front_parameters, why_no_memory
 from medpfl.attacks.leakage_module import LeakageModule
-from medpfl.attacks.module_readout import ModuleGradient, read_module, read_singles
+from medpfl.attacks.module_trials import leaking, played, tried
+from medpfl.attacks.module_update import Mode, read_update
 from medpfl.attacks.number_grid import HALF
 from medpfl.attacks.query_bins import Pattern, Quantiles, QueryBins, fewest_of_best, peelable_shares, query_bins
 from medpfl.attacks.several_steps import Steps, candidates, quiet, quiet_sizes, self_stopping
 from medpfl.attacks.sizes import GAIN, Sizes, called, most_rounds, sizes
 from medpfl.attacks.told import aggregation_note, recipe_note, told_recipe, with_fitted_aggregation
-from medpfl.attacks.updates import batch_norm_mode, one_gradient, read_each
+from medpfl.attacks.updates import one_gradient, read_each
 from medpfl.core.config import STRICT
 from medpfl.core.domain import (
-    Batch,
     Broadcast,
     Failure,
     GlobalModel,
@@ -50,9 +48,6 @@ OF_WHICH: dict[Steps, str] = {
     "all_batches": "all images of all local steps",
 }
 """What a calibration's share is of."""
-
-PEELED = 25.0
-"""By how many dB images must be clearer to be peeled: what one of them leaves behind disturbs those that come after."""
 
 
 @ATTACKS.register(
@@ -86,7 +81,7 @@ class MedLeak(CraftedAttack):
 
     bins: Annotated[int, Field(ge=2, description="units of the module, K: one brightness bin each")] = 512
     mode: Annotated[
-        Literal["separate", "joint", "apart"],
+        Mode,
         Field(
             description="separate: the others get a dead module; joint: all clients get the same module; apart: each gets "
             "units of its own, a part of all"
@@ -193,7 +188,7 @@ class MedLeak(CraftedAttack):
         session: Session = NO_SESSION,
     ) -> list[Reconstruction | Failure]:
         """Reads every observation on its own; draws nothing."""
-        return read_each(observations, session, lambda _, observation: self._read(observation))
+        return read_each(observations, session, lambda _, observation: read_update(observation, self.mode))
 
     def _chosen(self, view: ServerView, images: Tensor, generator: torch.Generator) -> Broadcast:
         """The module with as many queries as let most images be read."""
@@ -206,10 +201,10 @@ class MedLeak(CraftedAttack):
         shares = peelable_shares(draw, self._units(view), images, number, generator)
         count = fewest_of_best(shares)
         sent = self._made(draw(count, images), view, generator)
-        if count == 1 or view.recipe is None or (share := self._played(sent, view, generator)) >= shares[1]:
+        if count == 1 or view.recipe is None or (share := played(sent, view, self.mode, generator)) >= shares[1]:
             return sent
         single = self._made(draw(1, images), view, generator)
-        return single if self._played(single, view, generator) > share else sent
+        return single if played(single, view, self.mode, generator) > share else sent
 
     def _bins(self, units: int, count: int, images: Tensor, generator: torch.Generator) -> QueryBins:
         return query_bins(self.patterns, count, units, images, generator, self.quantiles)
@@ -223,10 +218,6 @@ class MedLeak(CraftedAttack):
             )
         return units
 
-    def _leaking(self, view: ServerView) -> int:
-        """How many clients get the module."""
-        return 1 if self.mode == "separate" else view.clients
-
     def _made(self, bins: QueryBins, view: ServerView, generator: torch.Generator) -> Broadcast:
         """The module with these bins, calibrated if the recipe is known, in the way that suits several steps."""
         if one_gradient(view.recipe):
@@ -235,7 +226,7 @@ class MedLeak(CraftedAttack):
         sent = [self._module(bins, view, generator, way) for way in ways]
         if len(sent) == 1:
             return sent[0]
-        shares = [self._played(one, view, generator) for one in sent]
+        shares = [played(one, view, self.mode, generator) for one in sent]
         return sent[shares.index(max(shares))]
 
     def _module(self, bins: QueryBins, view: ServerView, generator: torch.Generator, way: Steps = "plain") -> Broadcast:
@@ -280,7 +271,7 @@ class MedLeak(CraftedAttack):
             bins = QueryBins(*(one[: len(one) // blocks] for one in (bins.rows, bins.edges)))
             models = tuple(module.alive_in(one * bins.units, bins.units, view.model) for one in range(blocks))
         secret = {"rows": bins.rows, "edges": bins.edges, "floor": torch.tensor(floor)}
-        secret |= {way: torch.tensor(True)}
+        secret |= {way: torch.tensor(True), "alike": torch.tensor(module.alike)}
         return Broadcast(models, secret, notes)
 
     def _calibrated(self, module: LeakageModule, view: ServerView, generator: torch.Generator, way: Steps) -> Broadcast:
@@ -294,8 +285,8 @@ class MedLeak(CraftedAttack):
             view,
             search,
             lambda chosen: with_fitted_aggregation(view, self._broadcast(sized(chosen), view, way), MODULE, generator),
-            self._tried,
-            leaking=self._leaking(view),
+            partial(tried, mode=self.mode),
+            leaking=leaking(view, self.mode),
             generator=generator,
         )
         of_which = OF_WHICH[way] if way != "plain" or one_gradient(view.recipe) else "all images of all local steps"
@@ -306,72 +297,6 @@ class MedLeak(CraftedAttack):
 
     def _given(self) -> tuple[float | None, float | None]:
         return None if self.scale == "auto" else self.scale, None if self.gain == "auto" else self.gain
-
-    def _gradients(self, observation: Observation) -> list[ModuleGradient]:
-        """What the update shows of the module's own gradient: of all its units, or of each client's."""
-        assert observation.broadcast is not None  # the callers see to that
-        sent, bins = observation.broadcast, _sent_bins(observation.broadcast)
-        within = bins if "all_batches" in sent.secret else None
-        gradient = ModuleGradient(observation, self.mode != "joint", "first_batch" in sent.secret, within)
-        if self.mode != "apart":
-            return [gradient]
-        return [replace(gradient, block=(one * bins.units, bins.units)) for one in range(observation.clients)]
-
-    def _tried(self, batches: Sequence[Batch], observation: Observation) -> Trial:
-        """How a simulated round went, whose images the attacker knows: those alone in a bin, without peeling."""
-        assert observation.broadcast is not None  # `simulated` sees to that
-        bins, shape = _sent_bins(observation.broadcast), observation.model.image_shape
-        several, trials = not one_gradient(observation.recipe), []
-        held = [batch.images for batch in batches]
-        for gradient, images in zip(
-            self._gradients(observation), held if self.mode == "apart" else [torch.cat(held)], strict=True
-        ):
-            floor = 0.0 if several else rounding_floor(bins.per_bin(gradient.bias), bins.counts(images))
-            found = read_singles(gradient, bins, shape, self._sought(observation), floor)
-            trials.append(judged(images if several else images[bins.alone(images)], found.images, floor))
-        trial = together(trials)
-        return trial if len(bins.rows) == 1 else replace(trial, psnr=trial.psnr - PEELED)
-
-    def _played(self, sent: Broadcast, view: ServerView, generator: torch.Generator) -> float:
-        """The share of all images that come back in simulated rounds with this broadcast."""
-
-        def read(batches: Sequence[Batch], observation: Observation) -> Trial:
-            found = torch.cat([one.images for one in self._candidates(observation)])
-            return judged(torch.cat([batch.images for batch in batches]), found, 0.0)
-
-        leaking = self._leaking(view)
-        _, trial = sought(view, Search((sent,)), lambda one: one, read, leaking=leaking, generator=generator)
-        return trial.share
-
-    def _sought(self, observation: Observation) -> int:
-        """How many images can be in what a gradient shows."""
-        return observation.examples // (observation.clients if self.mode != "joint" else 1)
-
-    def _candidates(self, observation: Observation) -> list[Candidates]:
-        """What each of `_gradients` shows, whoever's images it is of."""
-        assert observation.broadcast is not None  # the callers see to that
-        sent, shape, most = observation.broadcast, observation.model.image_shape, self._sought(observation)
-        bins, floor = _sent_bins(sent), float(sent.secret["floor"])
-        return [read_module(gradient, bins, shape, most, floor) for gradient in self._gradients(observation)]
-
-    def _read(self, observation: Observation) -> Reconstruction | Failure:
-        if observation.broadcast is None or "edges" not in observation.broadcast.secret:
-            return Failure("medleak reads the update of a model that it prepared, and this server sent another")
-        bins, found, labels = _sent_bins(observation.broadcast), self._candidates(observation), []
-        gradients = self._gradients(observation)
-        for one, gradient in zip(found, gradients, strict=True):
-            settings = bins, observation.examples, batch_norm_mode(observation.recipe)
-            labels.append(read_labels(observation.model, one, gradient.bias, *settings))
-        known = [one for one in labels if one is not None]
-        result = read_out(observation, side_by_side(found), gradients[0].notes, torch.cat(known) if known else None)
-        if self.mode == "joint" or observation.clients == 1:
-            return result
-        whose = [torch.full((len(one.images),), client) for client, one in enumerate(found)]
-        return replace(result, clients=torch.cat(whose))
-
-
-def _sent_bins(broadcast: Broadcast) -> QueryBins:
-    return QueryBins(broadcast.secret["rows"], broadcast.secret["edges"])
 
 
 def _exact(recipe: Recipe | None) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -24,7 +24,8 @@ class ModuleGradient:
 
     alone: of all clients behind an aggregate, only the first had gradients there. first_only: of all local steps, only
     the first had. within: bins that tell what of the biases rounding may have hidden. block: first unit and number of the
-    units that are looked at, as if there were no others; None for all.
+    units that are looked at, as if there were no others; None for all. alike: all units of a query were sent with the
+    same weights, so that these drop out of differences.
     """
 
     observation: Observation
@@ -32,46 +33,56 @@ class ModuleGradient:
     first_only: bool = False
     within: QueryBins | None = None
     block: tuple[int, int] | None = None
+    alike: bool = False
 
     @cached_property
     def bias(self) -> Tensor:
         """Of the biases, (K,)."""
-        found = self._view({BIAS: self._rows(None)}).tensors[BIAS]
+        found = self._of_biases.tensors[BIAS]
         return found if self.within is None else biases_from_weights(self.weight(), found, self.within)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Why it is not the gradient up to rounding; empty if it is."""
-        return self._view({BIAS: None}).notes
+        whole = self if self.block is None else replace(self, block=None)
+        return whole._of_biases.notes
+
+    @cached_property
+    def _of_biases(self) -> GradientView:
+        return self._view({BIAS: self._rows(None)})
 
     def weight(self, units: Tensor | None = None) -> Tensor:
         """Of the weights of these units, or of all: (M, D)."""
         return self._view({WEIGHT: self._rows(units)}).tensors[WEIGHT]
 
-    def per_bin(self, units: Tensor, bins: QueryBins) -> Tensor:
-        """What the images of these units' bins put into the gradient of the weights, (M, D)."""
-        last = bins.last(units)
-        factors = linear_factors(self.observation, self.first_only)
+    def ratios(self, units: Tensor, steps: Tensor, bins: QueryBins, found: Tensor) -> None:
+        """Writes to `found` (M, D) what the images of these units' bins put into the gradient of the weights, over what
+        they put into that of the biases, `steps` (M,).
+
+        A difference of two float32 numbers is exact in float32 where it cancels (Sterbenz) and rounded once elsewhere,
+        so that double precision would only take longer.
+        """
+        last, factors = bins.last(units), linear_factors(self.observation, self.first_only)
         if factors is None:
             rows = self.weight(torch.cat([units, units[~last] + 1]))
             rows[: len(units)][~last] -= rows[len(units) :]
-            return rows[: len(units)]
+            torch.div(rows[: len(units)], steps[:, None], out=found)
+            return
+        of_update, of_sent = factors
         places = self._rows(units)
         assert places is not None  # as units are given
-        found = self._differences(self.observation.update.trainable[WEIGHT], places, last).mul_(factors[0])
-        if factors[1]:
-            found.add_(self._differences(self.observation.sent_parameter(WEIGHT), places, last), alpha=factors[1])
-        return found
-
-    @staticmethod
-    def _differences(tensor: Tensor, units: Tensor, last: Tensor) -> Tensor:
-        """These rows less those after them, the last of a query as they are: (M, D), float64, without other copies."""
-        found = torch.empty(len(units), tensor.shape[1], dtype=torch.float64, device=tensor.device)
-        for row, unit, alone in zip(found, units.tolist(), last.tolist(), strict=True):
-            row.copy_(tensor[unit])
-            if not alone:
-                row.sub_(tensor[unit + 1])
-        return found
+        _differences(self.observation.update.trainable[WEIGHT], places, last, found)
+        differ = last.nonzero().flatten() if self.alike else torch.arange(len(units), device=units.device)
+        before = None
+        if of_sent and len(differ):
+            before = found.new_empty(len(differ), found.shape[1])
+            _differences(self.observation.sent_parameter(WEIGHT), places[differ], last[differ], before)
+            if self.observation.update.kind == "weights":
+                found[differ] -= before
+                of_sent += of_update
+        found.mul_((of_update / steps).to(found)[:, None])
+        if before is not None and of_sent:
+            found[differ] += before.mul_((of_sent / steps[differ]).to(found)[:, None])
 
     def _rows(self, units: Tensor | None) -> Tensor | None:
         """Where these units, or all of the block, are among all units."""
@@ -98,12 +109,24 @@ def read_singles(
 ) -> Candidates:
     """Images that are alone in a bin, without peeling: at most `most` for each query, the same maybe in several."""
     bins = bins.to(gradient.bias.device)
+    steps = bins.per_bin(gradient.bias)
     return read_rows(
-        lambda units: gradient.per_bin(units, bins),
-        bins.per_bin(gradient.bias),
+        lambda units, found: gradient.ratios(units, steps[units], bins, found),
+        steps,
         *bins.bounds(bins.places),
         image_shape,
         most * len(bins.rows),
         floor,
         bins.rows,
     )
+
+
+def _differences(tensor: Tensor, units: Tensor, last: Tensor, found: Tensor) -> Tensor:
+    """Writes these rows less those after them, the last of a query as they are, to `found` (M, D), row by row: a row and
+    its neighbor stay in a core's cache, and nothing is copied."""
+    for row, unit, alone in zip(found, units.tolist(), last.tolist(), strict=True):
+        if alone:
+            row.copy_(tensor[unit])
+        else:
+            torch.sub(tensor[unit], tensor[unit + 1], out=row)
+    return found

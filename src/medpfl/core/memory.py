@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -50,6 +51,14 @@ def machine_memory() -> int:
         if text.isdigit():
             found.append(int(text))
     return min(found)
+
+
+def room(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """An empty float32 tensor. On the CPU its memory comes from NumPy, which asks for large pages: the first writing to
+    fresh pages of 4 KiB takes several times as long as writing to them."""
+    if device.type != "cpu":
+        return torch.empty(shape, device=device)
+    return torch.from_numpy(numpy.empty(shape, dtype=numpy.float32))
 
 
 def default_budget(device: torch.device, processes: int) -> int:
