@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -96,7 +97,7 @@ def _wanted(options: argparse.Namespace) -> Iterator[tuple[int, str, str, Case, 
             for channel in options.channels:
                 for images in options.images:
                     for case in CASES:
-                        wanted = any(part in case.label for part in options.attacks) if options.attacks else True
+                        wanted = any(re.search(one, case.label) for one in options.attacks or [""])
                         if wanted and channel in case.channels and data in (case.data or options.data):
                             yield seed, data, channel, case, replace(recipe, batch_size=images // options.steps)
 
@@ -210,7 +211,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=0.1, help="the clients' learning rate")
     parser.add_argument("--units", type=int, default=512, help="bins or units of the crafted layer")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--attacks", nargs="*", default=[], help="only cases whose label holds one of these words")
+    parser.add_argument(
+        "--attacks", nargs="*", default=[], help="only cases in whose label one of these patterns is found"
+    )
     parser.add_argument("--minutes", type=float, default=7.0, help="no new round is begun after so long")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--csv", type=Path, metavar="FILE", required=True, help="rows, read and added to")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -60,13 +61,13 @@ def closed_form(case: Case, images: int, sought: int, units: int, steps: int) ->
 
 
 def table(rows: Sequence[Row], attacks: Sequence[str]) -> list[str]:
-    """The lines of all settings whose attack holds one of these words, all without any, in the order of the cases."""
+    """The lines of all settings in whose attack one of these patterns is found, all without any, in the order of the cases."""
     return markdown(HEAD, list(_lines(rows, attacks)))
 
 
 def _lines(rows: Sequence[Row], attacks: Sequence[str]) -> Iterator[list[object]]:
     order = {case.label: place for place, case in enumerate(CASES)}
-    wanted = [row for row in rows if row.attack in order and any(part in row.attack for part in attacks or ("",))]
+    wanted = [row for row in rows if row.attack in order and any(re.search(one, row.attack) for one in attacks or [""])]
     settings = {row.setting: row for row in wanted}
     ranked = sorted(
         settings.values(),

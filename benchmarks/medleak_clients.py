@@ -232,7 +232,17 @@ def recovered(private: Tensor, found: Tensor) -> Tensor:
 def table(rows: Sequence[Row], cases: Sequence[Case]) -> list[str]:
     """The lines of these cases."""
     if any(case.settings.get("mode") for case in cases):
-        head = ("client", "channel", "mode", "n", "recovered", "of them attributed rightly", "alone in bin", "null")
+        head = (
+            "client",
+            "channel",
+            "mode",
+            "n",
+            "recovered",
+            "of them attributed rightly",
+            "alone in bin",
+            "closed form",
+            "null",
+        )
         return markdown(head, [line for case in cases if (line := _whose(case, rows))])
     head = ("client", "body", "attack", "channel", "n", "recovered", "first step", "by class", "alone in bin", "null")
     return markdown(head, [line for case in cases if (line := _line(case, rows))])
@@ -263,6 +273,9 @@ def _whose(case: Case, rows: Sequence[Row]) -> list[object]:
         return []
     total, came = sum(row.images for row in own), sum(row.recovered for row in own)
     told = [row.attributed for row in own if row.attributed is not None]
+    clients, images = CHANNELS[case.channel].client_count, case.images
+    apart = case.settings["mode"] == "apart"
+    expected = (1 - clients / BINS) ** (images - 1) if apart else (1 - 1 / BINS) ** (clients * images - 1)
     return [
         case.client,
         case.channel,
@@ -271,6 +284,7 @@ def _whose(case: Case, rows: Sequence[Row]) -> list[object]:
         share(own),
         f"{sum(told) / came:.3f}" if told and came else None,
         f"{sum(row.alone for row in own) / total:.3f}",
+        f"{expected:.3f}",
         f"{sum(row.null for row in own) / total:.3f}",
     ]
 
