@@ -64,7 +64,10 @@ FAILED = Trial(0.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class Search(Generic[S]):
-    """Settings that are tried, best guesses first, and those that are tried then beside the best of them."""
+    """Settings that are tried, and those that are tried then around the best of them, itself among them; none for no more.
+
+    Of settings that are as good the first is taken.
+    """
 
     first: Sequence[S]
     then: Callable[[S], Sequence[S]] = lambda _: ()
@@ -73,7 +76,7 @@ class Search(Generic[S]):
     def rounds(self) -> int:
         """How many rounds it takes to simulate them all."""
         then = self.then(self.first[0])
-        return TRIALS * (len(self.first) + (len(then) + 1 if then else 0))
+        return TRIALS * (len(self.first) + len(then))
 
 
 def calibrated(
@@ -123,12 +126,12 @@ def sought(
 
     best, trial = best_of(search.first, attempt)
     then = search.then(best)
-    return best_of((best, *then), attempt) if then else (best, trial)
+    return best_of(then, attempt) if then else (best, trial)
 
 
 def finer_scales(scale: float) -> tuple[float, ...]:
-    """The scales beside one of `SCALES`."""
-    return scale * FINER, scale / FINER
+    """One of `SCALES` and the scales beside it."""
+    return scale, scale * FINER, scale / FINER
 
 
 def rounds_played(scale: float | None) -> int:

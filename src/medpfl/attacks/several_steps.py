@@ -6,17 +6,16 @@ off after the first step and keeps what it saw (`first_batch`), and one that har
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from medpfl.attacks.calibration import FINER, Search, finer_scales
+from medpfl.attacks.calibration import Search
 from medpfl.attacks.layers import last_dense
 from medpfl.attacks.query_bins import QueryBins
-from medpfl.attacks.sizes import Sizes
+from medpfl.attacks.sizes import Sizes, around
 from medpfl.core.domain import Auxiliary, GlobalModel, Recipe
 from medpfl.core.tasks import Segmentation
 
@@ -86,11 +85,7 @@ def quiet_sizes(scale: float | None, gain: float | None) -> Search[Sizes]:
     scales = QUIET_SCALES if scale is None else (scale,)
     gains = QUIET_GAINS if gain is None else (gain,)
 
-    def then(best: Sizes) -> Sequence[Sizes]:
-        found = [replace(best, scale=value) for value in finer_scales(best.scale)] if scale is None else []
-        return found + ([replace(best, gain=best.gain * by) for by in (FINER, 1 / FINER)] if gain is None else [])
-
-    return Search([Sizes(one, other) for one in scales for other in gains], then)
+    return Search([Sizes(one, other) for one in scales for other in gains], around(scale is None, gain is None))
 
 
 def biases_from_weights(weight: Tensor, bias: Tensor, bins: QueryBins) -> Tensor:

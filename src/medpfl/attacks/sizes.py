@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from medpfl.attacks.calibration import FINER, SCALES, Search, finer_scales
@@ -44,15 +44,18 @@ def sizes(recipe: Recipe | None, scale: float | None, gain: float | None) -> Sea
         scales, gains = _given(scale, SCALES), (GAIN if gain is None else gain,)
     first = [Sizes(one, other) for one in scales for other in gains]
 
-    def then(best: Sizes) -> Sequence[Sizes]:
-        found = []
-        if scale is None:
-            found += [replace(best, scale=value) for value in finer_scales(best.scale)]
-        if gain is None and len(gains) > 1:
-            found += [replace(best, gain=value) for value in (best.gain * FINER, best.gain / FINER)]
-        return found
+    return Search(first, around(scale is None, gain is None and len(gains) > 1))
 
-    return Search(first, then)
+
+def around(scale: bool, gain: bool) -> Callable[[Sizes], Sequence[Sizes]]:
+    """What to try around the best sizes, of which scale or gain or both are sought."""
+
+    def then(best: Sizes) -> Sequence[Sizes]:
+        found = [replace(best, scale=value) for value in finer_scales(best.scale)] if scale else [best]
+        found += [replace(best, gain=best.gain * by) for by in (FINER, 1 / FINER) if gain]
+        return found if len(found) > 1 else ()
+
+    return then
 
 
 def called(search: Search[Sizes], chosen: Sizes) -> str:
