@@ -79,6 +79,19 @@ def glossary(threshold: float) -> tuple[Term, ...]:
             "searches them with the image. Mask Dice is 2 |A and B| / (|A| + |B|) of the mask that it found and the true "
             "one, from 0 to 1, mean over the classes that either has, without the background; 1 where both are empty.",
         ),
+        Term(
+            "Utility, balanced accuracy, AUC",
+            "What a model is worth that a federation trained under the same defense, on held-out images of the pool. "
+            "Balanced accuracy: the share of each class that is recognized, mean over classes; guessing gives 1 / classes. "
+            "AUC: the share of pairs of an image inside and one outside a class that are in the right order, mean over "
+            "classes; guessing gives 0.5. Their 95% intervals resample the federations, which differ in their seed, and the "
+            "held-out images, by patient where patients are known. Differences are of the same seeds and images.",
+        ),
+        Term(
+            "Dominated, recommended",
+            "A setting is dominated where another one leaks no more and its model is worth no less. Recommended is the "
+            "setting with the highest AUC of those whose whole interval of leakage stays on the right side of the limit.",
+        ),
         Term("Evaluations", "Gradient computations that the attack spent on all cases of a cell, restarts included."),
         Term(
             "Legacy SSIM, legacy MSE",
