@@ -83,6 +83,15 @@ def test_a_model_after_some_training_is_like_its_reference_and_one_with_other_we
     assert "replaced_tensor" in found(vet(drawn_anew, start))
 
 
+def test_a_last_layer_that_starts_at_zero_is_not_called_replaced() -> None:
+    before = tensors(MODELS["cnn_fedavg"].item((1, 28, 28), 4, torch.Generator().manual_seed(0)))
+    small = {**before, "fc.weight": 1e-3 * before["fc.weight"]}
+    after = {**before, "fc.weight": torch.randn_like(before["fc.weight"])}
+    assert vet(after, small).passed
+    body = next(name for name in before if before[name].ndim == 2 and name != "fc.weight")
+    assert "replaced_tensor" in found(vet({**before, body: torch.randn_like(before[body])}, before))
+
+
 def test_an_added_layer_is_named() -> None:
     module = medleak(torch.Generator().manual_seed(0))
     agreed = {f"body.{name}": tensor for name, tensor in module.body.state_dict().items()}  # type: ignore[union-attr]

@@ -73,7 +73,7 @@ def differences(tensors: Tensors, reference: Tensors) -> list[str]:
     means="crafted",
     threshold=0.8,
     summary="a weight that has nothing to do with the reference's any more",
-    limits="small changes that craft only some units stay below",
+    limits="small changes that craft only some units stay below; the last layer is left out",
 )
 def replaced_tensor(evidence: Evidence) -> Measured | None:
     """1 minus the cosine of a weight and its reference, at most 1: training for a round leaves it near 0."""
@@ -121,13 +121,18 @@ def other_distribution(evidence: Evidence) -> Measured | None:
 
 
 def _shared(evidence: Evidence) -> list[tuple[str, Tensor, Tensor]]:
-    """Weights that both have in one shape, with enough entries, none of them zero throughout; in float64."""
+    """Weights that both have in one shape, with enough entries, none of them zero throughout; in float64.
+
+    The last layer is left out: where a trained body gets a new task it starts at zero and is another after every round.
+    """
     if evidence.reference is None:
         return []
+    head = evidence.layers.head
     return [
         (name, tensor.double(), evidence.reference[name].double())
         for name, tensor in evidence.tensors.items()
         if name in evidence.reference
+        and (head is None or tensor is not head.weight)
         and evidence.reference[name].shape == tensor.shape
         and tensor.is_floating_point()
         and tensor.ndim >= 2
