@@ -90,25 +90,25 @@ def _guarantee(measured: Measurements, claim: Claim) -> Iterator[Finding]:
     composed, replaced = followed.composed, followed.replaced
     assert composed is not None  # there are no reasons
     assert replaced is not None
+    once = f"{_number(composed)} over {rounds} at delta {claim.delta:g}"
     says = (
-        f"epsilon {_number(composed)} at delta {claim.delta:g} over {rounds}, for all that one client sends, where it must "
-        f"look like sending nothing; {_number(replaced)} where it must look like any other client's update"
+        f"epsilon is {once}, for all that one client sends, compared with sending nothing; compared with any other "
+        f"client's update it is {_number(replaced)}"
     )
     if claim.epsilon is None:
-        yield Finding("good", topic, f"From the measured noise and bound follows {says}.")
+        yield Finding("good", topic, f"By the measured noise and bound {says}.")
         return
     held = composed <= claim.epsilon * (1 + TOLERANCE)
     if not held:
         yield Finding(
             "problem",
             topic,
-            f"The claimed epsilon of {claim.epsilon:g} is too low. From the measured noise and bound follows {says}.",
+            f"The claimed epsilon of {claim.epsilon:g} is too low: it is {_number(composed)}. The noise is {_number(followed.multiplier or 0.0)} times "
+            f"what one update may change. By the measured noise and bound {says}.",
         )
     else:
         yield Finding(
-            "good",
-            topic,
-            f"The claimed epsilon of {claim.epsilon:g} holds: from the measured noise and bound follows {says}.",
+            "good", topic, f"The claimed epsilon of {claim.epsilon:g} holds: by the measured noise and bound {says}."
         )
     if held and replaced > claim.epsilon * (1 + TOLERANCE):
         yield Finding(
@@ -257,6 +257,11 @@ def _attacks(rows: Sequence[Leakage]) -> Iterator[Finding]:
 
 
 def _number(value: float) -> str:
+    """Two or three significant digits, large numbers written out.
+
+    >>> _number(4.3772), _number(212802245.6), _number(float("inf"))
+    ('4.38', '210,000,000', 'infinite')
+    """
     if math.isinf(value):
-        return "infinity"
-    return f"{value:.3g}" if value < 1000 else f"{value:.2g}"
+        return "infinite"
+    return f"{value:.3g}" if value < 1000 else f"{float(f'{value:.2g}'):,.0f}"
