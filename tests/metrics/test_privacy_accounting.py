@@ -11,6 +11,8 @@ from scipy.stats import laplace, norm
 
 from medpfl.core.errors import MissingExtra
 from medpfl.core.guarantees import Guarantee, Release
+from medpfl.core.recipes import Recipe
+from medpfl.defenses import DPSGD
 from medpfl.metrics.privacy import accounting
 from medpfl.metrics.privacy.accounting import group_epsilon, privacy_curve
 from medpfl.metrics.privacy.no_prior import read_out_variance, success_without_prior
@@ -109,6 +111,19 @@ def test_different_noise_in_every_step_and_mixed_kinds() -> None:
     decaying = Guarantee("image", "add_or_remove", (Release("gaussian", 8.0, decay=0.5, floor=1.0),))
     exactly = (1 / 64 + 1 / 16 + 1 / 4 + 1 + 1) ** -0.5  # rounds at 8, 4, 2, 1, 1
     assert state(decaying, rounds=5, delta=DELTA).epsilon == pytest.approx(library.get_epsilon_gaussian(exactly, DELTA))
+
+
+def test_dp_sgd_of_a_client_with_sampled_steps() -> None:
+    """Eight images, batches of two on average: sampling rate 1/4, six steps a round, five rounds."""
+    recipe = Recipe(update="delta", batch_size=2, local_steps=3, epochs=2, images=6)
+    guarantee = DPSGD(noise_multiplier=1.5).guarantee(recipe, 8)
+    assert guarantee is not None
+    library = accounting.dp_accounting()
+    accountant = library.pld.PLDAccountant()
+    accountant.compose(library.PoissonSampledDpEvent(0.25, library.GaussianDpEvent(1.5)), 30)
+    found = state(guarantee, rounds=5, delta=DELTA)
+    assert found.epsilon == pytest.approx(accountant.get_epsilon(DELTA), rel=1e-3)
+    assert (found.unit, found.neighbors, found.rounds) == ("image", "one image more or less", 5)
 
 
 def test_many_different_steps_are_bounded_from_above() -> None:

@@ -42,8 +42,8 @@ NAIVE: Mapping[str, Mapping[str, Any]] = {
 }
 """Attacks that know nothing of the filter: least squares, and directions only, which no rescaling disturbs."""
 
-ADAPTIVE: Mapping[str, Any] = {"name": "gradinv", "iterations": 400, "distance": "likelihood", "total_variation": 1e-2}
-"""The attack that knows the recognized mechanism."""
+ADAPTIVE: Mapping[str, Any] = {"name": "maximum_a_posteriori", "prior": "covariance", "iterations": 150}
+"""The attack that knows the recognized mechanism and owns images like the victims'."""
 
 
 @dataclass(frozen=True)
