@@ -40,6 +40,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "first_layer_readout": {},
     "gradinv": {"iterations": 25, "restarts": 2, "median_filter_every": 7, "layers": "top10"},
     "gradinversion": {"iterations": 25, "restarts": 3, "warm_up": 5},
+    "mixture_decoding": {"iterations": 25, "decoding_steps": 20},
     "idlg": {"iterations": 3, "inner_iterations": 10, "restarts": 2, "output_error": "candidate"},
     "maximum_a_posteriori": {"prior": "total_variation", "iterations": 25, "restarts": 2},
     "peeling": {},

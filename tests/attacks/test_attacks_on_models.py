@@ -26,6 +26,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "first_layer_readout": {},
     "gradinv": {"iterations": 2, "median_filter_every": 2},
     "gradinversion": {"iterations": 2, "restarts": 2},
+    "mixture_decoding": {"iterations": 2, "decoding_steps": 2},
     "idlg": {**MATCHING, "output_error": "candidate"},
     "peeling": {},
     "spear": {"draws": 20_000},

@@ -70,7 +70,7 @@ class Reader(Defense):
 class Mixer(Defense):
     """Turns the images over."""
 
-    def batch(self, batch: Batch, generator: torch.Generator) -> Batch:
+    def batch(self, batch: Batch, model: GlobalModel, generator: torch.Generator) -> Batch:
         return Batch(batch.images.flip(0), batch.targets.flip(0))
 
 

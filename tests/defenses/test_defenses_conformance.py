@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,25 +18,30 @@ from medpfl.attacks import ATTACKS
 from medpfl.core.domain import Batch, ClientState, GlobalModel, Recipe, Update
 from medpfl.core.mechanisms import (
     Adapters,
+    Augmented,
     Clipped,
     ClippedSteps,
     Composed,
     GaussianNoise,
     LaplaceNoise,
     LowRank,
+    MaskedFeatures,
     Mechanism,
+    Mixtures,
     OrthogonalDirection,
     Pruned,
     Quantized,
     RandomK,
     Shared,
     Signs,
+    StochasticLayer,
     ThreeValues,
     TopK,
     Unchanged,
 )
 from medpfl.core.tasks import SingleLabel
 from medpfl.defenses import (
+    ATS,
     DEFENSES,
     DPSGD,
     Censor,
@@ -47,17 +52,21 @@ from medpfl.defenses import (
     FedSDP,
     Gaussian,
     GroupNorm,
+    InstaHide,
     Laplace,
     LocalDP,
     Lora,
     LowRankFactors,
+    Mixup,
     ModelCloaking,
     NoDefense,
+    Precode,
     Prune,
     Quantize,
     RandomEntries,
     Share,
     Sign,
+    Soteria,
     TopEntries,
 )
 from medpfl.federation.client import client_step
@@ -100,6 +109,19 @@ TABLE = {
         random=True,
         distribution=scipy.stats.norm(0, 0.03).cdf,
         warns="no differential-privacy guarantee",
+    ),
+    "soteria": Expectation(Soteria(percentile=40), MaskedFeatures(40), random=False, changes=False, warns=NO_GUARANTEE),
+    "precode": Expectation(Precode(width=8), StochasticLayer(), random=False, changes=False, warns=NO_GUARANTEE),
+    "mixup": Expectation(Mixup(), Mixtures(4), random=False, changes=False, warns=NO_GUARANTEE),
+    "instahide": Expectation(
+        InstaHide(images=3), Mixtures(3, signs=True), random=False, changes=False, warns=NO_GUARANTEE
+    ),
+    "ats": Expectation(
+        ATS(policy="0-1"),
+        Augmented(((("invert", 0.2), ("invert", 0.4)),)),
+        random=False,
+        changes=False,
+        warns=NO_GUARANTEE,
     ),
     "clip": Expectation(Clip(bound=0.5), Clipped(0.5), random=False, warns="without noise"),
     "delta_bound": Expectation(DeltaBound(bound=0.5), Clipped(0.5), random=False, warns="without noise"),
@@ -233,7 +255,9 @@ class TestEveryDefense:
             "lenet_dlg", image_shape=(1, 12, 12), task=SingleLabel(2), generator=torch.Generator().manual_seed(0)
         )
         net, recipe = TABLE[name].defense.model(net), Recipe(update=kind)
-        batch = Batch(torch.rand((1, 1, 12, 12), generator=torch.Generator().manual_seed(1)), torch.tensor([1]))
+        held = 4 if type(TABLE[name].defense).batch is not Defense.batch else 1
+        recipe = replace(recipe, batch_size=held)
+        batch = Batch(torch.rand((held, 1, 12, 12), generator=torch.Generator().manual_seed(1)), torch.arange(held) % 2)
         draws = [torch.Generator().manual_seed(5) for _ in range(3)]
         sent, again = (
             client_step(net, batch, recipe, hooks=TABLE[name].defense, generator=draws.pop()) for _ in range(2)
@@ -241,7 +265,12 @@ class TestEveryDefense:
         assert sent[1].rounds == 1
         assert all(torch.equal(sent[0].trainable[key], again[0].trainable[key]) for key in net.parameters)
         assert all(bool(torch.isfinite(tensor).all()) for tensor in sent[0].trainable.values())
-        if not TABLE[name].defense.clips_per_example and type(TABLE[name].defense).gradient is Defense.gradient:
+        inside = [
+            hook
+            for hook in ("gradient", "batch")
+            if getattr(type(TABLE[name].defense), hook) is not getattr(Defense, hook)
+        ]
+        if not TABLE[name].defense.clips_per_example and not inside:
             clean, _ = client_step(net, batch, recipe)
             expected, _ = TABLE[name].defense.update(clean, net, ClientState(), draws.pop())
             assert all(torch.equal(sent[0].trainable[key], expected.trainable[key]) for key in clean.trainable)

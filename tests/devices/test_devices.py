@@ -136,6 +136,7 @@ MATCHING: dict[str, dict[str, Any]] = {
     "feature_readout": {"iterations": 20},
     "fedavg_inversion": {"iterations": 5},
     "gradinversion": {"iterations": 12, "restarts": 2, "noise": 0.01, "consensus_every": 5},
+    "mixture_decoding": {"iterations": 12, "decoding_steps": 20},
     "gradinv": {"iterations": 8, "restarts": 2, "layers": "top10", "median_filter_every": 5},
     "idlg": {"iterations": 2, "inner_iterations": 8},
 }

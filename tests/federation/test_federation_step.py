@@ -91,7 +91,7 @@ class Recording(Hooks):
     def steps(self, images: int, recipe: Recipe, generator: torch.Generator) -> None:
         self.calls.append(f"steps {images}")
 
-    def batch(self, batch: Batch, generator: torch.Generator) -> Batch:
+    def batch(self, batch: Batch, model: GlobalModel, generator: torch.Generator) -> Batch:
         self.calls.append(f"batch {len(batch)}")
         return batch
 
@@ -144,7 +144,7 @@ def test_hooks_run_in_the_stated_order_and_clip_each_example(
 class Emptying(Hooks):
     """A Poisson sample that happens to be empty."""
 
-    def batch(self, batch: Batch, generator: torch.Generator) -> Batch:
+    def batch(self, batch: Batch, model: GlobalModel, generator: torch.Generator) -> Batch:
         return Batch(batch.images[:0], batch.targets[:0])
 
 

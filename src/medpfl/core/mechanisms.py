@@ -219,3 +219,31 @@ class ErrorFeedback(Mechanism):
     """Before `part`, what it left out in earlier rounds is added to the update."""
 
     part: Mechanism
+
+
+@dataclass(frozen=True)
+class MaskedFeatures(Mechanism):
+    """Columns of the classifier's weight gradient are zero for this percentage of its input features."""
+
+    percentile: float
+
+
+@dataclass(frozen=True)
+class StochasticLayer(Mechanism):
+    """The classifier and the layer before it saw features with noise that only the client knows."""
+
+
+@dataclass(frozen=True)
+class Mixtures(Mechanism):
+    """Every training image is a mean, with random weights, of so many images of the batch; with `signs` every pixel p was
+    turned into 1 - p at random."""
+
+    images: int
+    signs: bool = False
+
+
+@dataclass(frozen=True)
+class Augmented(Mechanism):
+    """Every training image was changed by one of these sequences of operations (names with strengths), drawn at random."""
+
+    sequences: tuple[tuple[tuple[str, float], ...], ...]

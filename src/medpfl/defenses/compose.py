@@ -73,10 +73,10 @@ class Composition(Defense):
                 return chosen
         return None
 
-    def batch(self, batch: Batch, generator: torch.Generator) -> Batch:
+    def batch(self, batch: Batch, model: GlobalModel, generator: torch.Generator) -> Batch:
         """The batch after all parts."""
         for part in self.parts:
-            batch = part.batch(batch, generator)
+            batch = part.batch(batch, model, generator)
         return batch
 
     def per_example(self, gradients: Tensors, recipe: Recipe, generator: torch.Generator) -> Tensors:

@@ -103,7 +103,7 @@ def _gradient_update(
     generator: torch.Generator,
     steps: Sequence[Tensor],
 ) -> Update:
-    step_batch = hooks.batch(_taken(batch, steps[0]), generator)
+    step_batch = hooks.batch(_taken(batch, steps[0]), model, generator)
     result = _finite_gradient(model, step_batch, recipe, hooks, generator)
     sends_statistics = recipe.batch_norm == "train"
     return Update(

@@ -55,8 +55,9 @@ class Hooks:
         """Which of the client's images each local step takes: places (n,) int64, n may be 0; None as the recipe says."""
         return None
 
-    def batch(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """The batch that a local step uses instead of the client's own; targets may become float (N, classes)."""
+    def batch(self, batch: Batch, model: GlobalModel, generator: torch.Generator) -> Batch:
+        """The batch that a local step on `model` uses instead of the client's own; targets may become what the task
+        encodes labels as, float (N, classes)."""
         return batch
 
     def per_example(self, gradients: Tensors, recipe: Recipe, generator: torch.Generator) -> Tensors:

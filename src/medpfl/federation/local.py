@@ -71,7 +71,7 @@ def local_step(
     In float16 the loss is scaled as by `torch.amp.GradScaler` with its defaults: a step whose gradient is not finite
     is skipped and halves the scale, 2000 finite steps in a row double it.
     """
-    batch = hooks.batch(batch, generator)
+    batch = hooks.batch(batch, model, generator)
     scale = local.loss_scale
     result = step_gradient(
         model, batch, recipe, hooks=hooks, generator=generator, loss_scale=None if scale is None else scale.factor
