@@ -17,7 +17,6 @@ from medpfl.attacks.matching.initialization import GREY, near
 from medpfl.attacks.matching.inversion import invert
 from medpfl.attacks.matching.priors import smooth
 from medpfl.attacks.matching.settings import Inversion
-from medpfl.attacks.updates import why_no_scale
 from medpfl.core.config import STRICT
 from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
 from medpfl.core.mechanisms import Composed, Mechanism, Mixtures
@@ -64,7 +63,7 @@ class MixtureDecoding(Attack):
         """Segmentation models, whose masks are mixed too."""
         if model.task.name == "segmentation":
             return "mixtures of masks are not taken apart; use gradinv"
-        return why_no_scale(recipe, update)
+        return None
 
     def evaluations(self, model: GlobalModel, images: int) -> int:
         """Those of the gradient matching; the decoding needs no gradient of the model."""
