@@ -43,6 +43,7 @@ REFUSED = {
 
 MEANT_FOR = {"april": {"vit", "vit_b16"}}
 REFUSED_FOR_MASKS = {
+    "mixture_decoding": "mixtures of masks",
     **REFUSED,
     "cpl": "trained with masks",
     "fedavg_inversion": "trained with masks",

@@ -18,7 +18,7 @@ from flwr.clientapp.mod import LocalDpMod
 from medpfl.core.domain import Batch, GlobalModel, Recipe
 from medpfl.core.errors import InputError
 from medpfl.core.tasks import SingleLabel
-from medpfl.defenses import DPSGD, Clip, Gaussian, NoDefense
+from medpfl.defenses import DPSGD, Clip, Composition, Gaussian, NoDefense
 from medpfl.federation.client import client_step
 from medpfl.integrations.flower import AuditLog, DefenseMod, GateMod, PinsMod, SecureAggregationPins, VettingMod
 from medpfl.models import prepare
@@ -193,6 +193,14 @@ class TestDefense:
     def test_defenses_inside_training_are_refused_at_once(self) -> None:
         with pytest.raises(InputError, match="inside training"):
             DefenseMod(DPSGD())
+
+    def test_clipping_and_noise_go_together(self, instruct: Any, context: Any, answer: Any) -> None:
+        before, after = self.normed()
+        mod = DefenseMod(Composition(parts=(Clip(bound=0.01), Gaussian(std=1e-6))))
+        found = arrays(mod(instruct(before), context, answer(after)))
+        assert float((found["0.weight"] - before["0.weight"]).norm()) <= 0.0101
+        with pytest.raises(InputError, match="dp_sgd"):
+            DefenseMod(Composition(parts=(DPSGD(), Clip(bound=1.0))))
 
     def test_it_runs_in_a_client_app(self, instruct: Any, context: Any, answer: Any) -> None:
         before, after = self.normed()

@@ -10,7 +10,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType
 
 from medpfl.core.domain import ClientState, GlobalModel, Update
 from medpfl.core.errors import MedPFLError, SpecError
-from medpfl.defenses import Defense
+from medpfl.defenses import Composition, Defense
+from medpfl.defenses.base import registered_name
+from medpfl.defenses.order import order_problems
 from medpfl.federation.hooks import Hooks
 from medpfl.integrations.flower.audit_log import AuditLog
 from medpfl.integrations.flower.records import arrays_key, examples_of, parted, refused, tensors_of, with_tensors
@@ -40,12 +42,16 @@ class DefenseMod:
 
     def __post_init__(self) -> None:
         """Refuses what a mod cannot do."""
-        inside = [name for name in INSIDE if getattr(type(self.defense), name) is not getattr(Hooks, name)]
-        if inside or self.defense.clips_per_example:
-            raise SpecError(
-                f"defense {type(self.defense).__name__} works inside training ({', '.join(inside) or 'per example'}), which a mod "
-                "never sees: train with medpfl.federation.client.client_step(hooks=...) in the app instead"
-            )
+        parts = self.defense.parts if isinstance(self.defense, Composition) else (self.defense,)
+        for part in parts:
+            inside = [name for name in INSIDE if getattr(type(part), name) is not getattr(Hooks, name)]
+            if inside:
+                raise SpecError(
+                    f"defense {registered_name(part)} works inside training ({', '.join(inside)}), which a mod never sees: "
+                    "train with medpfl.federation.client.client_step(hooks=...) in the app instead"
+                )
+        if problems := order_problems(parts):
+            raise SpecError(problems[0])
 
     def __call__(self, message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
         """The app's answer with the defended update, or an error."""

@@ -17,6 +17,9 @@ from medpfl.federation.recording import About, Recorder, Storage
 from medpfl.federation.recording.writer import LIMIT
 from medpfl.integrations.flower.records import arrays_key, config_of, examples_of, metrics_of, tensors_of
 
+LONGEST_REASON = 300
+"""Characters of a client's error that are kept."""
+
 LOGGER = logging.getLogger("medpfl.flower")
 
 
@@ -94,7 +97,8 @@ class RecordingStrategy(Strategy):
     def _received(self, number: int, message: Message) -> None:
         client = str(message.metadata.src_node_id)
         if message.has_error():
-            self.recorder.failed(number, client, f"error {message.error.code}: {message.error.reason or 'no reason'}")
+            said = " ".join((message.error.reason or "no reason").split())
+            self.recorder.failed(number, client, f"error {message.error.code}: {said[:LONGEST_REASON]}")
             return
         try:
             tensors = tensors_of(message.content.array_records[arrays_key(message)])
