@@ -97,8 +97,8 @@ class RecordingStrategy(Strategy):
     def _received(self, number: int, message: Message) -> None:
         client = str(message.metadata.src_node_id)
         if message.has_error():
-            said = " ".join((message.error.reason or "no reason").split())
-            self.recorder.failed(number, client, f"error {message.error.code}: {said[:LONGEST_REASON]}")
+            reason = " ".join((message.error.reason or "no reason").split())
+            self.recorder.failed(number, client, f"error {message.error.code}: {reason[:LONGEST_REASON]}")
             return
         try:
             tensors = tensors_of(message.content.array_records[arrays_key(message)])
