@@ -59,9 +59,13 @@ def _clients(observation: Observation, count: int, generator: torch.Generator) -
         chosen = _alike(auxiliary, labels, observation.examples, generator)
         images = varied(auxiliary.images[chosen], generator)
         targets = auxiliary.targets[chosen]
-        update, _ = client_step(observation.model, Batch(images, targets), recipe, hooks=hooks, generator=generator)
+        batch = Batch(images, targets)
+        *earlier, update = [
+            client_step(observation.model, batch, recipe, hooks=hooks, generator=generator)[0]
+            for _ in range(1 + len(observation.earlier))
+        ]
         knowledge = replace(observation.knowledge, labels=targets)
-        found.append((replace(observation, update=update, knowledge=knowledge), images))
+        found.append((replace(observation, update=update, earlier=tuple(earlier), knowledge=knowledge), images))
     return found
 
 

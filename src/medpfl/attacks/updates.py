@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -87,6 +87,18 @@ def read_each(
         results.append(read(place, observation) if settled is None else settled)
         session.checkpoint(place + 1, len(observations), dict)
     return results
+
+
+def averaged(observation: Observation) -> Observation:
+    """The observation with the mean of all rounds' trainable tensors in place of those of the last round."""
+    if not observation.earlier:
+        return observation
+    updates = [*observation.earlier, observation.update]
+    means = {
+        name: torch.stack([one.trainable[name].double() for one in updates]).mean(dim=0).to(tensor)
+        for name, tensor in observation.update.trainable.items()
+    }
+    return replace(observation, update=replace(observation.update, trainable=means), earlier=())
 
 
 def nothing_came_back(observation: Observation, why: str) -> Reconstruction:

@@ -94,6 +94,7 @@ def _observe(materials: Materials, cell: Cell, seed: int, victim: int, result: R
         knowledge=moved(knowledge, materials.device),
         clients=len(result.senders),
         senders=result.senders,
+        earlier=result.earlier,
         broadcast=sent if isinstance(cell.attack.attack, CraftedAttack) else None,
     )
 

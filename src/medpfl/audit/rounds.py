@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -10,12 +10,12 @@ from medpfl.attacks.crafted import CraftedAttack, ServerView, beyond_capabilitie
 from medpfl.audit.grid import Cell
 from medpfl.audit.materials import Materials
 from medpfl.core.devices import moved
-from medpfl.core.domain import Batch, Broadcast, GlobalModel, Knowledge, Recipe
+from medpfl.core.domain import Batch, Broadcast, ClientState, GlobalModel, Knowledge, Recipe
 from medpfl.core.errors import AttackFailure
 from medpfl.core.mechanisms import Mechanism, sent_names
 from medpfl.core.seeding import generator
 from medpfl.core.session import NO_SESSION, Session
-from medpfl.federation.rounds import RoundResult, followed_recipe, guarded_round
+from medpfl.federation.rounds import RoundResult, followed_recipe, guarded_round, repeated_round
 
 
 def broadcast(materials: Materials, cell: Cell, seed: int, victim: int, session: Session = NO_SESSION) -> Broadcast:
@@ -79,17 +79,27 @@ def known_defense(cell: Cell) -> Mechanism | None:
 
 
 def client_round(materials: Materials, cell: Cell, seed: int, victim: int) -> RoundResult:
-    """What becomes of one victim's round: all its clients have the cell's guard."""
-    return guarded_round(
-        broadcast(materials, cell, seed, victim),
-        _clients(materials, cell, seed, victim),
-        cell.recipe.recipe,
-        hooks=cell.defense.defense,
-        guard=cell.guard.guard,
-        agreed=materials.model(cell, seed, victim),
-        channel=cell.channel.channel,
-        generator=generator("channel", seed, cell.dataset.id, victim, cell.channel.stream),
-    )
+    """What becomes of one victim's round: all its clients have the cell's guard.
+
+    Of several rounds with the same model and images the last one, with what arrived before.
+    """
+    clients = list(_clients(materials, cell, seed, victim)) if cell.recipe.recipe.rounds > 1 else None
+    stream = generator("channel", seed, cell.dataset.id, victim, cell.channel.stream)
+
+    def one(states: Mapping[int, ClientState]) -> RoundResult:
+        return guarded_round(
+            broadcast(materials, cell, seed, victim),
+            _clients(materials, cell, seed, victim) if clients is None else clients,
+            cell.recipe.recipe,
+            hooks=cell.defense.defense,
+            guard=cell.guard.guard,
+            agreed=materials.model(cell, seed, victim),
+            channel=cell.channel.channel,
+            states=states,
+            generator=stream,
+        )
+
+    return repeated_round(one, cell.recipe.recipe.rounds)
 
 
 def _clients(materials: Materials, cell: Cell, seed: int, victim: int) -> Iterator[tuple[Batch, torch.Generator]]:

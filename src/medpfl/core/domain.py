@@ -210,7 +210,8 @@ class Observation:
     model: what it sent to the victim, or saw. update: what it received. recipe: how the client trained, None when
     withheld. clients: how many clients the update comes from. broadcast: all that a server sent which prepared it,
     with its secret; None where it sent one model as agreed. senders: the numbers of the clients that sent something,
-    where others withheld theirs; None if all did.
+    where others withheld theirs; None if all did. earlier: what came from the same clients in earlier rounds, the first
+    round first, when they had been sent the same and answered with the same images.
     """
 
     model: GlobalModel
@@ -221,6 +222,7 @@ class Observation:
     clients: int = 1
     broadcast: Broadcast | None = None
     senders: tuple[int, ...] | None = None
+    earlier: tuple[Update, ...] = ()
 
     @property
     def taking_part(self) -> tuple[int, ...]:

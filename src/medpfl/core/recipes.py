@@ -26,6 +26,10 @@ class Recipe:
         bool, Field(description="every epoch takes the images in a new random order; without, always in the same order")
     ] = False
     images: Annotated[int | None, Field(ge=1, description="private images; default batch_size * local_steps")] = None
+    rounds: Annotated[
+        int,
+        Field(ge=1, description="how often the same model is sent and answered with the same images, state carried"),
+    ] = 1
     optimizer: Annotated[Literal["sgd", "adam", "adamw"], Field(description="the client's optimizer")] = "sgd"
     learning_rate: Annotated[float, Field(gt=0, description="the client's learning rate")] = 0.01
     momentum: Annotated[float, Field(ge=0, lt=1, description="SGD momentum")] = 0.0
@@ -50,8 +54,9 @@ class Recipe:
     @property
     def default_id(self) -> str:
         """Id of an unlabeled entry, for instance `gradient-b1` or `delta-s4-b8`."""
+        repeated = f"-r{self.rounds}" if self.rounds > 1 else ""
         if self.update == "gradient":
-            return f"gradient-b{self.batch_size}"
+            return f"gradient-b{self.batch_size}{repeated}"
         epochs = f"-e{self.epochs}" if self.epochs > 1 else ""
         shuffled = "-shuffled" if self.shuffle else ""
-        return f"{self.update}-s{self.local_steps}{epochs}-b{self.batch_size}{shuffled}"
+        return f"{self.update}-s{self.local_steps}{epochs}-b{self.batch_size}{shuffled}{repeated}"

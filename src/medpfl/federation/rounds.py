@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from medpfl.core.domain import Batch, Broadcast, GlobalModel, Recipe, Update
+from medpfl.core.domain import Batch, Broadcast, ClientState, GlobalModel, Recipe, Update
 from medpfl.federation.channels import PLAIN, Channel
 from medpfl.federation.client import client_step, drawn_steps
 from medpfl.federation.guarding import NO_GUARD, Guarding, Received, Trained, Verdict
@@ -20,12 +20,15 @@ class RoundResult:
 
     update: what arrives; None where no client sent anything. senders: the numbers of the clients whose updates are in
     it, the victim being 0. verdicts: for each client what its guard found, before training and after; it stays with
-    the client.
+    the client. states: what each client keeps for its next round, by number. earlier: what arrived of the same clients in
+    earlier rounds with the same model and images, the first one first.
     """
 
     update: Update | None
     senders: tuple[int, ...]
     verdicts: tuple[tuple[Verdict, ...], ...]
+    states: Mapping[int, ClientState] = field(default_factory=dict)
+    earlier: tuple[Update, ...] = ()
 
     def withheld(self, client: int) -> bool:
         """Whether that client sent nothing."""
@@ -61,14 +64,16 @@ def guarded_round(
     guard: Guarding = NO_GUARD,
     agreed: GlobalModel | None = None,
     channel: Channel = PLAIN,
+    states: Mapping[int, ClientState] | None = None,
     generator: torch.Generator,
 ) -> RoundResult:
     """The same where every client has a guard that may end the round for it; the others' updates still arrive.
 
     Clients draw the same random numbers with and without a guard. A defense that pins the agreement makes them ignore
     what recipe and parameters of the channel they are told. agreed: the model
-    that they agreed on.
+    that they agreed on. states: what clients kept of an earlier round.
     """
+    kept = dict(states or {})
     told = followed_recipe(broadcast, recipe, hooks)
     verdicts: list[tuple[Verdict, ...]] = []
     senders: list[int] = []
@@ -76,7 +81,7 @@ def guarded_round(
     def updates() -> Iterator[Update]:
         for number, (batch, own) in enumerate(clients):
             received = Received(broadcast.model(number), batch, told, broadcast.models, agreed)
-            update, found = _guarded_step(received, hooks, guard, own)
+            update, kept[number], found = _guarded_step(received, hooks, guard, kept.get(number), own)
             verdicts.append(found)
             if update is not None:
                 senders.append(number)
@@ -85,7 +90,7 @@ def guarded_round(
     arriving = updates()
     first = next(arriving, None)
     if first is None:
-        return RoundResult(None, (), tuple(verdicts))
+        return RoundResult(None, (), tuple(verdicts), kept)
 
     def all_updates() -> Iterator[Update]:
         yield first
@@ -94,7 +99,20 @@ def guarded_round(
     if not hooks.pins_agreement:
         channel = channel.told(broadcast.aggregation)
     update = channel.send(all_updates(), generator)
-    return RoundResult(update, tuple(senders), tuple(verdicts))
+    return RoundResult(update, tuple(senders), tuple(verdicts), kept)
+
+
+def repeated_round(one: Callable[[Mapping[int, ClientState]], RoundResult], rounds: int) -> RoundResult:
+    """The last of so many rounds with the same model and images, and what arrived in the others from the same clients.
+
+    one: plays a round, given what clients kept of the one before.
+    """
+    played: list[RoundResult] = []
+    for _ in range(rounds):
+        played.append(one(played[-1].states if played else {}))
+    last = played[-1]
+    same = (before.update for before in played[:-1] if before.senders == last.senders)
+    return replace(last, earlier=tuple(update for update in same if update is not None))
 
 
 def followed_recipe(broadcast: Broadcast, agreed: Recipe, hooks: Hooks) -> Recipe:
@@ -103,17 +121,21 @@ def followed_recipe(broadcast: Broadcast, agreed: Recipe, hooks: Hooks) -> Recip
 
 
 def _guarded_step(
-    received: Received, hooks: Hooks, guard: Guarding, generator: torch.Generator
-) -> tuple[Update | None, tuple[Verdict, ...]]:
-    """The update of one client, None if its guard withholds it, and what the guard found."""
+    received: Received, hooks: Hooks, guard: Guarding, state: ClientState | None, generator: torch.Generator
+) -> tuple[Update | None, ClientState, tuple[Verdict, ...]]:
+    """The update of one client, None if its guard withholds it, what it keeps, and what the guard found.
+
+    A client that withholds its update keeps what it had.
+    """
+    held = state or ClientState()
     model, batch, recipe = received.model, received.batch, received.recipe
     before = guard.before(received)
     found = () if before is None else (before,)
     if before is not None and before.withholds:
-        return None, found
+        return None, held, found
     steps = drawn_steps(batch, recipe, hooks, generator)
-    update, _ = client_step(model, batch, recipe, hooks=hooks, generator=generator, steps=steps)
+    update, after_it = client_step(model, batch, recipe, hooks=hooks, state=state, generator=generator, steps=steps)
     after = guard.after(Trained(received, update, steps))
     if after is None:
-        return update, found
-    return (None if after.withholds else update), (*found, after)
+        return update, after_it, found
+    return (None, held, (*found, after)) if after.withholds else (update, after_it, (*found, after))

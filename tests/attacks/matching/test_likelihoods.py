@@ -23,8 +23,11 @@ from medpfl.attacks.matching.likelihoods import (
 )
 from medpfl.attacks.matching.priors import no_prior
 from medpfl.attacks.matching.problem import build_problem
-from medpfl.core.domain import Batch, GlobalModel, Knowledge, Observation, Recipe, Reconstruction
+from medpfl.attacks.maximum_a_posteriori import MaximumAPosteriori
+from medpfl.attacks.updates import averaged
+from medpfl.core.domain import Auxiliary, Batch, GlobalModel, Knowledge, Observation, Recipe, Reconstruction, Update
 from medpfl.core.mechanisms import Composed, GaussianNoise, LaplaceNoise, Mechanism, Unchanged
+from medpfl.defenses.laplace import Laplace
 from medpfl.federation.client import client_step
 
 
@@ -100,6 +103,61 @@ def test_the_likelihood_is_that_of_the_noise_on_what_was_sent(
     values = [value(mechanism, view, [one / unit], [sent / unit]) for one in candidates]
     expected = [-noise.log_prob(sent - one).sum() for one in candidates]
     assert values[0] - values[1] == pytest.approx(float(expected[0] - expected[1]), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "noise"),
+    [
+        (LaplaceNoise(0.2), torch.distributions.Laplace(0.0, 0.2)),
+        (GaussianNoise(0.3), torch.distributions.Normal(0.0, 0.3)),
+        (Composed((Halved(), GaussianNoise(0.3))), torch.distributions.Normal(0.0, 0.3)),
+    ],
+)
+def test_fresh_noise_of_several_rounds_is_independent(mechanism: Mechanism, noise: Any, model: GlobalModel) -> None:
+    sent, candidates = torch.randn(3, 1, 7).double(), torch.randn(2, 7).double()
+    name = next(iter(model.parameters))
+    view = View((name,), (sent[2],), model, Recipe(), earlier=((sent[0],), (sent[1],)))
+    one = likelihood(mechanism, view)
+    targets = [tensor[0] for tensor in one.evidence or view.targets]
+    values = [one.matching()([candidate], targets, one.tensor_weights(view.names)) for candidate in candidates]
+    share = 0.5 if isinstance(mechanism, Composed) else 1.0
+    expected = [-noise.log_prob(sent[:, 0] - share * candidate).sum() for candidate in candidates]
+    assert float(values[0] - values[1]) == pytest.approx(float(expected[0] - expected[1]), rel=1e-5)
+
+
+def test_several_rounds_show_more_than_one(model: GlobalModel, blobs: Any) -> None:
+    image, owned = blobs(1, (1, 12, 12), seed=4), blobs(60, (1, 12, 12), seed=1)
+    generator = torch.Generator().manual_seed(0)
+    updates = [
+        client_step(model, Batch(image, torch.tensor([1])), Recipe(), hooks=Laplace(scale=0.05), generator=generator)[0]
+        for _ in range(16)
+    ]
+    auxiliary = Auxiliary(owned, torch.arange(60) % 3)
+    knows = Knowledge(defense=LaplaceNoise(0.05), auxiliary=auxiliary)
+    attack = MaximumAPosteriori(iterations=60)
+
+    def error(earlier: Sequence[Update]) -> float:
+        seen = Observation(model, updates[0], Recipe(), "eavesdropper", knows, earlier=tuple(earlier))
+        (found,) = attack.reconstruct([seen], [torch.Generator().manual_seed(0)])
+        assert isinstance(found, Reconstruction)
+        return float((found.images - image).square().mean())
+
+    assert error(updates[1:]) < 0.6 * error(())
+
+
+def test_distances_without_a_likelihood_are_taken_from_the_mean_of_all_rounds(model: GlobalModel) -> None:
+    image = torch.rand(1, 1, 12, 12)
+    first, second = (observed(model, image, Recipe(), halve, Unchanged()) for halve in (True, False))
+    mean = averaged(replace(first, earlier=(second.update,)))
+    for name, tensor in mean.update.trainable.items():
+        torch.testing.assert_close(tensor, 0.75 * second.update.trainable[name])
+    attack = GradInv(distance="l2", iterations=3, output_error="candidate")
+    found = [
+        attack.reconstruct([one], [torch.Generator().manual_seed(0)])[0]
+        for one in (mean, replace(first, earlier=(second.update,)))
+    ]
+    assert all(isinstance(one, Reconstruction) for one in found)
+    assert found[0].objective == found[1].objective  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("mechanism", [None, Unchanged(), Strange()])

@@ -35,11 +35,11 @@ from medpfl.attacks.matching.objectives import (
 )
 from medpfl.attacks.matching.output_error import output_error, soft_label, with_known_error
 from medpfl.attacks.matching.parts import Parts
-from medpfl.attacks.matching.problem import Problem, build_problem, is_one_gradient
+from medpfl.attacks.matching.problem import Problem, build_problem, earlier_targets, is_one_gradient
 from medpfl.attacks.matching.settings import Begun, Group, Inversion, Labels, SearchSetup
 from medpfl.attacks.matching.stages import added, continued
 from medpfl.attacks.matching.statistics import StatisticsPrior, statistics_prior
-from medpfl.attacks.updates import settled_at_once, why_no_scale
+from medpfl.attacks.updates import averaged, settled_at_once, why_no_scale
 from medpfl.core.domain import Failure, Observation, Reconstruction
 from medpfl.core.mechanisms import Mechanism
 from medpfl.core.session import Session
@@ -74,7 +74,7 @@ def invert(
     results: list[Reconstruction | Failure] = [Failure("not attacked")] * len(observations)
     cases: list[_Case] = []
     for place, (observation, generator) in enumerate(zip(observations, generators, strict=True)):
-        inference = _labels(observation, settings.labels)
+        inference = _labels(averaged(observation), settings.labels)
         known = None if settings.statistics is None else known_statistics(observation, settings.statistics)
         if (settled := settled_at_once(observation)) is not None:
             results[place] = settled
@@ -120,18 +120,16 @@ def _invert(cases: Sequence[_Case], parts: Parts, settings: Inversion) -> list[R
     known = first.knowledge.defense if settings.distance == "likelihood" else None
     if cases[0].error is not None and only_scales(known):
         known = None
-    problem = build_problem(
-        [case.observation for case in cases],
-        settings.precision,
-        settings.separate_epochs,
-        defended(known),
-        inside_steps(known, first.recipe, first.examples),
-    )
+    likelihoods = settings.distance == "likelihood"
+    seen = [case.observation if likelihoods else averaged(case.observation) for case in cases]
+    hooks = inside_steps(known, first.recipe, first.examples)
+    problem = build_problem(seen, settings.precision, settings.separate_epochs, defended(known), hooks)
+    earlier = earlier_targets(seen, settings.precision, settings.separate_epochs, defended(known), hooks)
     if settings.largest_entries is not None:
         problem = replace(problem, targets=largest_entries(problem.targets, settings.largest_entries))
     model = problem.models[0]
     try:
-        likely = _likelihood(first, known, problem, settings)
+        likely = _likelihood(first, known, problem, earlier, settings)
     except NotCombined as refused:
         return [Failure(str(refused))] * len(cases)
     distance, plain = likely.matching(), likely.weights is None
@@ -265,11 +263,17 @@ def _weights(problem: Problem, settings: Inversion) -> Tensor:
     return weights * falling_weights(problem.names, settings.layer_decay).to(weights)
 
 
-def _likelihood(observation: Observation, known: Mechanism | None, problem: Problem, settings: Inversion) -> Likelihood:
+def _likelihood(
+    observation: Observation,
+    known: Mechanism | None,
+    problem: Problem,
+    earlier: tuple[tuple[Tensor, ...], ...],
+    settings: Inversion,
+) -> Likelihood:
     """That of a known defense, or the distance by its name. Raises NotCombined."""
     if settings.distance != "likelihood":
         return Likelihood(DISTANCES[settings.distance])
-    view = View(problem.names, problem.targets, observation.model, observation.recipe, observation.examples)
+    view = View(problem.names, problem.targets, observation.model, observation.recipe, observation.examples, earlier)
     return likelihood(known, view)
 
 

@@ -102,6 +102,27 @@ def build_problem(
     )
 
 
+def earlier_targets(
+    observations: Sequence[Observation],
+    precision: Precision,
+    separate_epochs: bool = False,
+    defended: bool = False,
+    hooks: Hooks = NO_HOOKS,
+) -> tuple[tuple[Tensor, ...], ...]:
+    """The targets that `build_problem` would make of each earlier round, the first one first."""
+    rounds = zip(*(one.earlier for one in observations), strict=True)
+    return tuple(
+        build_problem(
+            [replace(one, update=update, earlier=()) for one, update in zip(observations, updates, strict=True)],
+            precision,
+            separate_epochs,
+            defended,
+            hooks,
+        ).targets
+        for updates in rounds
+    )
+
+
 def is_one_gradient(recipe: Recipe) -> bool:
     """Whether the update is one gradient of the mean loss up to a known linear map, so that nothing is simulated."""
     if recipe.gradient_clip is not None or (recipe.accumulation > 1 and recipe.batch_norm == "train"):

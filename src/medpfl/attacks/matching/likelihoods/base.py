@@ -6,7 +6,7 @@ One file per family of mechanisms; each registers a function `(mechanism, view) 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -128,11 +128,12 @@ def likelihood(mechanism: Mechanism | None, view: View) -> Likelihood:
     Raises NotCombined where the mechanism's parts cannot be combined.
     """
     if mechanism is None:
-        return Likelihood()
+        return likelihood(Unchanged(), view)
     maker = _maker(mechanism)
     if maker is None:
         name = type(mechanism).__name__
-        return Likelihood(notes=(f"no likelihood is known for {name}: squared differences were taken",))
+        notes = (f"no likelihood is known for {name}: squared differences were taken",)
+        return replace(likelihood(Unchanged(), view), notes=notes)
     return maker(mechanism, view)
 
 
