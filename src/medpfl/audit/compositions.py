@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from medpfl.audit.validation import as_plain
 from medpfl.core.errors import SpecError, suggestion
 from medpfl.defenses import Composition, Defense
 
@@ -14,11 +13,11 @@ KEYS = ("compose", "label", "only")
 
 
 def composition(
-    raw: Mapping[str, Any], where: str, read: Callable[[Mapping[str, Any], str], Defense]
+    raw: Mapping[str, Any], where: str, read: Callable[[Mapping[str, Any], str], tuple[str, dict[str, Any], Any]]
 ) -> tuple[str, dict[str, Any], Defense]:
     """Name, settings and defense of `{compose: [{name: clip, bound: 1}, {name: laplace}], label: ...}`.
 
-    The name joins those of the parts. `read` makes a defense of one part and its place.
+    The name joins those of the parts. `read` gives name, settings and defense of one part and its place.
     """
     for key in raw:
         if key not in KEYS:
@@ -28,7 +27,7 @@ def composition(
         raise SpecError(
             f"{where}.compose: expected a list such as [{{name: clip}}, {{name: gaussian}}], found {given!r}"
         )
-    parts: list[Defense] = []
+    parts = []
     for number, one in enumerate(given):
         place = f"{where}.compose[{number}]"
         if not isinstance(one, dict):
@@ -36,6 +35,5 @@ def composition(
         if misplaced := [key for key in KEYS if key in one]:
             raise SpecError(f"{place}.{misplaced[0]}: belongs beside compose, not inside it")
         parts.append(read(one, place))
-    names = [str(one["name"]) for one in given]
-    described = [{"name": name, **as_plain(part)} for name, part in zip(names, parts, strict=True)]
-    return "-".join(names), {"compose": described}, Composition(tuple(parts))
+    described = [{"name": name, **params} for name, params, _ in parts]
+    return "-".join(name for name, _, _ in parts), {"compose": described}, Composition(tuple(one for *_, one in parts))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from medpfl.audit.validation import as_plain, build, field_names
 from medpfl.core.domain import CAPABILITIES, KNOWLEDGE, Recipe
 from medpfl.core.errors import SpecError, suggestion
 from medpfl.data import READERS, resolve_path
-from medpfl.defenses import DEFENSES, Defense
+from medpfl.defenses import DEFENSES
 from medpfl.federation.channels import CHANNELS
 from medpfl.federation.training import TrainingConfig
 from medpfl.guards import GUARDS
@@ -103,15 +103,10 @@ def data_entry(raw: Mapping[str, Any], where: str, base: Path) -> DataEntry:
             if not isinstance(reader_values[key], str):
                 raise SpecError(f"{where}.{key}: expected text, found {reader_values[key]!r}")
             reader_values[key] = resolve_path(reader_values[key], base)
-    reader = build(reader_class, reader_values, where, settings_keys_hint(settings_keys))
+    reader = build(reader_class, reader_values, where, (*settings_keys, *_COMMON))
     name = raw.get("name") or reader_name
     params = {"reader": reader_name, **as_plain(reader), **plain_reader, **as_plain(settings)}
     return DataEntry(**_common(raw, "dataset", where, name), name=name, params=params, reader=reader, settings=settings)
-
-
-def settings_keys_hint(keys: Sequence[str]) -> tuple[str, ...]:
-    """Keys that are valid in a data entry whatever the reader, for suggestions."""
-    return (*keys, *_COMMON)
 
 
 def _lookup(registry: Any, name: str, where: str) -> Any:
@@ -252,30 +247,30 @@ def _words(values: Any, known: Any, where: str) -> frozenset[str]:
     return frozenset(values)
 
 
-def channel_entry(raw: Mapping[str, Any], where: str, _base: Path) -> ChannelEntry:
+def _made(raw: Mapping[str, Any], where: str, registry: Any, *known: str) -> tuple[str, dict[str, Any], Any]:
+    """Name, settings and what has them, of an entry that is all configuration."""
     name = _name(raw, where)
-    channel = build(_lookup(CHANNELS, name, where), _rest(raw), where, _COMMON)
-    return ChannelEntry(**_common(raw, "channel", where, name), name=name, params=as_plain(channel), channel=channel)
+    made = build(_lookup(registry, name, where), _rest(raw), where, (*known, *_COMMON))
+    return name, as_plain(made), made
+
+
+def channel_entry(raw: Mapping[str, Any], where: str, _base: Path) -> ChannelEntry:
+    name, params, channel = _made(raw, where, CHANNELS)
+    return ChannelEntry(**_common(raw, "channel", where, name), name=name, params=params, channel=channel)
 
 
 def defense_entry(raw: Mapping[str, Any], where: str, _base: Path) -> DefenseEntry:
-    if "compose" in raw:
-        name, params, defense = composition(raw, where, _defense)
-    else:
-        name, defense = _name(raw, where), _defense(raw, where)
-        params = as_plain(defense)
+    name, params, defense = composition(raw, where, _defense) if "compose" in raw else _defense(raw, where)
     return DefenseEntry(**_common(raw, "defense", where, name), name=name, params=params, defense=defense)
 
 
-def _defense(raw: Mapping[str, Any], where: str) -> Defense:
-    kind: type[Defense] = _lookup(DEFENSES, _name(raw, where), where)
-    return build(kind, _rest(raw), where, ("compose", *_COMMON))
+def _defense(raw: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any], Any]:
+    return _made(raw, where, DEFENSES, "compose")
 
 
 def guard_entry(raw: Mapping[str, Any], where: str, _base: Path) -> GuardEntry:
-    name = _name(raw, where)
-    guard = build(_lookup(GUARDS, name, where), _rest(raw), where, _COMMON)
-    return GuardEntry(**_common(raw, "guard", where, name), name=name, params=as_plain(guard), guard=guard)
+    name, params, guard = _made(raw, where, GUARDS)
+    return GuardEntry(**_common(raw, "guard", where, name), name=name, params=params, guard=guard)
 
 
 def attack_entry(raw: Mapping[str, Any], where: str, _base: Path) -> AttackEntry:
@@ -303,4 +298,4 @@ PARSERS: Mapping[str, Callable[[Mapping[str, Any], str, Path], Entry]] = {
     "guard": guard_entry,
     "attack": attack_entry,
 }
-"""Axis name -> what reads one of its entries: plain values, the entry's place for messages, the folder of the spec."""
+"""Axis name -> what reads one of its entries: plain values, their place for messages, the folder of the spec."""
