@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import sys
 from pathlib import Path
@@ -56,6 +57,8 @@ def test_columns_and_report(tmp_path: Path) -> None:
     assert 1 / int(row["prior_images"]) <= prior < 0.5
     assert float(row["reconstruction_bound"]) == pytest.approx(norm.cdf(norm.ppf(prior) + 2))
     assert float(row["observed_bound"]) == pytest.approx(norm.cdf(norm.ppf(prior) + 0.5))
+    curve = json.loads(row["reconstruction_curve"])
+    assert curve["0.1"] == pytest.approx(norm.cdf(norm.ppf(0.1) + 2))
     assert (row["composed_rounds"], row["observed_rounds"], row["privacy_unit"]) == ("16", "1", "image")
     assert row["neighbors"] == "one image more or less"
     assert float(row["no_prior_psnr"]) < 0
@@ -64,6 +67,7 @@ def test_columns_and_report(tmp_path: Path) -> None:
     assert "Guarantees beside attacks" in html
     assert f"ε = {epsilon:.3g} at δ = 1e-06 over 16 rounds" in html
     assert "no formal guarantee" in html
+    assert f"at most {math.ceil(1000 * curve['0.1']) / 10:g}%" in html
     assert "prior-aware attacker may do better" in html
     assert "counts are not noised" in html
 

@@ -18,7 +18,7 @@ from medpfl.audit.store import Store
 from medpfl.audit.validation import as_plain
 from medpfl.core.errors import MissingExtra
 from medpfl.core.guarantees import Guarantee
-from medpfl.metrics.privacy import ReconstructionBound, bound, prior_success, state
+from medpfl.metrics.privacy import ReconstructionBound, bound, bound_curve, prior_success, state
 from medpfl.metrics.privacy.no_prior import read_out_variance
 from medpfl.metrics.privacy.releases import over_rounds
 
@@ -28,17 +28,20 @@ NO_GUARANTEE = "no formal guarantee"
 OBSERVED_ROUNDS = 1
 """Rounds that an audited attacker sees."""
 
+PRIORS = (0.001, 0.01, 0.1, 0.5)
+"""Priors for which `reconstruction_curve` has the bound."""
+
 GUARANTEE_COLUMNS = (
     "guarantee", "epsilon", "delta", "privacy_unit", "neighbors", "noise_added_by", "composed_rounds", "accountant",
-    "prior_success", "prior_images", "reconstruction_bound", "reconstruction_theorem", "observed_rounds",
-    "observed_bound", "no_prior_psnr", "guarantee_remarks",
+    "prior_success", "prior_images", "reconstruction_bound", "reconstruction_theorem", "reconstruction_curve",
+    "observed_rounds", "observed_bound", "no_prior_psnr", "guarantee_remarks",
 )  # fmt: skip
 """Columns of `cells.csv`, all empty but the first where there is no guarantee.
 
 guarantee: the noise, per what; or that there is none. epsilon, delta: over `composed_rounds`, for the unit and neighbor
 relation that are named, by `accountant`. prior_success: how often the best blind guess succeeds, as estimated from
 `prior_images` images. reconstruction_bound: how often any attacker succeeds at most who has no better prior and knows
-all but one unit, over `composed_rounds`; observed_bound: over the `observed_rounds` that the audited attacker saw,
+all but one unit, over `composed_rounds`; reconstruction_curve: the same for other priors, as JSON; observed_bound: over the `observed_rounds` that the audited attacker saw,
 empty where the server adds the noise, because the attacker stands before it.
 no_prior_psnr: PSNR in dB of the best read-out in `observed_rounds` by an attacker to whom all images are alike.
 """
@@ -116,6 +119,13 @@ def _columns(guarantee: Guarantee, settings: GuaranteeSettings, facts: Facts, as
         over_all, observed = (
             _bound(guarantee, settings, facts, rounds) for rounds in (settings.rounds, OBSERVED_ROUNDS)
         )
+        curve = bound_curve(
+            guarantee,
+            rounds=settings.rounds,
+            priors=PRIORS,
+            images_per_patient=settings.images_per_patient,
+            weights=facts.weights,
+        )
     except MissingExtra as error:
         if asked_for:
             raise
@@ -127,6 +137,7 @@ def _columns(guarantee: Guarantee, settings: GuaranteeSettings, facts: Facts, as
         "accountant": statement.accountant,
         "reconstruction_bound": None if over_all is None else over_all.success,
         "reconstruction_theorem": None if over_all is None else over_all.theorem,
+        "reconstruction_curve": {f"{prior:g}": success for prior, success in curve.items()},
     }
     if guarantee.unit == "weight":
         together = f"over all {facts.weights:,} weights the epsilons add up to {statement.epsilon * facts.weights:.3g}, which is what an image may lose"

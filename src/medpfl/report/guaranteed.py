@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class Guaranteed:
     """What a defense guarantees by its construction, as `cells.csv` has it; None where it was not computed.
 
-    `told` says the noise and per what, or that there is no formal guarantee. `epsilon` may be infinite.
+    `told` says the noise and per what, or that there is no formal guarantee. `epsilon` may be infinite. `curve`: prior and bound, for other
+    priors.
     """
 
     told: str
@@ -28,6 +29,7 @@ class Guaranteed:
     observed_bound: float | None = None
     no_prior_psnr: float | None = None
     remarks: tuple[str, ...] = ()
+    curve: tuple[tuple[float, float], ...] = ()
 
     @property
     def formal(self) -> bool:

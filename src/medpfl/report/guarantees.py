@@ -87,6 +87,32 @@ def limit(success: float | None) -> str:
     return DASH if success is None else f"at most {math.ceil(1000 * success) / 10:g}%"
 
 
+def share(value: float) -> str:
+    """A prior in percent.
+
+    >>> share(0.001), share(0.5)
+    ('0.1%', '50%')
+    """
+    return f"{100 * value:g}%"
+
+
+def priors(found: Sequence[Promise]) -> tuple[float, ...]:
+    """The priors that any promise has a bound for."""
+    return tuple(sorted({value for promise in found for value, _ in promise.guaranteed.curve}))
+
+
+def curves(found: Sequence[Promise]) -> tuple[tuple[str, tuple[float | None, ...]], ...]:
+    """Defense, data set and recipe, and the bounds at all `priors`."""
+    rows = []
+    for promise in found:
+        known = dict(promise.guaranteed.curve)
+        if known:
+            cell = promise.cells[0]
+            name = f"{cell.defense}, {cell.dataset}, {cell.axes.get('recipe', '')}"
+            rows.append((name, tuple(known.get(value) for value in priors(found))))
+    return tuple(rows)
+
+
 def prior(found: Guaranteed) -> str:
     """How often a blind guess succeeds, and from what that is known."""
     if found.prior is None:

@@ -206,6 +206,11 @@ def _guaranteed(row: Row) -> Guaranteed | None:
         observed_bound=number(row.get("observed_bound")),
         no_prior_psnr=number(row.get("no_prior_psnr")),
         remarks=tuple(part for part in row.get("guarantee_remarks", "").split("; ") if part),
+        curve=tuple(
+            (prior, most)
+            for key, value in _params(row.get("reconstruction_curve", "")).items()
+            if (prior := number(key)) is not None and (most := number(value)) is not None
+        ),
     )
 
 

@@ -6,7 +6,7 @@ from medpfl.metrics.privacy.one_run_gaussian import one_run_gaussian_audit
 from medpfl.metrics.privacy.prior_success import prior_success
 from medpfl.metrics.privacy.reconstruction_bounds import ReconstructionBound, reconstruction_bound
 from medpfl.metrics.privacy.simulated_bound import simulated_bound
-from medpfl.metrics.privacy.statements import Statement, bound, state
+from medpfl.metrics.privacy.statements import Statement, bound, bound_curve, state
 
 __all__ = [
     "LowerBound",
@@ -14,6 +14,7 @@ __all__ = [
     "ReconstructionBound",
     "Statement",
     "bound",
+    "bound_curve",
     "group_epsilon",
     "one_run_audit",
     "one_run_gaussian_audit",

@@ -82,6 +82,32 @@ def bound(
     return ReconstructionBound(success, GROUP)
 
 
+def bound_curve(
+    guarantee: Guarantee,
+    *,
+    rounds: int,
+    priors: Sequence[float],
+    images_per_patient: int = 1,
+    weights: int = 1,
+) -> dict[float, float]:
+    """The same bound for several priors: what an attacker may reach whose blind guess is better than one thinks.
+
+    >>> guarantee = Guarantee(unit="image", neighbors="add_or_remove", releases=(Release("gaussian", 1.0),))
+    >>> {prior: round(most, 2) for prior, most in bound_curve(guarantee, rounds=1, priors=(0.01, 0.1, 0.5)).items()}
+    {0.01: 0.09, 0.1: 0.39, 0.5: 0.84}
+    """
+    return {
+        prior: bound(
+            guarantee,
+            rounds=rounds,
+            prior_success=prior,
+            images_per_patient=images_per_patient,
+            weights=weights,
+        ).success
+        for prior in priors
+    }
+
+
 def _curve(releases: Sequence[Release], neighbors: str, images: int) -> tuple[PrivacyCurve, int]:
     """The curve, and for how many units at once it must be read."""
     if (noise := single_gaussian(releases)) is not None and noise > 0:
