@@ -134,3 +134,15 @@ def test_defenses_as_they_are(tmp_path: Path) -> None:
     assert "weights the epsilons add up to" in found["local_dp"]["guarantee_remarks"]
     assert float(found["clip-gaussian"]["epsilon"]) == pytest.approx(4.377, abs=0.01)
     assert "which sees updates without noise" in write_report(tmp_path / "out").read_text()
+
+
+@pytest.mark.usefixtures("gaussian_promises")
+def test_an_attacker_who_sees_several_rounds_is_held_to_their_bound(tmp_path: Path) -> None:
+    spec = parse_spec(
+        {**PLAIN, "defenses": [{"name": "gaussian", "std": 2.0}], "recipes": [{"rounds": 4}]}, base=tmp_path
+    )
+    run_audit(spec, tmp_path / "out", workers=0)
+    row = cells(tmp_path / "out")["gaussian"]
+    assert (row["composed_rounds"], row["observed_rounds"]) == ("4", "4")
+    prior = float(row["prior_success"])
+    assert float(row["observed_bound"]) == pytest.approx(norm.cdf(norm.ppf(prior) + 1))

@@ -25,9 +25,6 @@ from medpfl.metrics.privacy.releases import over_rounds
 NO_GUARANTEE = "no formal guarantee"
 """What the column `guarantee` says where a defense has none."""
 
-OBSERVED_ROUNDS = 1
-"""Rounds that an audited attacker sees."""
-
 PRIORS = (0.001, 0.01, 0.1, 0.5)
 """Priors for which `reconstruction_curve` has the bound."""
 
@@ -75,6 +72,7 @@ def guarantee_columns(
             images=images,
             prior=_prior(cell, images, materials),
             weights=materials.initial_model(cell, materials.spec.seeds[0], 0).parameter_count,
+            observed=recipe.rounds,
         )
         key = ("guarantee", cell.dataset.id, cell.model.id, cell.recipe.id, cell.defense.id)
         found[cell.id] = materials.once(key, partial(_columns, guarantee, settings, facts, asked_for))
@@ -84,11 +82,12 @@ def guarantee_columns(
 @dataclass(frozen=True)
 class Facts:
     """What bounds depend on beside the guarantee: images of others, how often a blind guess succeeds on them (None
-    without any), and how many numbers are sent."""
+    without any), how many numbers are sent, and in how many rounds the audited attacker sees them."""
 
     images: Tensor
     prior: float | None
     weights: int
+    observed: int
 
 
 def _prior(cell: Cell, images: Tensor, materials: Materials) -> float | None:
@@ -101,27 +100,26 @@ def _prior(cell: Cell, images: Tensor, materials: Materials) -> float | None:
 
 def _columns(guarantee: Guarantee, settings: GuaranteeSettings, facts: Facts, asked_for: bool) -> dict[str, Any]:
     kinds = " and ".join(dict.fromkeys(release.kind.replace("_", " ") for release in guarantee.releases)) or "nothing"
+    rounds = max(settings.rounds, facts.observed)
     columns: dict[str, Any] = {
         "guarantee": f"{kinds}, per {guarantee.unit}",
         "delta": settings.delta,
         "privacy_unit": guarantee.unit,
         "noise_added_by": guarantee.added_by,
-        "composed_rounds": settings.rounds,
+        "composed_rounds": rounds,
         "prior_success": facts.prior,
         "prior_images": len(facts.images),
-        "observed_rounds": OBSERVED_ROUNDS,
+        "observed_rounds": facts.observed,
         "guarantee_remarks": "; ".join(guarantee.remarks),
     }
     try:
         statement = state(
-            guarantee, rounds=settings.rounds, delta=settings.delta, images_per_patient=settings.images_per_patient
+            guarantee, rounds=rounds, delta=settings.delta, images_per_patient=settings.images_per_patient
         )
-        over_all, observed = (
-            _bound(guarantee, settings, facts, rounds) for rounds in (settings.rounds, OBSERVED_ROUNDS)
-        )
+        over_all, observed = (_bound(guarantee, settings, facts, over) for over in (rounds, facts.observed))
         curve = bound_curve(
             guarantee,
-            rounds=settings.rounds,
+            rounds=rounds,
             priors=PRIORS,
             images_per_patient=settings.images_per_patient,
             weights=facts.weights,
@@ -147,7 +145,7 @@ def _columns(guarantee: Guarantee, settings: GuaranteeSettings, facts: Facts, as
     return {
         **columns,
         "observed_bound": None if observed is None else observed.success,
-        "no_prior_psnr": _no_prior_psnr(guarantee, facts.images),
+        "no_prior_psnr": _no_prior_psnr(guarantee, facts),
     }
 
 
@@ -158,12 +156,12 @@ def _bound(guarantee: Guarantee, settings: GuaranteeSettings, facts: Facts, roun
     return bound(guarantee, rounds=rounds, prior_success=facts.prior, images_per_patient=patient, weights=facts.weights)
 
 
-def _no_prior_psnr(guarantee: Guarantee, images: Tensor) -> float | None:
+def _no_prior_psnr(guarantee: Guarantee, facts: Facts) -> float | None:
     """Of the best read-out of an image of mean norm."""
-    if not len(images):
+    if not len(facts.images):
         return None
-    squared = float(images.double().square().flatten(1).sum(dim=1).mean())
-    variance = read_out_variance(over_rounds(guarantee.releases, OBSERVED_ROUNDS), squared)
+    squared = float(facts.images.double().square().flatten(1).sum(dim=1).mean())
+    variance = read_out_variance(over_rounds(guarantee.releases, facts.observed), squared)
     return None if variance is None else -10 * math.log10(max(variance, 1e-10))
 
 
