@@ -90,7 +90,7 @@ class MaximumAPosteriori(Attack):
         Field(description="what is assumed of images; the last three are learnt from auxiliary images"),
     ] = "covariance"
     strength: Annotated[float, Field(gt=0, description="weight of the prior's negative log density; 1 is Bayes'")] = 1.0
-    iterations: Annotated[int, Field(ge=5, description="steps per restart, over all stages, without rehearsals")] = 250
+    iterations: Annotated[int, Field(ge=1, description="steps per restart, over all stages, without rehearsals")] = 250
     restarts: Annotated[int, Field(ge=1, description="starts, the one with the highest posterior is kept")] = 1
     learning_rate: Annotated[float, Field(gt=0, description="step of Adam, for priors that are searched with it")] = (
         0.05

@@ -27,7 +27,7 @@ from medpfl.defenses.noise import NO_GUARANTEE, normal, with_noise
 class Gaussian(Defense):
     """Adds Normal(0, std^2) to gradients, deltas and weights alike."""
 
-    adaptive_attack: ClassVar[Mapping[str, Any]] = {"name": "gradinv", "distance": "likelihood"}
+    adaptive_attack: ClassVar[Mapping[str, Any]] = {"name": "maximum_a_posteriori", "prior": "total_variation"}
 
     std: Annotated[float, Field(gt=0, allow_inf_nan=False, description="standard deviation of the noise")] = 0.01
 

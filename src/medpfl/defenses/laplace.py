@@ -27,7 +27,7 @@ from medpfl.defenses.noise import NO_GUARANTEE, laplacian, with_noise
 class Laplace(Defense):
     """Adds Laplace(0, scale) to gradients, deltas and weights alike. MedPFL: scale 1/100, 1/200, 1/300, 1/400."""
 
-    adaptive_attack: ClassVar[Mapping[str, Any]] = {"name": "gradinv", "distance": "likelihood"}
+    adaptive_attack: ClassVar[Mapping[str, Any]] = {"name": "maximum_a_posteriori", "prior": "total_variation"}
 
     scale: Annotated[
         float, Field(gt=0, allow_inf_nan=False, description="scale b of the noise; standard deviation b * sqrt(2)")
