@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate
 
 from medpfl.attacks.medleak import MedLeak
 from medpfl.attacks.query_bins import QueryBins, peelable, peelable_shares, query_bins
-from medpfl.attacks.span_peeling import read_by_peeling
+from medpfl.attacks.span_peeling import SAMPLED, Gradients, read_by_peeling
 from medpfl.data.dataset import Dataset
 from medpfl.federation import Channel, Plain, SecAggPlus, SecureSum
 
@@ -83,27 +83,33 @@ def test_every_kind_of_update(kind: Any, films: Dataset) -> None:
     assert found.recovered >= 0.9 * 48
 
 
-def test_peeling_finds_exactly_what_was_put_into_the_bins_and_its_own_noise_does_not_pile_up() -> None:
+def as_asked_for(weight: Tensor, bias: Tensor) -> Gradients:
+    """Gradients that are there as a whole."""
+    return Gradients(lambda part: weight[:, part], bias, weight.shape[1])
+
+
+@pytest.mark.parametrize("size", [200, 3 * SAMPLED], ids=["small", "sampled"])
+def test_peeling_finds_exactly_what_was_put_into_the_bins_and_its_own_noise_does_not_pile_up(size: int) -> None:
     """Gradients made by hand from random images, with white noise: no error exceeds what single bins would show."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand((40, 200), generator=generator, dtype=torch.float64)
+    images = torch.rand((40, size), generator=generator, dtype=torch.float64)
     errors = torch.randn(40, generator=generator, dtype=torch.float64)
     errors = errors.sign() * (0.5 + errors.abs())
-    rows = torch.randn((3, 200), generator=generator, dtype=torch.float64) / 200
+    rows = torch.randn((3, size), generator=generator, dtype=torch.float64) / size
     values = images @ rows.T
     edges = torch.stack(
         [torch.linspace(float(v.min()) - 0.01, float(v.max()), 60, dtype=torch.float64) for v in values.T]
     )
     active = (values.T[:, None, :] > edges[:, :, None]).flatten(0, 1).double()
-    noise = 1e-5 * torch.randn((180, 201), generator=generator, dtype=torch.float64)
+    noise = 1e-5 * torch.randn((180, size + 1), generator=generator, dtype=torch.float64)
     weight = active @ (errors[:, None] * images) + noise[:, :-1]
     bias = active @ errors + noise[:, -1]
     bins = QueryBins(rows, edges)
-    found = read_by_peeling(weight, bias, bins, (200,), 40)
+    found = read_by_peeling(as_asked_for(weight, bias), bins, (size,), 40)
     told_apart = peelable(bins.bins(values))
     assert int(told_apart.sum()) > int(bins.alone(images).sum()) >= 10
     nearest = (found.images[:, None] - images).abs().amax(dim=2).amin(dim=0)
-    assert float(nearest[told_apart].max()) < 4e-4  # single bins: about 4 sqrt(2) * 1e-5 / 0.5 of 200 entries
+    assert float(nearest[told_apart].max()) < 4e-4  # single bins: about 4 sqrt(2) * 1e-5 / 0.5 of all entries
     assert len(found.images) <= 40
 
 
@@ -117,7 +123,7 @@ def test_mixtures_are_not_certified() -> None:
     active = ((images @ rows.T).T[:, None, :] > edges[:, :, None]).flatten(0, 1).double()
     bins = QueryBins(rows, edges)
     assert not bool(bins.alone(images).any())
-    found = read_by_peeling(active @ images, active.sum(dim=1), bins, (50,), 8)
+    found = read_by_peeling(as_asked_for(active @ images, active.sum(dim=1)), bins, (50,), 8)
     if len(found.images):
         assert float((found.images[:, None] - images).abs().amax(dim=2).min()) > 0.05
 

@@ -13,7 +13,7 @@ from medpfl.attacks.front import BIAS, WEIGHT
 from medpfl.attacks.narrowing import Rows, narrowed
 from medpfl.attacks.query_bins import QueryBins
 from medpfl.attacks.several_steps import biases_from_weights
-from medpfl.attacks.span_peeling import read_by_peeling
+from medpfl.attacks.span_peeling import Gradients, read_by_peeling
 from medpfl.attacks.updates import GradientView, gradient_view, linear_factors
 from medpfl.core.domain import Observation
 
@@ -54,6 +54,24 @@ class ModuleGradient:
     def weight(self, units: Tensor | None = None) -> Tensor:
         """Of the weights of these units, or of all: (M, D)."""
         return self._view({WEIGHT: self._rows(units)}).tensors[WEIGHT]
+
+    def columns(self, part: slice) -> Tensor:
+        """Of the weights of all units, for a part of their inputs: (K, n)."""
+        factors = linear_factors(self.observation, self.first_only)
+        if factors is None:
+            return self._whole[:, part]
+        tensor, sent = self.observation.update.trainable[WEIGHT], None
+        if factors[1]:
+            sent = self.observation.sent_parameter(WEIGHT)
+        if self.block is not None:
+            first, count = self.block
+            tensor, sent = tensor[first : first + count], None if sent is None else sent[first : first + count]
+        found = tensor[:, part].double() * factors[0]
+        return found if sent is None else found.add_(sent[:, part].double(), alpha=factors[1])
+
+    @cached_property
+    def _whole(self) -> Tensor:
+        return self.weight()
 
     def ratios(self, units: Tensor, steps: Tensor, bins: QueryBins, found: Tensor) -> None:
         """Writes to `found` (M, D) what the images of these units' bins put into the gradient of the weights, over what
@@ -101,7 +119,8 @@ def read_module(
     """At most `most` images out of the module's gradient; see the two readers."""
     if len(bins.rows) == 1:
         return read_singles(gradient, bins, image_shape, most, floor)
-    return read_by_peeling(gradient.weight(), gradient.bias, bins, image_shape, most)
+    inputs = torch.Size(image_shape).numel()
+    return read_by_peeling(Gradients(gradient.columns, gradient.bias, inputs), bins, image_shape, most)
 
 
 def read_singles(

@@ -8,6 +8,7 @@ as the images are fewer than the units, and different enough not to be combinati
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from medpfl.attacks.bin_readout import TOLERANCE, Candidates, how_far_off
 from medpfl.attacks.query_bins import QueryBins
+from medpfl.core.memory import room
 
 ABOVE_NOISE = 3.0
 """Directions of the gradients count as signal if their energy is so many times that of rounding."""
@@ -39,18 +41,76 @@ HALF = 0.5
 """Share of its bin's width by which the value of a candidate may miss the bin."""
 
 
+SAMPLED = 4096
+"""Entries of images that peeling looks at; of larger ones evenly spaced entries stand for all until the images are made."""
+
+AT_ONCE = 8192
+"""Columns of the gradients that are turned into double precision together."""
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """The gradients of K units whose images have `inputs` entries.
+
+    columns: gives those of the weights in a slice of the inputs, (K, n) float64. bias: (K,) float64.
+    """
+
+    columns: Callable[[slice], Tensor]
+    bias: Tensor
+    inputs: int
+
+    def parts(self) -> Iterator[slice]:
+        """All columns, as many at a time as are worth a call."""
+        return (slice(first, min(first + AT_ONCE, self.inputs)) for first in range(0, self.inputs, AT_ONCE))
+
+    def combined(self, weights: Tensor) -> Tensor:
+        """Images (m, D), float32, whose gradients are these combinations (m, K) of the units'."""
+        images = room((len(weights), self.inputs), weights.device)
+        weights = weights / (weights @ self.bias)[:, None]
+        for part in self.parts():
+            images[:, part] = (weights @ self.columns(part)).float()
+        return images
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What peeling works on: rows (K, S + Q + 1) of S sampled entries of the weights' gradients, of what the Q queries
+    measure of all of them, and of the biases' gradients. Every combination of units combines these columns alike."""
+
+    rows: Tensor
+    queries: int
+
+    @property
+    def entries(self) -> Tensor:
+        """Without the queries, (K, S + 1): what rounding is judged by."""
+        return torch.cat([self.rows[:, : -1 - self.queries], self.rows[:, -1:]], dim=1)
+
+    def images(self, gradients: Tensor) -> Tensor:
+        """The sampled entries (m, S) of the images with these gradients (m, S + Q + 1)."""
+        return gradients[:, : -1 - self.queries] / gradients[:, -1:]
+
+    def values(self, gradients: Tensor) -> Tensor:
+        """What the queries measure of these images, (m, Q)."""
+        return gradients[:, -1 - self.queries : -1] / gradients[:, -1:]
+
+
 @dataclass(frozen=True)
 class _Known:
-    """Certified images: patterns (K, n) of ones and zeros, the units (n,) whose bins they were read from, and by least
-    squares their gradients (n, D + 1), bias last, with their variances (n,) in units of the noise's."""
+    """Certified images: patterns (K, n) of ones and zeros, the units (n,) whose bins they were read from, the combinations
+    of units (n, K) that are their gradients by least squares, and the variances (n,) of these in units of the noise's."""
 
     patterns: Tensor
     sources: Tensor
-    gradients: Tensor
+    weights: Tensor
     variances: Tensor
 
     def __len__(self) -> int:
         return len(self.sources)
+
+    @property
+    def left(self) -> Tensor:
+        """What takes them out of the units' gradients, (K, K)."""
+        return torch.eye(len(self.patterns)).to(self.patterns) - self.patterns @ self.weights
 
 
 @dataclass(frozen=True)
@@ -63,43 +123,53 @@ class _Span:
     noise: float
 
 
-def read_by_peeling(
-    weight: Tensor, bias: Tensor, bins: QueryBins, image_shape: tuple[int, ...], most: int
-) -> Candidates:
-    """At most `most` images, the number that there are, out of the gradients (K, D) and (K,), in float64.
+def read_by_peeling(gradients: Gradients, bins: QueryBins, image_shape: tuple[int, ...], most: int) -> Candidates:
+    """At most `most` images, the number that there are, out of the units' gradients.
 
     Certified images come first, those before others that rounding blurs least; if there are fewer than `most`, what
     else looks like an image of its bin follows, by its bias gradient.
     """
-    seen = torch.cat([weight.double(), bias.double()[:, None]], dim=1)
-    bins = bins.to(seen.device)
+    bins = bins.to(gradients.bias.device)
+    seen = _sampled(gradients, bins)
     known = _peeled(seen, bins, most)
-    images, errors = _images(known.gradients), known.variances.sqrt() / known.gradients[:, -1].abs()
+    errors = known.variances.sqrt() / (known.weights @ gradients.bias).abs()
     order = errors.argsort(stable=True)
-    left = seen - known.patterns @ known.gradients
-    others, units = _uncertified(left, images, bins, most - len(known))
-    found, read = torch.cat([images[order], others]), torch.cat([known.sources[order], units])
+    others, units = _uncertified(seen, known, bins, most - len(known))
+    found = gradients.combined(torch.cat([known.weights[order], others]))
+    read = torch.cat([known.sources[order], units])
+    below, above = bins.bounds(read)
     return Candidates(
-        images=found.float().reshape(-1, *image_shape),
+        images=found.reshape(-1, *image_shape),
         bins=read,
-        deviations=how_far_off(found, *bins.bounds(read), bins.rows_of(read)),
+        deviations=how_far_off(found, below.float(), above.float(), bins.rows_of(read).float()),
         bins_read=bins.units,
     )
 
 
-def _peeled(seen: Tensor, bins: QueryBins, most: int) -> _Known:
-    gram = seen @ seen.T
-    known = _Known(seen.new_zeros(len(seen), 0), bins.places[:0], seen[:0], seen.new_zeros(0))
-    span, fresh = _span(gram, known, seen.shape[1], most), True
-    while len(known) < most < len(seen):
-        patterns, sources = _certified(seen - known.patterns @ known.gradients, known, span, bins, most)
+def _sampled(gradients: Gradients, bins: QueryBins) -> _Seen:
+    places = torch.linspace(0, gradients.inputs - 1, min(SAMPLED, gradients.inputs), dtype=torch.float64).long()
+    sampled, values = [], gradients.bias.new_zeros(bins.units, len(bins.rows))
+    for part in gradients.parts():
+        columns = gradients.columns(part)
+        sampled.append(columns[:, places[(places >= part.start) & (places < part.stop)] - part.start])
+        values += columns @ bins.rows[:, part].T
+    return _Seen(torch.cat([*sampled, values, gradients.bias[:, None]], dim=1), len(bins.rows))
+
+
+def _peeled(seen: _Seen, bins: QueryBins, most: int) -> _Known:
+    rows, entries = seen.rows, seen.entries
+    gram = entries @ entries.T
+    known = _Known(rows.new_zeros(len(rows), 0), bins.places[:0], rows.new_zeros(0, len(rows)), rows.new_zeros(0))
+    span, fresh = _span(gram, known, entries.shape[1], most), True
+    while len(known) < most < len(rows):
+        patterns, sources = _certified(seen, known, span, bins, most)
         if len(sources):
             patterns, sources = torch.cat([known.patterns, patterns], 1), torch.cat([known.sources, sources])
-            known, fresh = _fitted(seen, patterns, sources, bins, span.noise), False
+            known, fresh = _fitted(entries, patterns, sources, bins, span.noise), False
         elif fresh:
             break
         else:
-            span, fresh = _span(gram, known, seen.shape[1], most), True
+            span, fresh = _span(gram, known, entries.shape[1], most), True
     return known
 
 
@@ -121,10 +191,10 @@ def _span(gram: Tensor, known: _Known, entries: int, images: int) -> _Span:
     return _Span(outside, directions * (variance * (units - images) / energies).clamp_min(0).sqrt(), variance)
 
 
-def _certified(left: Tensor, known: _Known, span: _Span, bins: QueryBins, most: int) -> tuple[Tensor, Tensor]:
+def _certified(seen: _Seen, known: _Known, span: _Span, bins: QueryBins, most: int) -> tuple[Tensor, Tensor]:
     """New patterns (K, m) in what is left, and the units (m,) whose bins show them; purest first, each once."""
-    images, units = _plausible(left, bins)
-    patterns, outside = _purest(images, units, span, bins)
+    _, values, _, units = _plausible(seen, known, bins)
+    patterns, outside = _purest(values, units, span, bins)
     explained = AS_EXPECTED * (patterns @ span.rounding).square().sum(dim=1) + EXACT
     passed = (outside <= explained.clamp_max(MOST_OUTSIDE * (1 - most / bins.units))).nonzero().flatten()
     taken = {tuple(pattern) for pattern in known.patterns.T.int().tolist()}
@@ -137,25 +207,28 @@ def _certified(left: Tensor, known: _Known, span: _Span, bins: QueryBins, most: 
     return patterns[chosen].T, units[chosen]
 
 
-def _plausible(left: Tensor, bins: QueryBins) -> tuple[Tensor, Tensor]:
-    """What bins show that could be an image of theirs: images (m, D) and the units (m,)."""
-    images = _images(bins.per_bin(left))
+def _plausible(seen: _Seen, known: _Known, bins: QueryBins) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What bins show of what is left that could be an image of theirs: sampled entries (m, S), what the queries measure
+    (m, Q), bias gradients (m,) and the units (m,)."""
+    shown = bins.per_bin(seen.rows - known.patterns @ (known.weights @ seen.rows))
+    images, values = seen.images(shown), seen.values(shown)
     below, above = bins.bounds(bins.places)
-    off = how_far_off(images, below, above, bins.rows_of(bins.places))
-    values = (images * bins.rows_of(bins.places)).sum(dim=1)
-    missed = torch.maximum(below - values, values - above)
+    own = values[bins.places, bins.places // bins.edges.shape[1]]
+    missed = torch.maximum(below - own, own - above)
+    outside = (images - images.clamp(0, 1)).norm(dim=1) / images.shape[1] ** 0.5
+    off = torch.maximum(outside, missed.clamp_min(0) / bins.rows_of(bins.places).abs().sum(dim=1))
     units = ((off <= TOLERANCE) & (missed <= HALF * (above - below))).nonzero().flatten()
-    return images[units], units
+    return images[units], values[units], shown[units, -1], units
 
 
-def _purest(images: Tensor, units: Tensor, span: _Span, bins: QueryBins) -> tuple[Tensor, Tensor]:
-    """Patterns (m, K) of images read from the bins of these units, and how much of each is outside of the space.
+def _purest(values: Tensor, units: Tensor, span: _Span, bins: QueryBins) -> tuple[Tensor, Tensor]:
+    """Patterns (m, K) of images with these values (m, Q) read from the bins of these units, and how much of each is
+    outside of the space.
 
     In its own query an image is in the bin that it was read from; in each of the others in the bin of its value or, as
     rounding moves values, in the neighbor that is nearer, whichever leaves less outside.
     """
     queries, size = bins.edges.shape
-    values = bins.values(images)
     places, row = bins.bins(values), torch.arange(len(units), device=units.device)
     places[row, units // size] = units % size
     patterns = bins.active(places)
@@ -188,28 +261,24 @@ def _fitted(seen: Tensor, patterns: Tensor, sources: Tensor, bins: QueryBins, no
         unknown = torch.cat([patterns, bins.steps[:, free]], dim=1)
         gram = unknown.T @ unknown
         inverse = torch.linalg.inv(gram + RIDGE * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
-        solved, count = inverse @ (unknown.T @ seen), len(sources)
+        weights, count = inverse @ unknown.T, len(sources)
         explained = QUIET * noise * seen.shape[1] * inverse.diagonal()[count:]
-        held = solved[count:].square().sum(dim=1) > explained
+        held = (weights[count:] @ seen).square().sum(dim=1) > explained
         if bool(held.all()):
             break
         free[free.nonzero().flatten()[~held]] = False
-    return _Known(patterns, sources, solved[:count], inverse.diagonal()[:count])
+    return _Known(patterns, sources, weights[:count], inverse.diagonal()[:count])
 
 
-def _uncertified(left: Tensor, known: Tensor, bins: QueryBins, most: int) -> tuple[Tensor, Tensor]:
-    """At most `most` images (m, D) out of what is left, none nearly as another, and the units (m,)."""
-    images, units = _plausible(left, bins)
-    order = bins.per_bin(left)[units, -1].abs().argsort(descending=True, stable=True)
-    chosen: list[int] = []
-    for place in order.tolist():
-        others = torch.cat([known, images[chosen]])
+def _uncertified(seen: _Seen, known: _Known, bins: QueryBins, most: int) -> tuple[Tensor, Tensor]:
+    """At most `most` images out of what is left, none nearly as another, as combinations of units (m, K), and the units
+    (m,) whose bins show them."""
+    images, _, strengths, units = _plausible(seen, known, bins)
+    others, chosen = seen.images(known.weights @ seen.rows), list[int]()
+    for place in strengths.abs().argsort(descending=True, stable=True).tolist():
         if len(chosen) >= most:
             break
-        if not bool(((others - images[place]).square().mean(dim=1).sqrt() <= TOLERANCE).any()):
+        taken = torch.cat([others, images[chosen]])
+        if not bool(((taken - images[place]).square().mean(dim=1).sqrt() <= TOLERANCE).any()):
             chosen.append(place)
-    return images[chosen], units[chosen]
-
-
-def _images(gradients: Tensor) -> Tensor:
-    return gradients[:, :-1] / gradients[:, -1:]
+    return bins.per_bin(known.left)[units[chosen]], units[chosen]
