@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from medpfl.audit.grid import Cell, cells, refusal
 from medpfl.audit.spec import Spec, parse_spec
 from medpfl.audit.trained_models import training_kind
 from medpfl.core.seeding import content_hash
+from medpfl.core.tasks import SingleLabel
+from medpfl.models import build_model
 
 FOLDER = Path(__file__).parents[1] / "examples"
 PAPER = ("medpfl_cpl", "medpfl_dlg", "medpfl_idlg", "medpfl_gradinv", "medpfl_noise")
@@ -234,3 +237,10 @@ def test_the_frontier_attacks_every_setting_twice_and_prices_it() -> None:
     assert spec.utility is not None
     assert spec.utility.seeds == 3
     assert str(spec.limit) == "gain_psnr <= 0"
+
+
+def test_attackers_who_know_the_noise_have_equal_budgets() -> None:
+    found = cells(parse_spec(yaml.safe_load((FOLDER / "known_noise.yaml").read_text(encoding="utf-8")), base=FOLDER))
+    assert [refusal(cell) for cell in found] == [None] * len(found)
+    model = build_model("lenet_dlg", image_shape=(1, 32, 32), task=SingleLabel(2), generator=torch.Generator())
+    assert all(280 <= cell.attack.attack.evaluations(model, 1) <= 300 for cell in found)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from medpfl.attacks.matching.layout import Layout
-from medpfl.attacks.matching.learnt.denoiser import learnt_denoiser, varied
+from medpfl.attacks.matching.learnt.denoiser import learnt_denoiser
 from medpfl.attacks.matching.learnt.gaussian import FLOOR, GaussianPrior, localized, principal_components
 from medpfl.attacks.matching.learnt.terms import FIRST_STEP, pull
+from medpfl.attacks.matching.learnt.variations import varied
 from medpfl.attacks.maximum_a_posteriori import MaximumAPosteriori
 from medpfl.attacks.rehearsal import rehearsed_errors
 from medpfl.core.domain import Auxiliary, Batch, Failure, GlobalModel, Knowledge, Observation, Recipe, Reconstruction

@@ -11,7 +11,7 @@ from torch import Tensor
 from medpfl.attacks.known_defense import known_defense
 from medpfl.attacks.labels import infer_labels
 from medpfl.attacks.matching.inversion import invert
-from medpfl.attacks.matching.learnt.denoiser import varied
+from medpfl.attacks.matching.learnt.variations import varied
 from medpfl.attacks.matching.settings import Inversion
 from medpfl.core.domain import Auxiliary, Batch, Observation, Recipe, Reconstruction
 from medpfl.core.functional import assignment

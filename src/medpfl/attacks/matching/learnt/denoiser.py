@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medpfl.attacks.matching.learnt.variations import varied
 from medpfl.models.randomness import isolated_randomness
 from medpfl.models.shapes import CONVOLUTIONS
 
@@ -17,10 +18,6 @@ WEAKEST, STRONGEST = 0.02, 0.4
 
 BATCH = 16
 RATE = 2e-3
-
-BEND, SHIFT, GAMMA = 0.12, 0.12, 0.3
-"""How strongly auxiliary images are varied: linear map, shift (of half a side), logarithm of the exponent."""
-
 
 _KEPT: dict[tuple[object, ...], Denoiser] = {}
 """The last denoiser that was learnt, because the cases of an audit come in several chunks with the same images."""
@@ -104,21 +101,6 @@ def _learnt(images: Tensor, steps: int, width: int, generator: torch.Generator) 
         optimizer.step()
         rate.step()
     return net.eval().requires_grad_(False)
-
-
-def varied(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image bent by a linear map near the identity, shifted, mirrored along its last axis half of the time, and
-    made lighter or darker by an exponent; edges are continued. Images with two or three spatial dimensions.
-    """
-    count, dimensions = len(images), images.ndim - 2
-    maps = torch.eye(dimensions) + BEND * torch.randn(count, dimensions, dimensions, generator=generator)
-    mirrored = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
-    maps[:, :, 0] = maps[:, :, 0] * mirrored[:, None]
-    shifts = SHIFT * (2.0 * torch.rand(count, dimensions, 1, generator=generator) - 1.0)
-    exponents = torch.exp(GAMMA * (2.0 * torch.rand(count, generator=generator) - 1.0))
-    grid = F.affine_grid(torch.cat([maps, shifts], dim=2).to(images), list(images.shape), align_corners=False)
-    bent = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-    return bent.clamp(1e-4, 1.0) ** exponents.to(images).reshape(-1, *(1 for _ in images.shape[1:]))
 
 
 def _halved(images: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from medpfl.attacks.matching.learnt.variations import varied
+
 LARGEST = 4096
 """Pixels up to which the whole covariance of a channel is learnt; larger images have principal components only."""
 
@@ -18,8 +20,11 @@ FLOOR = 1e-5
 FOLDS = 2
 """Parts of the auxiliary images that are left out in turn to judge what the others taught."""
 
-LOCAL = ((0.0, 0.3, 0.08), (0.15, 0.3, 0.08), (0.15, 0.1, 0.08), (0.3, 0.3, 0.12), (0.15, 0.5, 0.05))
+LOCAL = ((0.0, 0.3, 0.08), (0.15, 0.3, 0.08), (0.15, 0.4, 0.05), (0.3, 0.2, 0.12), (0.4, 0.1, 0.15))
 """Candidates for (share of the sample covariance, share of the stationary one, reach of the rest as a share of a side)."""
+
+COPIES, STRENGTH = 6, 0.3
+"""Variations of every auxiliary image that are learnt from beside it, and how strong they are."""
 
 REACH = 0.125
 """Distance, as a share of a side, over which the correlations of the stationary covariance fall to 1/e."""
@@ -98,7 +103,8 @@ def localized(images: Tensor) -> GaussianPrior:
 
     Channels are mixed into their principal ones. For each, the sample covariance is shrunk: towards itself faded out with
     the distance of two pixels, as ensemble Kalman filters do (Houtekamer and Mitchell, Monthly Weather Review 2001), and
-    towards a stationary one. How much of each is chosen by the likelihood of images that were left out. Images larger
+    towards a stationary one. How much of each is chosen by the likelihood of images that were left out. Weak variations of
+    the images are learnt from, too. Images larger
     than `LARGEST` pixels get principal components.
     """
     shape = tuple(images.shape[1:])
@@ -107,17 +113,17 @@ def localized(images: Tensor) -> GaussianPrior:
     channels = images.double().flatten(2)
     apart = channels - channels.mean(dim=(0, 2), keepdim=True)
     _, mixing = torch.linalg.eigh(torch.einsum("mid,mjd->ij", apart, apart))
-    mixed = torch.einsum("ij,mjd->mid", mixing.T, channels)
+    mixed = torch.einsum("ij,nmjd->nmid", mixing.T, _with_variations(images))
     distances = _distances(shape[1:])
     side = max(shape[1:])
     axes, variances, means = [], [], []
     for channel in range(shape[0]):
-        own = mixed[:, channel]
+        own = mixed[:, :, channel]
         chosen = max(LOCAL, key=lambda one: _held_out(own, distances / side, one))
-        values, vectors = torch.linalg.eigh(_covariance(own, distances / side, chosen))
+        values, vectors = torch.linalg.eigh(_covariance(own.flatten(0, 1), distances / side, chosen))
         axes.append(vectors)
         variances.append(values.clamp_min(FLOOR))
-        means.append(own.mean(dim=0))
+        means.append(own.mean(dim=(0, 1)))
     rest = torch.stack([one.min() for one in variances])
     return GaussianPrior(shape, torch.stack(means), mixing.T, torch.stack(axes), torch.stack(variances), rest)
 
@@ -139,10 +145,18 @@ def _covariance(rows: Tensor, distances: Tensor, shares: tuple[float, float, flo
     return found * kept + level * torch.exp(-distances / REACH) + FLOOR * torch.eye(len(found), dtype=found.dtype)
 
 
-def _held_out(rows: Tensor, distances: Tensor, shares: tuple[float, float, float]) -> float:
-    """Log likelihood of the images that were left out, over all folds."""
+def _with_variations(images: Tensor) -> Tensor:
+    """Images (M, C, *spatial) and their variations, flat: (1 + COPIES, M, C, D), always the same."""
+    generator = torch.Generator().manual_seed(0)
+    copies = [varied(images, generator, STRENGTH) for _ in range(COPIES if images.ndim in (4, 5) else 0)]
+    return torch.stack([images, *copies]).double().flatten(3)
+
+
+def _held_out(copies: Tensor, distances: Tensor, shares: tuple[float, float, float]) -> float:
+    """Log likelihood of the images that were left out, over all folds. copies: images in front, then variations."""
     total = 0.0
-    for learnt, held in _folds(rows):
+    for places, left_out in _folds(torch.arange(copies.shape[1])):
+        learnt, held = copies[:, places].flatten(0, 1), copies[0, left_out]
         factor = torch.linalg.cholesky(_covariance(learnt, distances, shares))
         white = torch.linalg.solve_triangular(factor, (held - learnt.mean(dim=0)).T, upper=False)
         total += float(-0.5 * white.square().sum() - len(held) * factor.diagonal().log().sum())
