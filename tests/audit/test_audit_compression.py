@@ -6,9 +6,13 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from medpfl.audit import parse_spec, run_audit
 
 FILMS = {"name": "films", "reader": "phantom", "kind": "chest", "count": 40, "resolution": 24, "size": 16, "victims": 1}
+TENSORS = 8
+"""Of lenet_idlg."""
 DEFENSES: list[Any] = [
     "none",
     "prune",
@@ -57,6 +61,12 @@ def test_every_defense_runs_or_says_why_not(tmp_path: Path) -> None:
     assert {"idlg", "feature_readout"} <= set(body)
     assert "dlg" not in body
     assert not [attack for defense, attack in refused if defense != "body" and attack in ("idlg", "knowing")]
+    sent = {cell["defense"]: float(cell["bytes_sent"]) for cell in cells if cell["attack"] == "knowing" and cell["done"]}
+    entries = sent["none"] / 4
+    assert sent["sign"] == pytest.approx(entries / 8 + 4 * TENSORS, abs=TENSORS)
+    assert sent["quantize"] == pytest.approx(entries / 2 + 4 * TENSORS, abs=TENSORS)
+    assert sent["top_k"] < 0.15 * sent["none"]
+    assert sent["head"] + sent["body"] == sent["none"]
     adaptive = {cell["defense"] for cell in cells if cell["attack"] == "knowing" and cell["adaptive"] == "true"}
     assert adaptive == {cell["defense"] for cell in cells} - {"none"}
 

@@ -15,11 +15,14 @@ from medpfl.attacks.matching.curvature import columns
 from medpfl.attacks.matching.initialization import INITIALIZATIONS
 from medpfl.attacks.matching.inversion import invert
 from medpfl.attacks.matching.lbfgs import LBFGS, Preconditioner
+from medpfl.attacks.matching.likelihoods import why_no_likelihood
+from medpfl.attacks.matching.priors import smooth
 from medpfl.attacks.matching.settings import Inversion, Labels
 from medpfl.attacks.targets import Masks, target_source, why_no_targets
 from medpfl.attacks.updates import why_no_scale
 from medpfl.core.config import STRICT
 from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
+from medpfl.core.mechanisms import Mechanism
 from medpfl.core.session import NO_SESSION, Session
 
 PUBLISHED: dict[str, Any] = {
@@ -100,6 +103,14 @@ class LBFGSMatching(Attack):
         float, Field(gt=0, le=1, description="share of a start's contrast that is kept, if the error is observed")
     ] = 0.02
 
+    distance: Annotated[
+        Literal["l2", "likelihood"],
+        Field(description="squared differences, or the likelihood of the update under a known defense"),
+    ] = "l2"
+    total_variation: Annotated[
+        float, Field(ge=0, description="weight of total variation beside the distance as a share of its scale")
+    ] = 0.0
+
     masks: Annotated[
         Masks,
         Field(
@@ -113,6 +124,16 @@ class LBFGSMatching(Attack):
     def requires(self) -> frozenset[str]:
         """The masks, if they are to be given."""
         return frozenset({"masks"}) if self.masks == "given" else frozenset()
+
+    def uses(self) -> frozenset[str]:
+        """The defense's mechanism, for the likelihood."""
+        return frozenset({"defense"}) if self.distance == "likelihood" else frozenset()
+
+    def why_not_against(
+        self, mechanism: Mechanism, model: GlobalModel, recipe: Recipe | None, examples: int
+    ) -> str | None:
+        """A composition without a likelihood."""
+        return why_no_likelihood(mechanism, model, recipe, examples) if self.distance == "likelihood" else None
 
     def why_not(self, model: GlobalModel, recipe: Recipe | None, update: UpdateKind, examples: int) -> str | None:
         """Labels that cannot be inferred, masks that mean nothing, and gradients of unknown scale."""
@@ -142,7 +163,8 @@ class LBFGSMatching(Attack):
                 labels=target_source(observations[0].model, self.label_source, self.masks),
                 start=INITIALIZATIONS[self.initialization],
                 solver=lambda setup: self._solver(setup.block, setup.preconditioner),
-                distance="l2",
+                distance=self.distance,
+                prior=smooth(self.total_variation),
                 precision=self.precision,
                 restarts=self.restarts,
                 retry_above=RETRY_ABOVE,

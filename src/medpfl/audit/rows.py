@@ -16,9 +16,11 @@ from medpfl.audit.images import write_image, write_mask
 from medpfl.audit.materials import Materials
 from medpfl.audit.plan import case_id
 from medpfl.core.domain import Failure, Reconstruction
+from medpfl.core.mechanisms import Unchanged
 from medpfl.core.seeding import generator
 from medpfl.federation.guarding import worst
 from medpfl.federation.rounds import RoundResult
+from medpfl.federation.traffic import bytes_sent
 from medpfl.metrics.nulls import null_baselines
 from medpfl.metrics.scoring import ImageScore, as_label, score
 from medpfl.metrics.truth import GroundTruth
@@ -143,6 +145,7 @@ def _identity(case: Case, position: int, seconds: float | None) -> Row:
         "item": case.truth.items[position],
         "label": as_label(case.truth.labels[position]),
         "seconds": seconds,
+        "bytes_sent": _bytes_sent(case),
         **_verdict(case, position),
         **{
             f"null_{name}_{metric}": values[position]
@@ -150,6 +153,14 @@ def _identity(case: Case, position: int, seconds: float | None) -> Row:
             for metric, values in scores.items()
         },
     }
+
+
+def _bytes_sent(case: Case) -> int | None:
+    """What one client of the round sends, in bytes; sums of several clients are of numbers that no defense shortens."""
+    if case.round is None or case.round.update is None:
+        return None
+    summed = case.cell.channel.channel.client_count > 1
+    return bytes_sent(case.round.update, Unchanged() if summed else case.cell.defense.defense.mechanism())
 
 
 def _verdict(case: Case, position: int) -> Row:

@@ -38,7 +38,7 @@ RESULT_COLUMNS = (
     "candidate", "candidates", "objective", "gradient_evaluations", "seconds", "stop_reason", "truth_image",
     "reconstruction_image", "mask_dice", "truth_mask", "reconstruction_mask", "notes", "verdict", "verdict_reason", "others_withheld", "client_inferred", "diagnosis_of", "change",
     *(f"null_{name}_{metric}" for name in ("class_mean", "nearest", "noise") for metric in ("psnr", "ssim", "mse")),
-    "schema",
+    "bytes_sent", "schema",
 )  # fmt: skip
 CELL_COLUMNS = (
     "cell", *(name for axis in AXES for name in (axis, f"{axis}_params")), "oracle", "adaptive", "status", "reason",
@@ -51,7 +51,7 @@ CELL_COLUMNS = (
     "recovered", "recovered_low", "recovered_high", "verdicts",
     *(f"null_{name}_recovered" for name in ("class_mean", "nearest", "noise")),
     *GUARANTEE_COLUMNS,
-    "gain_psnr_low", "gain_psnr_high", "gain_ssim_low", "gain_ssim_high",
+    "gain_psnr_low", "gain_psnr_high", "gain_ssim_low", "gain_ssim_high", "bytes_sent",
     "schema",
 )  # fmt: skip
 
@@ -150,7 +150,7 @@ def _cell_rows(store: Store, spec: Spec, frame: pd.DataFrame) -> list[dict[str, 
             row |= summarize_cell(rows, threshold=spec.success_threshold, seed=0)
             row |= supplement_cell(rows, threshold=spec.success_threshold)
             row |= recovery_rates(rows, seed=0)
-            row |= gain_intervals(rows, seed=0) | {"verdicts": verdicts(rows)}
+            row |= gain_intervals(rows, seed=0) | {"verdicts": verdicts(rows), "bytes_sent": mean_bytes(rows)}
             expected = victims.get(str(cell.columns["dataset"]), 0)
             if is_extra(cell.cell) and spec.diagnose is not None:
                 expected = min(expected, spec.diagnose.victims * len(spec.seeds))
@@ -158,6 +158,16 @@ def _cell_rows(store: Store, spec: Spec, frame: pd.DataFrame) -> list[dict[str, 
             row["complete"] = bool(row["complete"]) and row["status"] == "done"
         found.append(row)
     return found
+
+
+def mean_bytes(rows: pd.DataFrame) -> float | None:
+    """What a client sends, in bytes, on average over victims; None where nothing was sent. `rows` as in `results.csv`.
+
+    >>> mean_bytes(pd.DataFrame({"seed": 0, "victim": [0, 0, 1], "bytes_sent": [10, 10, 20]}))
+    15.0
+    """
+    sent = rows.dropna(subset=["bytes_sent"]).drop_duplicates(["seed", "victim"])["bytes_sent"]
+    return float(sent.astype(float).mean()) if len(sent) else None
 
 
 def verdicts(rows: pd.DataFrame) -> str | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from medpfl.attacks.batch_statistics import KnownStatistics, known_statistics
 from medpfl.attacks.labels import LabelInference, infer_labels
 from medpfl.attacks.matching.adam import noise_of
+from medpfl.attacks.matching.compressed_error import compressed_error
 from medpfl.attacks.matching.coupling import GroupConsistency
 from medpfl.attacks.matching.curvature import gauss_newton
 from medpfl.attacks.matching.engine import Found, search
@@ -89,9 +90,7 @@ def invert(
             results[place] = Failure(reason)
         else:
             simulated = observation.recipe is not None and not is_one_gradient(observation.recipe)
-            known_defense = observation.knowledge.defense if settings.distance == "likelihood" else None
-            hidden = defended(known_defense) and not only_scales(known_defense)
-            error = None if not settings.known_error or simulated or hidden else output_error(observation)
+            error = None if not settings.known_error or simulated else _shown_error(observation, settings)
             cases.append(_Case(place, observation, generator, inference, error, known))
     kinds = [[one for one in cases if (one.error is not None) == known] for known in (True, False)]
     present = [kind for kind in kinds if kind]
@@ -100,6 +99,14 @@ def invert(
         for case, result in zip(kind, _invert(kind, parts, settings), strict=True):
             results[case.place] = result
     return results
+
+
+def _shown_error(observation: Observation, settings: Inversion) -> Tensor | None:
+    """The output error that the update shows, or what a known defense leaves of it."""
+    mechanism = observation.knowledge.defense if settings.distance == "likelihood" else None
+    if mechanism is None or not defended(mechanism) or only_scales(mechanism):
+        return output_error(observation)
+    return compressed_error(observation, mechanism)
 
 
 def _labels(observation: Observation, kind: Labels) -> LabelInference:

@@ -63,7 +63,7 @@ def output_error(observation: Observation) -> Tensor | None:
     features = error @ weight / error.square().sum()
     if float((weight - torch.outer(error, features)).norm()) > NOT_ONE_IMAGE * float(weight.norm()):
         return None
-    return error if _ends_there(observation.model, layer.bias) else None
+    return error if ends_there(observation.model, layer.bias) else None
 
 
 def typical_error(error: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def with_known_error(problem: Problem) -> Problem:
     return replace(problem, models=tuple(models[id(model)] for model in problem.models))
 
 
-def _ends_there(model: GlobalModel, bias: str) -> bool:
+def ends_there(model: GlobalModel, bias: str) -> bool:
     """Whether the outputs move as the last bias does, so that nothing comes after the layer."""
     dtype = model.parameters[bias].dtype
     images = torch.full((1, *model.image_shape), 0.5, dtype=dtype)
