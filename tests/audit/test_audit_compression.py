@@ -61,7 +61,7 @@ def test_every_defense_runs_or_says_why_not(tmp_path: Path) -> None:
     assert {"idlg", "feature_readout"} <= set(body)
     assert "dlg" not in body
     assert not [attack for defense, attack in refused if defense != "body" and attack in ("idlg", "knowing")]
-    sent = {cell["defense"]: float(cell["bytes_sent"]) for cell in cells if cell["attack"] == "knowing" and cell["done"]}
+    sent = {cell["defense"]: float(cell["bytes_sent"]) for cell in cells if cell["bytes_sent"]}
     entries = sent["none"] / 4
     assert sent["sign"] == pytest.approx(entries / 8 + 4 * TENSORS, abs=TENSORS)
     assert sent["quantize"] == pytest.approx(entries / 2 + 4 * TENSORS, abs=TENSORS)

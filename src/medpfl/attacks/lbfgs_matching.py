@@ -108,7 +108,11 @@ class LBFGSMatching(Attack):
         Field(description="squared differences, or the likelihood of the update under a known defense"),
     ] = "l2"
     total_variation: Annotated[
-        float, Field(ge=0, description="weight of total variation beside the distance as a share of its scale")
+        float,
+        Field(
+            ge=0,
+            description="weight of total variation, its kink rounded off, beside the distance (scaled: as a share)",
+        ),
     ] = 0.0
 
     masks: Annotated[
@@ -164,7 +168,7 @@ class LBFGSMatching(Attack):
                 start=INITIALIZATIONS[self.initialization],
                 solver=lambda setup: self._solver(setup.block, setup.preconditioner),
                 distance=self.distance,
-                prior=smooth(self.total_variation),
+                prior=smooth(self.total_variation, "rounded"),
                 precision=self.precision,
                 restarts=self.restarts,
                 retry_above=RETRY_ABOVE,

@@ -33,7 +33,7 @@ class Censor(Defense):
     The authors' code divides the projection by |g| in place of |g|^2, which is orthogonal only if |g| = 1.
     """
 
-    adaptive_attack: ClassVar[Mapping[str, Any]] = {"name": "gradinv", "distance": "likelihood"}
+    adaptive_attack: ClassVar[Mapping[str, Any]] = {"name": "idlg", "distance": "likelihood", "total_variation": 1e-2}
 
     reads_images: ClassVar[bool] = True
 

@@ -33,7 +33,7 @@ class Compression(Defense):
     the messages sum to the updates up to the last residual, so feedback delays leakage and does not prevent it.
     """
 
-    adaptive_attack: ClassVar[Mapping[str, Any]] = {"name": "gradinv", "distance": "likelihood"}
+    adaptive_attack: ClassVar[Mapping[str, Any]] = {"name": "idlg", "distance": "likelihood", "total_variation": 1e-2}
 
     error_feedback: Annotated[
         bool, Field(description="whether what a round leaves out is added to the client's next update")

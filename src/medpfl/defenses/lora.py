@@ -34,7 +34,7 @@ class Lora(Defense):
     as they are, frozen.
     """
 
-    adaptive_attack: ClassVar[Mapping[str, Any]] = {"name": "gradinv", "distance": "likelihood"}
+    adaptive_attack: ClassVar[Mapping[str, Any]] = {"name": "idlg", "distance": "likelihood", "total_variation": 1e-2}
 
     rank: Annotated[int, Field(ge=1, description="rank of the factors")] = 4
     alpha: Annotated[float | None, Field(gt=0, description="scale times rank; by default the rank, so scale 1")] = None

@@ -27,7 +27,7 @@ from medpfl.defenses.base import DEFENSES, Defense
 class Share(Defense):
     """Tensors are named by patterns such as `fc.*` or `*.bias`. Clients train all but frozen tensors, whatever they send."""
 
-    adaptive_attack: ClassVar[Mapping[str, Any]] = {"name": "gradinv", "distance": "likelihood"}
+    adaptive_attack: ClassVar[Mapping[str, Any]] = {"name": "idlg", "distance": "likelihood", "total_variation": 1e-2}
 
     buffers: Annotated[bool, Field(description="whether batch-norm buffers and counters are sent")] = False
     tensors: Annotated[

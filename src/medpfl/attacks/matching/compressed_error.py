@@ -51,6 +51,7 @@ def compressed_error(observation: Observation, mechanism: Mechanism) -> Tensor |
 
 
 def _from_evidence(known: Likelihood, place: int) -> Tensor | None:
+    """The middle of the last bias' intervals, moved within them so that it sums to zero."""
     if known.evidence is None or known.distance not in (interval_distance, measured_distance):
         return None
     evidence = known.evidence[place][0]
@@ -59,10 +60,13 @@ def _from_evidence(known: Likelihood, place: int) -> Tensor | None:
     lowest, highest = evidence
     limit = UNKNOWN * torch.where(evidence.isfinite(), evidence.abs(), 0.0).amax()
     lowest, highest = lowest.clamp_min(-limit), highest.clamp_max(limit)
+    middle: Tensor
     middle, width = (lowest + highest) / 2, (highest - lowest) / 2
     if not bool(middle.any()):
         return None
-    return middle - width * middle.sum() / width.sum() if bool(width.any()) else middle
+    if bool(width.any()):
+        middle = middle - width * (middle.sum() / width.sum())
+    return middle
 
 
 def _from_signs(message: Tensor) -> Tensor | None:

@@ -19,8 +19,12 @@ def no_prior(images: Tensor) -> Tensor:
     return images.new_zeros(())
 
 
-VariationForm = Literal["absolute", "length"]
-"""Forms of total variation: absolute differences along the axes, or lengths of the vectors that they make."""
+VariationForm = Literal["absolute", "length", "rounded"]
+"""Forms of total variation: absolute differences along the axes, the same without the kink at zero, which line searches
+need, or lengths of the vectors that they make."""
+
+ROUNDED_BELOW = 0.03
+"""Differences of neighbors below which `rounded` grows with their square."""
 
 FLAT = 1e-12
 """Added under the square root of a squared difference, so that flat images have a derivative."""
@@ -29,9 +33,9 @@ FLAT = 1e-12
 def smooth(weight: float, form: VariationForm = "absolute") -> Prior:
     """`weight` times the mean total variation of a candidate's images, in any number of spatial dimensions.
 
-    `absolute` is `total_variation`; `length` is `variation_length`.
+    `absolute` is `total_variation`; `length` is `variation_length`; `rounded` is `rounded_variation`.
     """
-    variation = total_variation if form == "absolute" else variation_length
+    variation = {"absolute": total_variation, "length": variation_length, "rounded": rounded_variation}[form]
 
     def penalty(images: Tensor) -> Tensor:
         return weight * variation(images).mean()
@@ -56,6 +60,22 @@ def variation_length(images: Tensor) -> Tensor:
             change = change.narrow(other, 0, images.shape[other] - 1)
         square = square + change.square()
     return (square + FLAT).sqrt().expand(len(images), *square.shape[1:]).flatten(1).mean(1)
+
+
+def rounded_variation(images: Tensor) -> Tensor:
+    """Mean of sqrt(d^2 + r^2) - r over the differences d along each axis, summed over axes; r is `ROUNDED_BELOW`.
+
+    (N, C, *spatial) -> (N,).
+
+    >>> round(float(rounded_variation(torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]]))), 2)
+    0.97
+    """
+    total = images.new_zeros(len(images))
+    for axis in range(2, images.ndim):
+        if images.shape[axis] > 1:
+            squares = images.diff(dim=axis).square()
+            total = total + ((squares + ROUNDED_BELOW**2).sqrt() - ROUNDED_BELOW).flatten(1).mean(1)
+    return total
 
 
 def small(weight: float, mean: Sequence[float], std: Sequence[float]) -> Prior:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from medpfl.attacks.matching.likelihoods.base import Likelihood, View, even, likelihood_of
+from medpfl.attacks.matching.likelihoods.base import Likelihood, View, likelihood_of
 from medpfl.attacks.matching.likelihoods.rounds import compressed
 from medpfl.core.mechanisms import Signs
 
-TEMPERATURE = 0.1
+TEMPERATURE = 0.3
 """Magnitudes, in units of their tensor's mean, at which a sign begins to be sure."""
 
 TINY = 1e-30
@@ -20,10 +20,11 @@ TINY = 1e-30
 
 @likelihood_of(Signs)
 def signs(mechanism: Signs, view: View) -> Likelihood:
-    """Sum over entries of log(1 + exp(-sign * value / temperature)), and, where a scale was sent, how far the mean
-    magnitude is from it.
+    """Sum over entries of (T log(1 + exp(-sign * value / T)))^2: a logistic penalty of wrong signs in squared units of
+    gradients, so that searches for squared differences know its scale; and, where a scale was sent, the number of
+    entries times the squared difference of the mean magnitude from it.
 
-    The temperature is a share of the tensor's mean magnitude: of the one that was sent, else of the candidate's own.
+    T is a share of the tensor's mean magnitude: of the one that was sent, else of the candidate's own.
     """
     rounds = list(compressed(view))
     times = [one.times for one in rounds]
@@ -39,13 +40,11 @@ def signs(mechanism: Signs, view: View) -> Likelihood:
             for count, (before, message) in zip(times, target, strict=True):
                 value, sent = count * gradient - before, message.abs().amax()
                 own = value.abs().mean()
-                scale = sent if mechanism.scaled else own.detach()
-                sure = softplus(-message.sign() * value / (TEMPERATURE * scale + TINY)).sum()
-                if mechanism.scaled:
-                    sure = sure + gradient.numel() * (own / (sent + TINY) - 1.0).square()
-                parts.append(sure)
+                warmth = TEMPERATURE * (sent if mechanism.scaled else own.detach()) + TINY
+                wrong = (warmth * softplus(-message.sign() * value / warmth)).square().sum()
+                length = gradient.numel() * (own - sent).square() if mechanism.scaled else 0.0
+                parts.append((wrong + length) / count**2)
             terms.append(torch.stack(parts).sum())
         return (torch.stack(terms) * weights).sum()
 
-    entries = sum(target[0].numel() for target in view.targets)
-    return Likelihood(distance, weights=even(view, 1.0 / entries), evidence=evidence)
+    return Likelihood(distance, evidence=evidence)
