@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -30,6 +31,8 @@ class LowRankFactors(Compression):
     Q starts from normal noise in the first round and from the last round's Q later. Tensors with one axis, and those
     whose factors would not be `minimum_ratio` times smaller, are sent whole. The residual M - P Q^T is orthogonal to P.
     """
+
+    adaptive_attack: ClassVar[Mapping[str, Any]] = {"name": "idlg", "distance": "likelihood", "total_variation": 1e-3}
 
     rank: Annotated[int, Field(ge=1, description="columns of the factors")] = 2
     iterations: Annotated[int, Field(ge=1, description="power iterations per round")] = 1

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -30,6 +31,8 @@ class Quantize(Compression):
     `scale: max` takes the largest magnitude of the block, `norm` its Euclidean norm as QSGD does. Stochastic rounding
     takes one of both neighbors so that the expectation is the entry. A block of zeros stays zero.
     """
+
+    adaptive_attack: ClassVar[Mapping[str, Any]] = {"name": "idlg", "distance": "likelihood", "total_variation": 1e-3}
 
     bits: Annotated[int, Field(ge=2, le=16, description="bits per entry, its sign among them")] = 8
     scale: Annotated[

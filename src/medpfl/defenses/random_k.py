@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -29,6 +30,8 @@ class RandomEntries(Compression):
     They are multiplied by entries / survivors, which makes the message unbiased; with error feedback they are not,
     because what is left out comes later.
     """
+
+    adaptive_attack: ClassVar[Mapping[str, Any]] = {"name": "idlg", "distance": "likelihood", "total_variation": 1e-3}
 
     share: Annotated[float, Field(gt=0, le=1, description="share of each tensor's entries that is sent")] = 0.1
 
