@@ -4,8 +4,8 @@
 
 One image per client, one plain gradient on an untrained LeNet of DLG at 32x32. `naive` is iDLG as the audit runs it by
 default, `gradinv` the scale-free published attack, `knowing` is iDLG with the likelihood of the known defense, total variation and what
-the defense leaves of the output error. The others may spend as many gradient evaluations as the most that the last one
-spent on a victim, its preconditioner's included. Weights of total variation were chosen on other victims. Rows that the CSV file has
+the defense leaves of the output error. The others may spend as many gradient evaluations per victim as the
+last one spent on average, its preconditioner's included. Weights of total variation were chosen on other victims. Rows that the CSV file has
 already are not measured again.
 """
 
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 knowing = [
                     row for row in rows if (row["data"], row["defense"], row["attack"]) == (data, name, "knowing")
                 ]
-                budget = max((int(row["evaluations"]) for row in knowing), default=options.evaluations)
+                budget = round(mean([int(row["evaluations"]) for row in knowing] or [options.evaluations]))
                 found = _measured(options, data, "none" if attack == "null" else name, attack, budget)
                 rows += found
                 _write(options.csv, rows)

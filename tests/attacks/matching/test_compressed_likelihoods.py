@@ -7,16 +7,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from medpfl.attacks.idlg import IDLG
+from medpfl.attacks.matching.compressed_error import compressed_error
 from medpfl.attacks.matching.likelihoods import Likelihood, View, likelihood
 from medpfl.attacks.matching.likelihoods.intervals import steps
-from medpfl.core.domain import ClientState, GlobalModel, Update
+from medpfl.core.domain import Batch, ClientState, GlobalModel, Observation, Reconstruction, Update
+from medpfl.core.functional import psnr
+from medpfl.core.knowledge import Knowledge
 from medpfl.core.mechanisms import OrthogonalDirection, Quantized
+from medpfl.core.recipes import Recipe
 from medpfl.core.tasks import SingleLabel
+from medpfl.data import PhantomReader
 from medpfl.defenses import LowRankFactors, Prune, Quantize, RandomEntries, Sign, TopEntries
 from medpfl.defenses.censor import orthogonal
 from medpfl.defenses.compression import Compression
+from medpfl.federation.client import client_step
 from medpfl.models import build_model
 
 SHAPES = {"conv.weight": (12, 5, 5, 5), "conv.bias": (12,), "fc.weight": (10, 300)}
@@ -156,3 +163,52 @@ def test_orthogonal_directions_show_norms_and_one_equation_per_tensor(model: Glo
     assert value(known, view, truth) < 1e-20
     assert value(known, view, [2.0 * one for one in truth]) == pytest.approx(3.0)
     assert value(known, view, [one[0] for one in sent[0]]) > 2.9  # the cosine with the first round's direction is 1
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("name", [*DEFENSES, "sign"])
+@pytest.mark.parametrize("feedback", [False, True])
+def test_what_compression_leaves_of_the_output_error(name: str, feedback: bool, classes: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    net = build_model("lenet_dlg", image_shape=(1, 16, 16), task=SingleLabel(classes), generator=generator)
+    batch = Batch(torch.rand((1, 1, 16, 16), generator=generator), torch.tensor([1]))
+    clean, _ = client_step(net, batch, Recipe())
+    chosen = {**DEFENSES, "sign": Sign()}[name]
+    defense = type(chosen)(**{**vars(chosen), "error_feedback": feedback})
+    state, sent = ClientState(), []
+    for _ in range(3):
+        update, state = client_step(net, batch, Recipe(), hooks=defense, state=state, generator=generator)
+        sent.append(update)
+    seen = Observation(net, sent[-1], Recipe(), "honest_server", earlier=tuple(sent[:-1]))
+    found = compressed_error(seen, defense.mechanism())
+    truth = clean.trainable["fc.bias"].double()
+    if name == "random_k" and found is None:  # no entry of the bias was drawn
+        return
+    assert found is not None
+    assert abs(float(found.sum())) < 1e-6
+    exact = classes == 2 and not name.startswith(("stochastic", "qsgd", "quantize-blocks"))
+    tolerance = 1e-5 if exact else 1.0 if name.startswith(("random_k", "sign", "top_k", "prune")) else 0.5
+    assert float((found - truth).norm()) <= tolerance * float(truth.norm())
+
+
+@pytest.mark.parametrize(
+    ("defense", "variation", "better"),
+    [(Quantize(bits=4), 1e-3, 0.5), (TopEntries(share=0.1), 1e-2, 2.0), (Sign(), 1e-2, 2.0)],
+)
+def test_who_knows_the_compression_reconstructs_more(defense: Compression, variation: float, better: float) -> None:
+    sample = next(iter(PhantomReader(kind="brain", count=1, resolution=32).read()))
+    picture = nn.functional.interpolate(sample.image[None], (16, 16), mode="area")
+    net = build_model(
+        "lenet_dlg", image_shape=(1, 16, 16), task=SingleLabel(2), generator=torch.Generator().manual_seed(0)
+    )
+    sent, _ = client_step(net, Batch(picture, torch.tensor([1])), Recipe(), hooks=defense)
+
+    def decibels(attack: IDLG, knowledge: Knowledge) -> float:
+        seen = Observation(net, sent, Recipe(), "honest_server", knowledge)
+        (result,) = attack.reconstruct([seen], [torch.Generator().manual_seed(1)])
+        assert isinstance(result, Reconstruction)
+        return float(psnr(result.images, picture))
+
+    knowing = IDLG(iterations=6, restarts=1, distance="likelihood", total_variation=variation)
+    naive = IDLG(iterations=20, restarts=1)  # the 256 columns of the other's preconditioner are evaluations too
+    assert decibels(knowing, Knowledge(defense=defense.mechanism())) > decibels(naive, Knowledge()) + better

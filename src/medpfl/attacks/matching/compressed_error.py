@@ -6,6 +6,8 @@ what the compression of the last bias leaves open.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -37,12 +39,14 @@ def compressed_error(observation: Observation, mechanism: Mechanism) -> Tensor |
     shown = gradient_view(observation)
     if not shown.exact:
         return None
-    message = shown.tensors[layer.bias]
+    rounds = [gradient_view(replace(observation, update=one)).tensors for one in observation.earlier]
+    rounds.append(shown.tensors)
     part = mechanism.part if isinstance(mechanism, ErrorFeedback) else mechanism
     if isinstance(part, Signs):
-        return _from_signs(message) if part.scaled else None
+        return _from_signs(rounds[0][layer.bias]) if part.scaled else None  # feedback changes later rounds
     names = tuple(shown.tensors)
-    view = View(names, tuple(tensor[None] for tensor in shown.tensors.values()), model, observation.recipe)
+    stacked = [tuple(tensors[name][None] for name in names) for tensors in rounds]
+    view = View(names, stacked[-1], model, observation.recipe, earlier=tuple(stacked[:-1]))
     try:
         known = likelihood(mechanism, view)
     except NotCombined:
