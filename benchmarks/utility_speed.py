@@ -1,10 +1,11 @@
 """What measuring the price of defenses takes: federations under five defenses, and clients in a loop or stacked.
 
-    python benchmarks/utility_speed.py --images 2450 --out docs/benchmarks/utility_speed.csv
+    python benchmarks/utility_speed.py --out docs/benchmarks/utility_speed.csv
 
 One round of a federation of `--clients` clients with so many training images of 28x28 is trained under each defense and
 its processor seconds taken (`--repeats` rounds, the mean), which other work on the machine changes little. `total` is
-what 5 defenses x 4 strengths x 3 seeds with `--rounds` rounds take on two cores: the sum over defenses times 12, and the
+what 5 defenses x 4 strengths x 3 seeds with `--rounds` rounds over `--told` images take on two cores, an image costing
+what it cost here: the sum over defenses times 12, and the
 two baselines (no defense, clients alone: as much as three federations each), evenly on two cores. A strength or a seed
 changes no cost.
 
@@ -40,7 +41,10 @@ def main() -> None:
     """Measures and prints both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", help="of the zoo, several times; default lenet_dlg, cnn3")
-    parser.add_argument("--images", type=int, default=2450, help="training images of all clients (2450)")
+    parser.add_argument(
+        "--images", type=int, default=320, help="training images of all clients in what is measured (320)"
+    )
+    parser.add_argument("--told", type=int, default=2450, help="training images that the total is told for (2450)")
     parser.add_argument("--clients", type=int, default=4, help="clients (4)")
     parser.add_argument("--rounds", type=int, default=20, help="rounds that the total is told for (20)")
     parser.add_argument("--repeats", type=int, default=1, help="rounds that are measured (1)")
@@ -60,7 +64,7 @@ def main() -> None:
         }
         baselines = 2 * SEEDS * spent["none"]
         grid = STRENGTHS * SEEDS * sum(spent[defense] for defense in DEFENSES_MEASURED)
-        total = chosen.rounds * (grid + baselines) / CORES
+        total = chosen.rounds * (grid + baselines) / CORES * chosen.told / chosen.images
         for defense, seconds in spent.items():
             rows.append({"model": name, "defense": defense, "processor_seconds_per_round": f"{seconds:.2f}"})
             print(f"{name} {defense}: {seconds:.2f} processor seconds a round", flush=True)
@@ -68,7 +72,7 @@ def main() -> None:
             {"model": name, "defense": "total on 2 cores, minutes", "processor_seconds_per_round": f"{total / 60:.1f}"}
         )
         print(
-            f"{name}: 5 defenses x 4 strengths x 3 seeds, {chosen.rounds} rounds: {total / 60:.1f} minutes on 2 cores"
+            f"{name}: 5 defenses x 4 strengths x 3 seeds, {chosen.rounds} rounds of {chosen.told} images: {total / 60:.1f} minutes on 2 cores"
         )
         for kind, milliseconds in stacked(model).items():
             rows.append({"model": name, "defense": kind, "processor_seconds_per_round": f"{milliseconds / 1000:.5f}"})
