@@ -30,6 +30,13 @@ from medpfl.defenses import DEFENSES
 STRENGTHS: dict[str, dict[str, Any]] = {}
 """Settings of defenses in place of their defaults."""
 
+INTRO = (
+    "`lenet_dlg`, untrained, a net per victim, 32x32, one gradient of one image; every registered defense at its defaults.",
+    "Naive: GradInv. Adaptive: the attack that the defense names as the one that knows it. Learnt: maximum a posteriori with",
+    "a covariance learnt from the pool's auxiliary images. The last two are told the mechanism. Few victims and few",
+    "evaluations: differences of one or two dB say nothing.\n",
+)
+
 COLUMNS = ("defense", "attacker", "data", "status", "psnr", "ssim", "gain", "reason")
 
 
@@ -98,10 +105,13 @@ def table(rows: Sequence[dict[str, str]], options: argparse.Namespace) -> str:
     """Markdown: mean PSNR, and in brackets the gain over the best null baseline."""
     data = list(dict.fromkeys(row["data"] for row in rows))
     heads = [f"{one}: {who}" for one in data for who in ("naive", "adaptive", "learnt")]
-    lines = [
-        f"{options.victims} victims, {options.evaluations} gradient evaluations; mean PSNR in dB (gain over the best "
-    ]
-    lines[0] += "null baseline).\n"
+    lines = ["# Defenses against naive and informed attackers\n", *INTRO]
+    lines.append(
+        f"{options.victims} victims, {options.evaluations} gradient evaluations; mean PSNR in dB (gain over the"
+    )
+    lines.append(
+        "best null baseline). Cells that are empty were not measured, or the defense needs no such attacker.\n"
+    )
     lines += ["| defense | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
     for defense in dict.fromkeys(row["defense"] for row in rows):
         cells = []
