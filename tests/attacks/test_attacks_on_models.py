@@ -26,6 +26,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "first_layer_readout": {},
     "gradinv": {"iterations": 2, "median_filter_every": 2},
     "gradinversion": {"iterations": 2, "restarts": 2},
+    "maximum_a_posteriori": {"iterations": 2, "prior": "none"},
     "mixture_decoding": {"iterations": 2, "decoding_steps": 2},
     "idlg": {**MATCHING, "output_error": "candidate"},
     "peeling": {},
@@ -43,6 +44,7 @@ REFUSED = {
 
 MEANT_FOR = {"april": {"vit", "vit_b16"}}
 REFUSED_FOR_MASKS = {
+    "maximum_a_posteriori": "trained with masks",
     "mixture_decoding": "mixtures of masks",
     **REFUSED,
     "cpl": "trained with masks",

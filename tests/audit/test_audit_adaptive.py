@@ -22,6 +22,10 @@ BUDGETS = {"iterations": 2, "restarts": 1}
 KNOWN = [entry.name for entry in DEFENSES if entry.item().mechanism() != Unchanged()]
 
 
+MIXING = ("mixup", "instahide")
+"""Defenses that need more than one image in a batch."""
+
+
 def small(name: str, **more: Any) -> dict[str, Any]:
     """The attack that a defense names, with a tiny budget, against that defense only."""
     named = dict(DEFENSES[name].item.adaptive_attack)
@@ -39,6 +43,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, 
             "data": [DATA],
             "models": [{"name": "lenet_dlg"}],
             "threat_models": [{"name": "honest_server", "knows": ["defense", "labels", "auxiliary"]}],
+            "recipes": [
+                {"update": "gradient", "only": {"defense": [name for name in KNOWN if name not in MIXING]}},
+                {"update": "gradient", "batch_size": 2, "only": {"defense": list(MIXING)}},
+            ],
             "defenses": [{"name": name} for name in KNOWN],
             "attacks": [small(name) for name in KNOWN],
         },
@@ -56,6 +64,6 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, 
 def test_the_attack_that_knows_a_defense_runs_against_it(name: str, found: dict[str, list[dict[str, str]]]) -> None:
     (cell,) = [row for row in found["cells"] if row["defense"] == name]
     assert (cell["status"], cell["reason"]) == ("done", "")
-    (row,) = [row for row in found["results"] if row["defense"] == name]
+    row = next(row for row in found["results"] if row["defense"] == name)
     assert (row["status"], row["adaptive"]) == ("done", "true")
     assert float(row["gradient_evaluations"]) > 0

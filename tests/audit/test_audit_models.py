@@ -288,7 +288,7 @@ def test_a_stage_that_is_asked_for_first_leaves_the_others(tmp_path: Path) -> No
 
 
 def test_training_of_stages_is_estimated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate_module, "_seconds", lambda *_: 1.0)
+    monkeypatch.setattr(estimate_module, "shortest", lambda *_: 1.0)
 
     def seconds(models: list[dict[str, Any]]) -> float:
         return training_seconds(prepare(parse_spec(plain(models=models), tmp_path), tmp_path, Plan()))

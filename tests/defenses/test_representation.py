@@ -20,7 +20,7 @@ from medpfl.defenses.augmentations import OPERATIONS, STRENGTHS, applied
 from medpfl.defenses.precode import divergence
 from medpfl.federation.client import client_step
 from medpfl.models import build_model
-from medpfl.models.bottleneck import classifier
+from medpfl.models.bottleneck import bottleneck_of, classifier
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ class TestPrecode:
     def test_the_gradient_is_that_of_loss_and_divergence_with_the_drawn_noise(self, net: GlobalModel) -> None:
         defense = Precode(width=8, weight=0.5)
         wide, batch = defense.model(net), some()
-        path = classifier(wide)
+        path = bottleneck_of(wide)
         found = sent(wide, batch, defense, seed=3)
         noise = torch.randn(4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).float()
         parameters = {name: tensor.clone().requires_grad_() for name, tensor in wide.parameters.items()}

@@ -44,7 +44,7 @@ class Visit:
         self.context = browser.new_context(
             offline=True, viewport={"width": width, "height": 800}, java_script_enabled=javascript
         )
-        self.context.set_default_timeout(5000)
+        self.context.set_default_timeout(30000)
         self.page = self.context.new_page()
         self.page.on("console", lambda message: self.console.append(f"{message.type}: {message.text}"))
         self.page.on("pageerror", lambda error: self.console.append(f"error: {error}"))

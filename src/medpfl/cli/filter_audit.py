@@ -55,7 +55,7 @@ def audit_a_filter(
 
     \b
     Examples:
-      medpfl filter ours.privacy:GaussianFilter --set clip=1.0 --set noise_multiplier=1.1 --epsilon 8 --rounds 20
+      medpfl filter ours.privacy:Noise --set clip=1.0 --epsilon 8 --rounds 20
       medpfl filter ours.privacy:percentile --out filter.html
     """
     from medpfl.audit.filters import Claim, as_plain, audit_filter, load_filter

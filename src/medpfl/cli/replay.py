@@ -81,7 +81,7 @@ def replay(
     \b
     Examples:
       medpfl replay recording --model lenet_dlg
-      medpfl replay recording --model ours.models:make --truth truth --attack gradinv --round 1 --round 20
+      medpfl replay recording --model ours.models:make --attack gradinv --round 20
     """
     from medpfl.audit.replay import prepare_replay
     from medpfl.audit.replay import replay as replayed

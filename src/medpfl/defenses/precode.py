@@ -18,7 +18,7 @@ from medpfl.core.mechanisms import Mechanism, StochasticLayer
 from medpfl.core.seeding import generator as stream
 from medpfl.defenses.base import DEFENSES, Defense
 from medpfl.federation.hooks import Step
-from medpfl.models.bottleneck import NOISE, classifier, moments, what_reaches, with_bottleneck
+from medpfl.models.bottleneck import NOISE, bottleneck_of, classifier, moments, what_reaches, with_bottleneck
 
 
 @DEFENSES.register(
@@ -46,14 +46,14 @@ class Precode(Defense):
     def model(self, model: GlobalModel) -> GlobalModel:
         """The model with the bottleneck; the same for everybody who calls it."""
         path = classifier(model)
-        if path is None or f"{path}.{NOISE}" in model.constants:
+        if path is None or bottleneck_of(model) is not None:
             return model
         return with_bottleneck(model, path, self.width, stream("precode", model.name, self.width))
 
     def gradient(self, step: Step, generator: torch.Generator) -> Tensors:
         """The gradient of the loss with fresh noise and the divergence."""
-        path = classifier(step.model)
-        if path is None or not len(step.batch) or f"{path}.{NOISE}" not in step.model.constants:
+        path = bottleneck_of(step.model)
+        if path is None or not len(step.batch):
             return step.gradients
         drawn = torch.randn(len(step.batch), self.width, dtype=torch.float64, generator=generator)
         like = step.batch.images
@@ -61,7 +61,7 @@ class Precode(Defense):
         noisy = replace(step.model, constants=constants)
 
         def loss(parameters: dict[str, Tensor]) -> Tensor:
-            with what_reaches(noisy, f"{path}.decoder"), what_reaches(noisy, f"{path}.encoder") as features:
+            with what_reaches(noisy, path) as features:
                 output, _ = noisy.forward(step.batch.images, parameters=parameters, batch_norm=step.recipe.batch_norm)
             weight, bias = parameters[f"{path}.encoder.weight"], parameters[f"{path}.encoder.bias"]
             mean, deviation = moments(torch.nn.functional.linear(features[-1], weight, bias))

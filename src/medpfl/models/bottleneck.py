@@ -17,7 +17,11 @@ NOISE = "noise"
 """Name, within the layer, of the draw from the standard normal distribution; zero is the mean."""
 
 
-class BottleneckedDense(nn.Module):
+LAYER = "layer"
+"""Name, behind the bottleneck, of the dense layer that it was put in front of."""
+
+
+class Bottlenecked(nn.Module):
     """A dense layer behind z = mean + softplus(spread) * noise: k -> 2 K, K -> k, then the layer itself.
 
     The noise is a constant of the model, zero unless a client puts its own draw there.
@@ -25,16 +29,17 @@ class BottleneckedDense(nn.Module):
 
     def __init__(self, layer: nn.Linear, width: int) -> None:
         super().__init__()
-        self.weight, self.bias = layer.weight, layer.bias
         self.encoder = nn.Linear(layer.in_features, 2 * width)
         self.decoder = nn.Linear(width, layer.in_features)
+        self.layer = layer
         self.register_buffer(NOISE, torch.zeros(1, width), persistent=False)
         self.noise: Tensor
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, k) -> (N, units)."""
         mean, deviation = moments(self.encoder(features))
-        return functional.linear(self.decoder(mean + deviation * self.noise), self.weight, self.bias)
+        units: Tensor = self.layer(self.decoder(mean + deviation * self.noise))
+        return units
 
 
 def moments(encoded: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,7 +55,7 @@ def classifier(model: GlobalModel) -> str | None:
         for path, layer in model.module.named_modules()
         if path
         and f"{path}.weight" in model.parameters
-        and isinstance(layer, nn.Linear | BottleneckedDense)
+        and isinstance(layer, nn.Linear)
         and model.parameters[f"{path}.weight"].shape[0] == model.task.classes
     ]
     return found[-1] if found else None
@@ -65,7 +70,7 @@ def with_bottleneck(model: GlobalModel, path: str, width: int, generator: torch.
     parent, _, name = path.rpartition(".")
     layer = module.get_submodule(path)
     assert isinstance(layer, nn.Linear)  # the caller asked `classifier`
-    bottleneck = BottleneckedDense(layer, width)
+    bottleneck = Bottlenecked(layer, width)
     setattr(module.get_submodule(parent), name, bottleneck)
     like = next(iter(model.parameters.values()))
     drawn: dict[str, Tensor] = {}
@@ -73,10 +78,21 @@ def with_bottleneck(model: GlobalModel, path: str, width: int, generator: torch.
         for kind, tensor in dense.named_parameters():
             values = 2.0 * torch.rand(tensor.shape, dtype=torch.float64, generator=generator) - 1.0
             drawn[f"{path}.{part}.{kind}"] = (dense.in_features**-0.5 * values).to(like)
-    available = {**model.parameters, **drawn}
+    renamed = {
+        f"{path}.{LAYER}.{name.rpartition('.')[2]}" if name.rpartition(".")[0] == path else name: tensor
+        for name, tensor in model.parameters.items()
+    }
+    available = {**renamed, **drawn}
     parameters = {name: available[name] for name, _ in module.named_parameters() if name in available}
     noise = torch.zeros(1, width, dtype=like.dtype, device=like.device)
     return replace(model, module=module, parameters=parameters, constants={**model.constants, f"{path}.{NOISE}": noise})
+
+
+def bottleneck_of(model: GlobalModel) -> str | None:
+    """Path of the bottleneck in front of the classifier; None where there is none."""
+    path = classifier(model)
+    outer = "" if path is None else path.removesuffix(f".{LAYER}")
+    return outer if outer != path and f"{outer}.{NOISE}" in model.constants else None
 
 
 @contextmanager

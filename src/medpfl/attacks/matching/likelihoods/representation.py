@@ -10,7 +10,7 @@ from torch import Tensor
 from medpfl.attacks.matching.likelihoods.base import Likelihood, View, likelihood_of
 from medpfl.attacks.matching.objectives import cosine_distance
 from medpfl.core.mechanisms import Augmented, MaskedFeatures, Mixtures, StochasticLayer
-from medpfl.models.bottleneck import classifier
+from medpfl.models.bottleneck import bottleneck_of, classifier
 
 
 @likelihood_of(MaskedFeatures)
@@ -35,7 +35,7 @@ def masked_features(_mechanism: MaskedFeatures, view: View) -> Likelihood:
 def stochastic_layer(_mechanism: StochasticLayer, view: View) -> Likelihood:
     """Tensors from the noisy layer on say nothing without the client's draw; the layers before it are compared in
     direction, because the noise changes the length of what is handed back to them (Balunovic et al. 2022)."""
-    path = classifier(view.model)
+    path = bottleneck_of(view.model)
     weights = torch.tensor([0.0 if name.startswith(f"{path}.") else 1.0 for name in view.names], dtype=torch.float64)
     if not bool(weights.any()):
         return Likelihood(notes=("every layer lies behind the noise",))
