@@ -16,7 +16,7 @@ from medpfl.defenses import DEFENSES
 
 DATA = {"name": "films", "reader": "phantom", "kind": "chest", "count": 40, "size": 16, "victims": 1}
 
-BUDGETS = {"iterations": 2, "restarts": 1}
+BUDGETS = {"iterations": 5, "restarts": 1}
 """Settings that make any attack small, where it has them."""
 
 KNOWN = [entry.name for entry in DEFENSES if entry.item().mechanism() != Unchanged()]

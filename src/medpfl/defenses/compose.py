@@ -38,7 +38,7 @@ class Composition(Defense):
 
     parts: tuple[Defense, ...]
 
-    adaptive_attack: ClassVar[Mapping[str, Any]] = {"name": "gradinv", "distance": "likelihood"}
+    adaptive_attack: ClassVar[Mapping[str, Any]] = {"name": "maximum_a_posteriori"}
 
     @property
     def clips_per_example(self) -> bool:  # type: ignore[override]

@@ -34,7 +34,7 @@ class FedSDP(Defense):
     see is clipped only, and the guarantee holds against those who see released models.
     """
 
-    adaptive_attack: ClassVar[Mapping[str, Any]] = {"name": "gradinv", "distance": "likelihood"}
+    adaptive_attack: ClassVar[Mapping[str, Any]] = {"name": "maximum_a_posteriori"}
 
     bound: Annotated[float, Field(gt=0, allow_inf_nan=False, description="largest norm of a client's change")] = 4.0
     noise_multiplier: Annotated[

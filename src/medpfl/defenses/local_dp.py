@@ -40,7 +40,7 @@ class LocalDP(Defense):
     probabilities that make the mean v. Of weights the midpoint of the interval is the received weight.
     """
 
-    adaptive_attack: ClassVar[Mapping[str, Any]] = {"name": "gradinv", "distance": "likelihood"}
+    adaptive_attack: ClassVar[Mapping[str, Any]] = {"name": "maximum_a_posteriori"}
 
     epsilon: Annotated[float, Field(gt=0, le=50, description="epsilon of one entry in one round")] = 1.0
     length: Annotated[

@@ -34,7 +34,7 @@ STAND_IN = (
 class ModelCloaking(Defense):
     """In round t, counted from 0, the noise multiplier is s_t = max(noise_multiplier * decay^t, floor)."""
 
-    adaptive_attack: ClassVar[Mapping[str, Any]] = {"name": "gradinv", "distance": "likelihood"}
+    adaptive_attack: ClassVar[Mapping[str, Any]] = {"name": "maximum_a_posteriori"}
 
     bound: Annotated[float, Field(gt=0, allow_inf_nan=False, description="largest norm of a client's change")] = 4.0
     noise_multiplier: Annotated[

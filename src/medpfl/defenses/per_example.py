@@ -26,7 +26,7 @@ class PerExample(Defense):
     """A defense with a noise multiplier that clips each image's gradient in every local step."""
 
     clips_per_example = True
-    adaptive_attack: ClassVar[Mapping[str, Any]] = {"name": "gradinv", "distance": "likelihood"}
+    adaptive_attack: ClassVar[Mapping[str, Any]] = {"name": "maximum_a_posteriori"}
 
     noise_multiplier: float
 
