@@ -108,16 +108,16 @@ TRICKS: dict[str, Trick] = {
         lambda units: replace(MIXED_ROWS, quiet=3.0, units=int(units), honest=512 - int(units)),
     ),
     "own_traps": Trick(
-        (1, 0.5, 0.25),
-        "traps by thresholds in a dense net's own layer: share of its units",
+        (1, 0.5, 0.25, 0),
+        "traps by thresholds in a dense net's own layer: share of its units (0: honest)",
         lambda share: OwnRows(share=share),
     ),
     "own_shifted": Trick(
         (1, 0.5, 0.25), "the same by shifted rows: share of units", lambda share: OwnRows(share=share, shifted=True)
     ),
     "own_trained": Trick(
-        (1, 0.5, 0.25),
-        "thresholds for the rows of a trained net: share of units",
+        (1, 0.5, 0.25, 0),
+        "thresholds for the rows of a trained net: share of units (0: honest)",
         lambda share: OwnRows(share=share, trained=True),
     ),
 }
