@@ -86,6 +86,23 @@ def test_the_upper_end_and_not_the_mean_must_hold_the_limit() -> None:
     assert frontier("asr <= 0.08").recommended == "mild"
 
 
+def test_a_defense_on_which_every_attack_failed_is_not_recommended_for_that() -> None:
+    worse = {"gain_psnr": -9.0, "gain_psnr_low": -10.0, "gain_psnr_high": -8.0}
+    rows = [row(name, rate, high, **(worse if name == "strong" else {})) for name, (rate, high, _) in POINTS.items()]
+    settings = [
+        entry([one["cell"] for one in rows if one["defense"] == name], auc) for name, (_, _, auc) in POINTS.items()
+    ]
+    (found,) = frontiers(rows, {"settings": settings}, parse_limit("asr <= 0.05", "limit"))
+    assert found.recommended is None
+    strong = found.named("strong")
+    assert strong is not None
+    assert (strong.outdone, strong.acceptable) == (True, None)
+    assert "Nothing is known about strong" in found.advice
+    clumsy = found.named("clumsy")
+    assert clumsy is not None
+    assert clumsy.dominated_by != "strong"
+
+
 def test_without_a_limit_or_below_none_a_sentence_says_so() -> None:
     assert "--limit" in frontier(None).advice
     found = frontier("asr <= 0.01")

@@ -28,7 +28,10 @@ def advice(
             f"{_text(unlearnt)}), so what a defense costs cannot be said. Give it more rounds, images or another learning rate."
         )
     if recommended is None:
-        return f"No setting of this audit was found below {limit} at the upper end of its interval.{_why_none(settings, limit)}"
+        return (
+            f"No setting of this audit was found below {limit} at the upper end of its interval."
+            f"{_why_none(settings, limit)}{_outdone(settings)}"
+        )
     name = recommended.defense if recommended.family else "no defense"
     lost = recommended.lost
     price = (
@@ -52,7 +55,18 @@ def advice(
     return (
         f"The cheapest setting found below {limit}, at the upper end of its interval, is {name}: "
         f"{limit.column} {_text(recommended.leakage)} against {recommended.attack}{knows}; AUC {_text(recommended.auc)}"
-        f"{price}. It holds for the attacks of this audit.{more}"
+        f"{price}. It holds for the attacks of this audit.{more}{_outdone(settings)}"
+    )
+
+
+def _outdone(settings: Sequence[Priced]) -> str:
+    """Settings about which nothing is known because every attack on them failed; empty if there are none."""
+    names = [one.defense for one in settings if one.outdone]
+    if not names:
+        return ""
+    return (
+        f" Nothing is known about {', '.join(names)}: the best attack there is further from the truth than pictures that "
+        "owe nothing to the update, so the attacks failed, which is not the defense's merit."
     )
 
 
@@ -64,7 +78,9 @@ def _known(setting: Priced) -> str:
 
 def _why_none(settings: Sequence[Priced], limit: Limit) -> str:
     """What comes nearest, and whether more victims alone could show more."""
-    bounded = [one for one in settings if one.leakage.high is not None and limit.comparison.startswith("<")]
+    bounded = [
+        one for one in settings if not one.outdone and one.leakage.high is not None and limit.comparison.startswith("<")
+    ]
     if not bounded:
         return " With one victim there is no interval: attack more." if settings else ""
     nearest = min(bounded, key=lambda one: one.leakage.high or 0.0)

@@ -24,6 +24,9 @@ LESS_IS_MORE = frozenset({"mse_mean", "mse_median", "mse_low", "mse_high"})
 
 DEFAULT_COLUMN = "asr"
 
+OUTDONE = -1.0
+"""An attacker whose whole interval of `gain_psnr` (dB) lies below this is worse than one who ignores the update."""
+
 
 def frontiers(rows: Iterable[Row], utility: Mapping[str, Any] | None, limit: Limit | None) -> tuple[Frontier, ...]:
     """A frontier for every data, model, recipe, channel and kind of adversary that has utility.
@@ -106,7 +109,9 @@ def _priced(rows: Sequence[Row], entry: Mapping[str, Any], compared: Limit, limi
     none = params.get("name", strongest["defense"]) == "none"
     own = entry["defended"]
     verdicts = [compared.surely(row) for row, _ in measured]
-    acceptable = None if limit is None else _all(verdicts)
+    highest = _number(strongest.get("gain_psnr_high"))
+    outdone = not none and highest is not None and highest < OUTDONE
+    acceptable = None if limit is None or outdone else _all(verdicts)
     return Priced(
         defense=str(strongest["defense"]),
         family="" if none else str(params.get("name", strongest["defense"])),
@@ -123,6 +128,7 @@ def _priced(rows: Sequence[Row], entry: Mapping[str, Any], compared: Limit, limi
         epsilon=_number(strongest.get("epsilon"), infinite=True),
         bytes_sent=_number(strongest.get("bytes_sent")),
         acceptable=acceptable,
+        outdone=outdone,
     )
 
 
@@ -172,6 +178,7 @@ def _dominating(setting: Priced, settings: Sequence[Priced], column: str) -> str
         other
         for other in settings
         if other.utility is not None
+        and not other.outdone
         and (other.informed or not setting.informed)
         and _leak(other, column) <= leak
         and other.utility >= worth

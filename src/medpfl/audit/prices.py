@@ -26,7 +26,8 @@ class Priced:
     also ignore that, so all count. knows: whether this attacker knew it. informed: whether any who knew it was run; true
     where there is nothing to know. lost: utility without minus with the defense. victims, failed: of that attacker's cell.
     dominated_by: a setting with no more leakage and no less utility. acceptable: whether the end of the interval holds
-    the limit, None where that cannot be said.
+    the limit, None where that cannot be said. outdone: whether its most successful attacker is surely further from the
+    truth than pictures that owe nothing to the update: then the attacks failed, and nothing is known about the defense.
     """
 
     defense: str
@@ -45,6 +46,7 @@ class Priced:
     bytes_sent: float | None = None
     acceptable: bool | None = None
     dominated_by: str | None = None
+    outdone: bool = False
 
     @property
     def utility(self) -> float | None:

@@ -173,7 +173,7 @@ def _line(number: int, setting: Priced, style: Style | None, found: Frontier, pl
         verdicts.append("recommended")
     elif found.limit is not None:
         told = {True: f"below {found.limit}", False: f"not surely below {found.limit}", None: "cannot be said"}
-        verdicts.append(told[setting.acceptable])
+        verdicts.append("the attacks failed: nothing is known" if setting.outdone else told[setting.acceptable])
     if setting.dominated_by is not None:
         verdicts.append(f"dominated by {setting.dominated_by}")
     if setting.failed:
