@@ -31,13 +31,18 @@ STRENGTHS: dict[str, dict[str, Any]] = {}
 """Settings of defenses in place of their defaults."""
 
 INTRO = (
-    "`lenet_dlg`, untrained, a net per victim, 32x32, one gradient of one image; every registered defense at its defaults.",
+    "`lenet_dlg`, untrained, a net per victim, 32x32, one gradient of one image (of two for what",
+    "mixes images); every registered defense at its defaults.",
     "Naive: GradInv. Adaptive: the attack that the defense names as the one that knows it. Learnt: maximum a posteriori with",
     "a covariance learnt from the pool's auxiliary images. The last two are told the mechanism. Few victims and few",
     "evaluations: differences of one or two dB say nothing.\n",
 )
 
 COLUMNS = ("defense", "attacker", "data", "status", "psnr", "ssim", "gain", "reason")
+
+
+MIXING = ("instahide", "mixup")
+"""Defenses that need two images in a batch."""
 
 
 def spec_of(data: Sequence[str], root: Path, victims: int, evaluations: int) -> dict[str, Any]:
@@ -63,6 +68,10 @@ def spec_of(data: Sequence[str], root: Path, victims: int, evaluations: int) -> 
         "data": [_entry(name, root, victims) for name in data],
         "models": [{"name": "lenet_dlg", "state": "untrained_per_victim"}],
         "threat_models": [{"name": "honest_server", "knows": ["defense", "auxiliary"]}],
+        "recipes": [
+            {"update": "gradient", "only": {"defense": [one["name"] for one in defenses if one["name"] not in MIXING]}},
+            {"update": "gradient", "batch_size": 2, "only": {"defense": list(MIXING)}},
+        ],
         "defenses": defenses,
         "attacks": attacks,
     }
