@@ -236,7 +236,7 @@ def test_the_frontier_attacks_every_setting_twice_and_prices_it() -> None:
     assert known == {cell.defense.id for cell in found if not cell.adaptive} - {"none"}
     assert spec.utility is not None
     assert spec.utility.seeds == 3
-    assert str(spec.limit) == "gain_psnr <= 0"
+    assert str(spec.limit) == "gain_psnr <= 2"
 
 
 def test_attackers_who_know_the_noise_have_equal_budgets() -> None:
