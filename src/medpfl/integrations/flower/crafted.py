@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from medpfl.core.domain import Tensors
 from medpfl.integrations.flower.records import arrays_key, tensors_of, with_tensors
+from medpfl.integrations.flower.wrapping import WrappingStrategy
 
 Craft = Callable[[int, int, Tensors], Tensors | None]
 """Round, node number and the tensors that an honest server would send -> those that it sends; None: as they are."""
 
 
-class CraftedStrategy(Strategy):
+class CraftedStrategy(WrappingStrategy):
     """Hands everything on to `strategy` but sends each node what `craft` makes of the model.
 
     For drills of one's own clients only: an attacker's server could run the same few lines. Architectures cannot be
@@ -23,7 +24,7 @@ class CraftedStrategy(Strategy):
     """
 
     def __init__(self, strategy: Strategy, craft: Craft) -> None:
-        self.strategy = strategy
+        super().__init__(strategy)
         self.craft = craft
 
     def configure_train(
@@ -31,30 +32,8 @@ class CraftedStrategy(Strategy):
     ) -> Iterable[Message]:
         """The inner strategy's messages with other tensors."""
         changed = []
-        for message in self.strategy.configure_train(server_round, arrays, config, grid):
+        for message in super().configure_train(server_round, arrays, config, grid):
             tensors = tensors_of(message.content.array_records[arrays_key(message)])
             crafted = self.craft(server_round, message.metadata.dst_node_id, tensors)
             changed.append(message if crafted is None else with_tensors(message, crafted))
         return changed
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """The inner strategy's."""
-        found: tuple[ArrayRecord | None, MetricRecord | None] = self.strategy.aggregate_train(server_round, replies)
-        return found
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """The inner strategy's."""
-        messages: Iterable[Message] = self.strategy.configure_evaluate(server_round, arrays, config, grid)
-        return messages
-
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """The inner strategy's."""
-        return self.strategy.aggregate_evaluate(server_round, replies)
-
-    def summary(self) -> None:
-        """The inner strategy's."""
-        self.strategy.summary()

@@ -16,6 +16,7 @@ from medpfl.core.errors import DataError, StoreError
 from medpfl.federation.recording import About, Recorder, Storage
 from medpfl.federation.recording.writer import LIMIT
 from medpfl.integrations.flower.records import arrays_key, config_of, examples_of, metrics_of, tensors_of
+from medpfl.integrations.flower.wrapping import WrappingStrategy
 
 LONGEST_REASON = 300
 """Characters of a client's error that are kept."""
@@ -23,7 +24,7 @@ LONGEST_REASON = 300
 LOGGER = logging.getLogger("medpfl.flower")
 
 
-class RecordingStrategy(Strategy):
+class RecordingStrategy(WrappingStrategy):
     """Hands everything on to `strategy` and records it: what was sent in each round, and every client's answer.
 
     It must be the outermost strategy, around wrappers for differential privacy too, because Flower's accounted wrappers
@@ -43,7 +44,7 @@ class RecordingStrategy(Strategy):
         limit: int = LIMIT,
         examples_key: str = "num-examples",
     ) -> None:
-        self.strategy = strategy
+        super().__init__(strategy)
         self.examples_key = examples_key
         if isinstance(recorder, Recorder):
             self.recorder = recorder
@@ -54,7 +55,7 @@ class RecordingStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """The inner strategy's messages, each recorded as it is sent; what all get is kept once."""
-        messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
+        messages = list(super().configure_train(server_round, arrays, config, grid))
         for message in messages:
             self._guarded(self._sent, server_round, message)
         return messages
@@ -66,23 +67,11 @@ class RecordingStrategy(Strategy):
         answers = list(replies)
         for message in answers:
             self._guarded(self._received, server_round, message)
-        found: tuple[ArrayRecord | None, MetricRecord | None] = self.strategy.aggregate_train(server_round, answers)
-        return found
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """The inner strategy's."""
-        messages: Iterable[Message] = self.strategy.configure_evaluate(server_round, arrays, config, grid)
-        return messages
-
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """The inner strategy's."""
-        return self.strategy.aggregate_evaluate(server_round, replies)
+        return super().aggregate_train(server_round, answers)
 
     def summary(self) -> None:
         """The inner strategy's, and where the recording stands."""
-        self.strategy.summary()
+        super().summary()
         LOGGER.info("recording: %s", self.recorder.stopped or "every round")
 
     def start(self, *arguments: Any, **values: Any) -> Any:
