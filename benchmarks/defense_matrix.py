@@ -35,7 +35,10 @@ INTRO = (
     "mixes images); every registered defense at its defaults.",
     "Naive: GradInv. Adaptive: the attack that the defense names as the one that knows it. Learnt: maximum a posteriori with",
     "a covariance learnt from the pool's auxiliary images. The last two are told the mechanism. Few victims and few",
-    "evaluations: differences of one or two dB say nothing.\n",
+    "evaluations: differences of one or two dB say nothing. An attacker below the null baselines failed, which is no merit",
+    "of the defense.\n",
+    "    python benchmarks/defense_matrix.py --victims 3 --evaluations 100 --out out/matrix \\\n"
+    "        --csv docs/benchmarks/defense_matrix.csv --table docs/benchmarks/defense_matrix.md\n",
 )
 
 COLUMNS = ("defense", "attacker", "data", "status", "psnr", "ssim", "gain", "reason")
