@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medpfl.metrics.statistics import bootstrap_mean, paired_difference, success_curve
+from medpfl.metrics.statistics import paired_difference, success_curve
 
 Row = dict[str, str]
 
@@ -211,8 +211,25 @@ def _equal_noise(rows: Sequence[Row], data: str, scales: Sequence[float], scale:
     return f"below {medians[0][0]:g}" if level > medians[0][1] else f"above {medians[-1][0]:g}"
 
 
+COLORS = {
+    "published": "tab:red",
+    "likelihood": "tab:orange",
+    "total_variation": "tab:olive",
+    "principal_components": "tab:cyan",
+    "covariance": "tab:blue",
+    "denoiser": "tab:purple",
+}
+
+TITLES = {
+    "brain_mri": "Brain MRI",
+    "covid_cxr": "Chest X-ray",
+    "melanoma": "Skin",
+    "photographs": "Photographs (control)",
+}
+
+
 def figure(rows: Sequence[Row], path: Path) -> None:
-    """Median PSNR over the noise, one panel per data set, with intervals of the mean behind the best attack."""
+    """Median PSNR over the noise, one panel per data set, with intervals of the median; grey where no null is beaten."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -220,25 +237,37 @@ def figure(rows: Sequence[Row], path: Path) -> None:
 
     rows = chosen(rows)
     sets = list(dict.fromkeys(row["data"] for row in rows))
-    fig, panels = plt.subplots(1, len(sets), figsize=(4.2 * len(sets), 4.2), sharey=True, squeeze=False)
+    fig, panels = plt.subplots(1, len(sets), figsize=(3.6 * len(sets), 4.4), sharey=True, squeeze=False)
     for panel, data in zip(panels[0], sets, strict=True):
         scales = sorted({float(row["scale"]) for row in rows if row["data"] == data})
-        for side, name in NAMES.items():
-            found = [(scale, _values(rows, data, scale, side, "psnr")) for scale in scales]
-            found = [(scale, values) for scale, values in found if len(values)]
-            if found:
-                style = ":" if side in NULLS else "-"
-                panel.plot(
-                    [one for one, _ in found], [float(np.median(v)) for _, v in found], style, marker="o", label=name
-                )
-            if side == "denoiser" and found:
-                bands = [bootstrap_mean(v, np.arange(len(v)), seed=0) for _, v in found]
-                low, high = [one.low or 0.0 for one in bands], [one.high or 0.0 for one in bands]
-                panel.fill_between([one for one, _ in found], low, high, alpha=0.15)
+        best = max(float(np.median(_values(rows, data, scales[0], null, "psnr"))) for null in NULLS)
+        panel.axhspan(0, best, color="0.9", label="no better than a picture that owes nothing to the update")
+        for side, color in COLORS.items():
+            values = {scale: _values(rows, data, scale, side, "psnr") for scale in scales}
+            values = {scale: found for scale, found in values.items() if len(found)}
+            if not values:
+                continue
+            middle = [float(np.median(found)) for found in values.values()]
+            panel.plot(list(values), middle, color=color, marker="o", label=NAMES[side])
+            if side not in ("published", "covariance"):
+                continue
+            ends = np.array([_median_interval(found) for found in values.values()])
+            panel.fill_between(list(values), ends[:, 0], ends[:, 1], color=color, alpha=0.12, linewidth=0)
         panel.set_xscale("log")
-        panel.set_title(data)
-        panel.set_xlabel("Laplace noise b")
+        panel.set_xticks(scales, [f"{scale:g}" for scale in scales])
+        panel.minorticks_off()
+        panel.set_title(TITLES.get(data, data))
+        panel.set_xlabel("Laplace noise b on every entry")
+    panels[0][0].set_ylim(8, 38)
     panels[0][0].set_ylabel("median PSNR (dB)")
-    panels[0][-1].legend(fontsize=7)
-    fig.tight_layout()
+    shown = {name: line for panel in panels[0] for line, name in zip(*panel.get_legend_handles_labels(), strict=True)}
+    fig.legend(shown.values(), shown.keys(), loc="lower center", ncols=3, fontsize=9, frameon=False)
+    fig.tight_layout(rect=(0, 0.16, 1, 1))
     fig.savefig(path, dpi=110)
+
+
+def _median_interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % bootstrap of the median over victims."""
+    draws = np.random.default_rng(0).choice(values, (2000, len(values)))
+    low, high = np.quantile(np.median(draws, axis=1), (0.025, 0.975))
+    return float(low), float(high)
