@@ -35,25 +35,36 @@ INTRO = (
     "mixes images); every registered defense at its defaults.",
     "Naive: GradInv. Adaptive: the attack that the defense names as the one that knows it. Learnt: maximum a posteriori with",
     "a covariance learnt from the pool's auxiliary images. The last two are told the mechanism. Few victims and few",
-    "evaluations: differences of one or two dB say nothing. An attacker below the null baselines failed, which is no merit",
-    "of the defense.\n",
-    "    python benchmarks/defense_matrix.py --victims 3 --evaluations 100 --out out/matrix \\\n"
+    "evaluations: read the intervals. An attacker below the null baselines failed, which is no merit of the defense.\n",
+    "    python benchmarks/defense_matrix.py --victims 8 --evaluations 100 --out out/matrix \\\n"
     "        --csv docs/benchmarks/defense_matrix.csv --table docs/benchmarks/defense_matrix.md\n",
 )
 
-COLUMNS = ("defense", "attacker", "data", "status", "psnr", "ssim", "gain", "reason")
+COLUMNS = (
+    "defense",
+    "attacker",
+    "data",
+    "status",
+    "victims",
+    "psnr",
+    "ssim",
+    "gain",
+    "gain_low",
+    "gain_high",
+    "reason",
+)
 
 
 MIXING = ("instahide", "mixup")
 """Defenses that need two images in a batch."""
 
 
-def spec_of(data: Sequence[str], root: Path, victims: int, evaluations: int) -> dict[str, Any]:
-    """The audit's spec as plain values: all defenses that can be made from their defaults."""
+def spec_of(data: Sequence[str], root: Path, victims: int, evaluations: int, names: Sequence[str]) -> dict[str, Any]:
+    """The audit's spec as plain values: those of the named defenses that can be made from their defaults."""
     defenses, attacks = [], [_budgeted({"name": "gradinv", "label": "naive"}, evaluations)]
     attacks.append(_budgeted({"name": "maximum_a_posteriori", "label": "learnt"}, evaluations))
     groups: dict[str, tuple[dict[str, Any], list[str]]] = {}
-    for name in DEFENSES.names():
+    for name in names:
         settings = STRENGTHS.get(name, {})
         try:
             defense = DEFENSES[name].item(**settings)
@@ -66,15 +77,17 @@ def spec_of(data: Sequence[str], root: Path, victims: int, evaluations: int) -> 
     for number, (attack, names) in enumerate(groups.values()):
         label = {"label": f"adaptive-{number}-{attack['name']}", "only": {"defense": names}}
         attacks.append(_budgeted({**attack, **label}, evaluations))
+    made = [one["name"] for one in defenses]
+    recipes: list[dict[str, Any]] = [
+        {"update": "gradient", "only": {"defense": [name for name in made if name not in MIXING]}},
+        {"update": "gradient", "batch_size": 2, "only": {"defense": [name for name in made if name in MIXING]}},
+    ]
     return {
         "name": "defense-matrix",
         "data": [_entry(name, root, victims) for name in data],
         "models": [{"name": "lenet_dlg", "state": "untrained_per_victim"}],
         "threat_models": [{"name": "honest_server", "knows": ["defense", "auxiliary"]}],
-        "recipes": [
-            {"update": "gradient", "only": {"defense": [one["name"] for one in defenses if one["name"] not in MIXING]}},
-            {"update": "gradient", "batch_size": 2, "only": {"defense": list(MIXING)}},
-        ],
+        "recipes": [recipe for recipe in recipes if recipe["only"]["defense"]],
         "defenses": defenses,
         "attacks": attacks,
     }
@@ -83,9 +96,12 @@ def spec_of(data: Sequence[str], root: Path, victims: int, evaluations: int) -> 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs what is left of the audit, then writes the table."""
     options = _options(arguments)
-    spec = parse_spec(spec_of(options.data, options.root, options.victims, options.evaluations), base=Path.cwd())
-    run_audit(spec, options.out, workers=options.workers)
-    rows = matrix(options.out / "cells.csv")
+    names = [name for name in DEFENSES.names() if name in (options.defenses or DEFENSES.names())]
+    plain = spec_of(options.data, options.root, options.victims, options.evaluations, names)
+    run_audit(parse_spec(plain, base=Path.cwd()), options.out, workers=options.workers)
+    rows = matrix(options.out / "cells.csv", options.victims)
+    if options.defenses and options.csv and options.csv.is_file():
+        rows = merged(options.csv, rows)
     if options.csv:
         with options.csv.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
@@ -95,7 +111,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.table.write_text(table(rows, options), encoding="utf-8")
 
 
-def matrix(cells: Path) -> list[dict[str, str]]:
+def merged(path: Path, rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """The file's rows, with those that were measured now in their place."""
+    with path.open(encoding="utf-8", newline="") as file:
+        found = {(row["defense"], row["attacker"], row["data"]): dict(row) for row in csv.DictReader(file)}
+    found |= {(row["defense"], row["attacker"], row["data"]): row for row in rows}
+    return list(found.values())
+
+
+def matrix(cells: Path, victims: int) -> list[dict[str, str]]:
     """A row for every defense, attacker and data set."""
     with cells.open(encoding="utf-8", newline="") as file:
         found = list(csv.DictReader(file))
@@ -104,9 +128,12 @@ def matrix(cells: Path) -> list[dict[str, str]]:
         attacker = cell["attack"].partition("-")[0]
         row = {"defense": cell["defense"], "attacker": attacker, "data": cell["dataset"], "status": cell["status"]}
         row |= {
+            "victims": str(victims),
             "psnr": cell["psnr_mean"],
             "ssim": cell["ssim_mean"],
             "gain": cell["gain_psnr"],
+            "gain_low": cell["gain_psnr_low"],
+            "gain_high": cell["gain_psnr_high"],
             "reason": cell["reason"],
         }
         rows.append(row)
@@ -119,10 +146,11 @@ def table(rows: Sequence[dict[str, str]], options: argparse.Namespace) -> str:
     heads = [f"{one}: {who}" for one in data for who in ("naive", "adaptive", "learnt")]
     lines = ["# Defenses against naive and informed attackers\n", *INTRO]
     lines.append(
-        f"{options.victims} victims, {options.evaluations} gradient evaluations; mean PSNR in dB (gain over the"
+        f"{options.victims} victims, {options.evaluations} gradient evaluations; mean PSNR in dB, and the mean gain over the"
     )
     lines.append(
-        "best null baseline). Cells that are empty were not measured, or the defense needs no such attacker.\n"
+        "best null baseline with its 95 % interval over victims. Empty cells were not measured, or the defense needs no\n"
+        "such attacker.\n"
     )
     lines += ["| defense | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
     for defense in dict.fromkeys(row["defense"] for row in rows):
@@ -140,7 +168,9 @@ def table(rows: Sequence[dict[str, str]], options: argparse.Namespace) -> str:
 def _shown(row: dict[str, str]) -> str:
     if not row["psnr"]:
         return row["status"]
-    return f"{float(row['psnr']):.1f} ({float(row['gain']):+.1f})" if row["gain"] else f"{float(row['psnr']):.1f}"
+    if not row["gain"]:
+        return f"{float(row['psnr']):.1f}"
+    return f"{float(row['psnr']):.1f}: {float(row['gain']):+.1f} [{float(row['gain_low']):+.1f}, {float(row['gain_high']):+.1f}]"
 
 
 def _entry(name: str, root: Path, victims: int) -> dict[str, Any]:
@@ -169,6 +199,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--root", type=Path, default=ROOT, help="folder of the data sets (MEDPFL_DATA)")
     parser.add_argument("--data", nargs="+", choices=list(KINDS), default=list(KINDS))
+    parser.add_argument("--defenses", nargs="+", choices=DEFENSES.names(), help="these alone; the CSV keeps the others")
     parser.add_argument("--victims", type=int, default=4)
     parser.add_argument("--evaluations", type=int, default=200, help="gradient evaluations of each attacker")
     parser.add_argument("--workers", type=int, default=0)
