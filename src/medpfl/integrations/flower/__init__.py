@@ -13,7 +13,7 @@ from medpfl.core.errors import MissingExtra
 if find_spec("flwr") is None:
     raise MissingExtra("the Flower integration needs Flower: pip install 'medpfl[flower]'")
 
-from medpfl.integrations.flower.audit_log import AuditLog
+from medpfl.integrations.common.audit_log import AuditLog
 from medpfl.integrations.flower.crafted import CraftedStrategy
 from medpfl.integrations.flower.defenses import DefenseMod
 from medpfl.integrations.flower.guards import GateMod, VettingMod

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 import torch
 from flwr.app import ConfigRecord, Context, Message, MessageType
 
-from medpfl.core.domain import Batch, GlobalModel, Recipe, Update
-from medpfl.core.errors import InputError, MedPFLError
-from medpfl.federation.guarding import Guarding, Received, Trained, Verdict
+from medpfl.core.domain import Batch, GlobalModel, Recipe
+from medpfl.core.errors import InputError
+from medpfl.federation.guarding import Guarding, Received
 from medpfl.federation.recipes import check_recipe
 from medpfl.guards import LeakageGate, VettingGuard
-from medpfl.guards.participation import WithholdLimit, may_take_part
-from medpfl.integrations.flower.audit_log import AuditLog
-from medpfl.integrations.flower.records import arrays_key, examples_of, parted, refused, tensors_of
-from medpfl.models.state import apply_state, matched_state
+from medpfl.guards.participation import WithholdLimit
+from medpfl.integrations.common.audit_log import AuditLog
+from medpfl.integrations.common.deciding import Decisions, closed, received, trained
+from medpfl.integrations.flower.records import arrays_key, examples_of, refused, tensors_of
 
 Call = Callable[[Message, Context], Message]
 Images = Callable[[Context], Batch]
@@ -47,20 +47,15 @@ class VettingMod:
         """The app's answer, or an error."""
         if not _trains(message):
             return call_next(message, context)
-        if not _takes_part(context, self.limit):
-            self.log.decided("vetting", "withheld", ("too many rounds were withheld",))
+        decisions = Decisions(self.log, self.limit, ContextHistory(context))
+        if decisions.stays_away("vetting"):
             return refused(message)
-        verdict = _closed("vetting", lambda: self.guard.before(self._received(message, context)))
-        if _ends(context, self.log, verdict):
-            return refused(message)
-        return call_next(message, context)
+        verdict = closed("vetting", lambda: self.guard.before(self._received(message, context)))
+        return refused(message) if decisions.ends(verdict) else call_next(message, context)
 
     def _received(self, message: Message, context: Context) -> Received:
-        shape = self.model.image_shape
-        batch = Batch(torch.zeros(0, *shape), torch.zeros(0, dtype=torch.int64))
-        if self.images is not None:
-            batch = self.images(context)
-        return Received(_sent_model(self.model, message), batch, self.recipe)
+        batch = None if self.images is None else self.images(context)
+        return received(self.model, _tensors(message), batch, self.recipe)
 
 
 @dataclass(frozen=True)
@@ -88,76 +83,46 @@ class GateMod:
         """The app's answer, or an error."""
         if not _trains(message):
             return call_next(message, context)
-        if not _takes_part(context, self.limit):
-            self.log.decided("leakage_gate", "withheld", ("too many rounds were withheld",))
+        decisions = Decisions(self.log, self.limit, ContextHistory(context))
+        if decisions.stays_away("leakage_gate"):
             return refused(message)
-        received: list[Received] = []
-        before = _closed("leakage_gate", lambda: received.append(self._received(message, context)))
+        seen: list[Received] = []
+        before = closed("leakage_gate", lambda: seen.append(self._received(message, context)))
         if before is not None:
-            _ends(context, self.log, before)
+            decisions.ends(before)
             return refused(message)
         answer = call_next(message, context)
         if answer.has_error():
             return answer
-        verdict = _closed("leakage_gate", lambda: self.guard.after(self._trained(received[0], answer)))
-        return refused(message) if _ends(context, self.log, verdict) else answer
+        verdict = closed(
+            "leakage_gate", lambda: self.guard.after(trained(seen[0], _tensors(answer), examples_of(answer)))
+        )
+        return refused(message) if decisions.ends(verdict) else answer
 
     def _received(self, message: Message, context: Context) -> Received:
-        return Received(_sent_model(self.model, message), self.images(context), self.recipe)
+        return received(self.model, _tensors(message), self.images(context), self.recipe)
 
-    def _trained(self, received: Received, answer: Message) -> Trained:
-        tensors = tensors_of(answer.content.array_records[arrays_key(answer)])
-        found = matched_state(self.model, tensors, "the update")
-        missing = [name for name in self.model.parameters if name not in found]
-        if missing:
-            raise InputError(f"the update lacks '{missing[0]}', so it cannot be read as an attacker would")
-        _, buffers, counters = parted(found, None)
-        update = Update(
-            kind="weights",
-            trainable={name: found[name].to(torch.float32) for name in self.model.parameters},
-            buffers=buffers,
-            counters=counters,
-            examples=examples_of(answer) or len(received.batch),
-        )
-        places = torch.arange(len(received.batch))
-        steps = torch.split(places, self.recipe.batch_size)
-        return Trained(received, update, list(steps) * self.recipe.epochs)
+
+@dataclass(frozen=True)
+class ContextHistory:
+    """Which rounds were withheld, in the client's state at its SuperNode."""
+
+    context: Context
+
+    def read(self) -> list[bool]:
+        """What the state remembers."""
+        record = self.context.state.config_records.get(HISTORY)
+        found = [] if record is None else record["withheld"]
+        return [bool(entry) for entry in found] if isinstance(found, list) else []
+
+    def write(self, withheld: list[bool]) -> None:
+        """Remembers it there."""
+        self.context.state[HISTORY] = ConfigRecord({"withheld": withheld})
 
 
 def _trains(message: Message) -> bool:
     return bool(str(message.metadata.message_type).partition(".")[0] == MessageType.TRAIN)
 
 
-def _sent_model(model: GlobalModel, message: Message) -> GlobalModel:
-    tensors = tensors_of(message.content.array_records[arrays_key(message)])
-    return apply_state(model, matched_state(model, tensors, "the received model"), "the received model")
-
-
-def _closed(what: str, look: Callable[[], Verdict | None]) -> Verdict | None:
-    """A guard that breaks down withholds: what nobody could look at is not trained on and not sent."""
-    try:
-        return look()
-    except MedPFLError as error:
-        return Verdict(what, "unusable", True, (str(error),))
-    except Exception as error:  # noqa: BLE001  whatever happens, nothing is sent unseen; the reason stands in the log
-        return Verdict(what, "unusable", True, (f"the guard broke down ({type(error).__name__}: {error})",))
-
-
-def _ends(context: Context, log: AuditLog, verdict: Verdict | None) -> bool:
-    """Notes a verdict in the log and in the client's history; whether the round ends."""
-    ends = verdict is not None and verdict.withholds
-    history = [bool(entry) for entry in _history(context)]
-    context.state[HISTORY] = ConfigRecord({"withheld": [*history, ends][-1000:]})
-    if verdict is not None:
-        log.decided(verdict.guard, "withheld" if ends else "passed", verdict.reasons, level=verdict.level)
-    return ends
-
-
-def _history(context: Context) -> list[bool]:
-    record = context.state.config_records.get(HISTORY)
-    found = [] if record is None else record["withheld"]
-    return list(found) if isinstance(found, list) else []
-
-
-def _takes_part(context: Context, limit: WithholdLimit) -> bool:
-    return may_take_part(_history(context), limit)
+def _tensors(message: Message) -> dict[str, torch.Tensor]:
+    return tensors_of(message.content.array_records[arrays_key(message)])

@@ -8,7 +8,7 @@ from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, MessageType
 
-from medpfl.integrations.flower.audit_log import AuditLog
+from medpfl.integrations.common.audit_log import AuditLog
 from medpfl.integrations.flower.records import config_of, refused
 
 SECURE_AGGREGATION = "secaggplus_configs"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,15 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from medpfl.core.errors import DataError, StoreError
+from medpfl.core.errors import DataError
 from medpfl.federation.recording import About, Recorder, Storage
 from medpfl.federation.recording.writer import LIMIT
+from medpfl.integrations.common.careful import LOGGER, carefully
 from medpfl.integrations.flower.records import arrays_key, config_of, examples_of, metrics_of, tensors_of
 from medpfl.integrations.flower.wrapping import WrappingStrategy
 
 LONGEST_REASON = 300
 """Characters of a client's error that are kept."""
-
-LOGGER = logging.getLogger("medpfl.flower")
 
 
 class RecordingStrategy(WrappingStrategy):
@@ -57,7 +56,7 @@ class RecordingStrategy(WrappingStrategy):
         """The inner strategy's messages, each recorded as it is sent; what all get is kept once."""
         messages = list(super().configure_train(server_round, arrays, config, grid))
         for message in messages:
-            self._guarded(self._sent, server_round, message)
+            carefully(self.recorder, server_round, partial(self._sent, server_round, message))
         return messages
 
     def aggregate_train(
@@ -66,7 +65,7 @@ class RecordingStrategy(WrappingStrategy):
         """Records the answers and hands them on."""
         answers = list(replies)
         for message in answers:
-            self._guarded(self._received, server_round, message)
+            carefully(self.recorder, server_round, partial(self._received, server_round, message))
         return super().aggregate_train(server_round, answers)
 
     def summary(self) -> None:
@@ -98,18 +97,3 @@ class RecordingStrategy(WrappingStrategy):
         self.recorder.received(
             number, client, tensors, examples=examples_of(message, self.examples_key), kind="weights", config=said
         )
-
-    def _guarded(self, act: Any, number: int, message: Message) -> None:
-        """Recording never stops a training."""
-        try:
-            act(number, message)
-        except (DataError, StoreError) as error:
-            LOGGER.warning("round %d is not recorded in full: %s", number, error)
-            if isinstance(error, StoreError):
-                self._give_up(str(error))
-
-    def _give_up(self, reason: str) -> None:
-        try:
-            self.recorder.stop(reason)
-        except StoreError:  # the disk that is full does not take the line either
-            self.recorder.stopped = reason

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from medpfl.core.files import append
 
-LOGGER = logging.getLogger("medpfl.flower")
+LOGGER = logging.getLogger("medpfl.integrations")
 
 
 @dataclass(frozen=True)
 class AuditLog:
-    """Appends a JSON line per decision to `path` (mode 0600), and tells Python's logging `medpfl.flower`.
+    """Appends a JSON line per decision to `path` (mode 0600), and tells Python's logging `medpfl.integrations`.
 
     path None: the logging alone. The lines hold scores and reasons: they stay at the site.
     """

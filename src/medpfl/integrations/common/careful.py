@@ -1,0 +1,28 @@
+"""A recorder that never stops a training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from medpfl.core.errors import DataError, StoreError
+from medpfl.federation.recording import Recorder
+
+LOGGER = logging.getLogger("medpfl.integrations")
+
+
+def carefully(recorder: Recorder, number: int, act: Callable[[], None]) -> None:
+    """Records with `act`. What cannot be read thins the recording, what cannot be written ends it; both are warnings."""
+    try:
+        act()
+    except (DataError, StoreError) as error:
+        LOGGER.warning("round %d is not recorded in full: %s", number, error)
+        if isinstance(error, StoreError):
+            _give_up(recorder, str(error))
+
+
+def _give_up(recorder: Recorder, reason: str) -> None:
+    try:
+        recorder.stop(reason)
+    except StoreError:  # the disk that is full does not take the line either
+        recorder.stopped = reason
