@@ -17,6 +17,7 @@ from medpfl.audit.entry_parsing import PARSERS, threat_model_params
 from medpfl.audit.grid import Cell
 from medpfl.audit.spec import Spec
 from medpfl.audit.validation import as_plain
+from medpfl.core.domain import Recipe
 from medpfl.core.seeding import content_hash
 
 E = TypeVar("E", bound=Entry)
@@ -113,27 +114,34 @@ def _recipe_known(cell: Cell) -> Cell | None:
     return replace(cell, threat_model=_changed(entry, params, withhold=withhold))
 
 
-def _recipe(cell: Cell, **settings: Any) -> Cell:
-    recipe = replace(cell.recipe.recipe, **settings)
+def _recipe(name: str, cell: Cell) -> Cell | None:
+    recipe = RECIPE_CHANGES[name](cell.recipe.recipe)
+    if recipe is None:
+        return None
     return replace(cell, recipe=_changed(cell.recipe, as_plain(recipe), name=recipe.default_id, recipe=recipe))
 
 
-def _batch_norm_eval(cell: Cell) -> Cell | None:
-    return _recipe(cell, batch_norm="eval") if cell.recipe.recipe.batch_norm == "train" else None
+def _batch_norm_eval(recipe: Recipe) -> Recipe | None:
+    return replace(recipe, batch_norm="eval") if recipe.batch_norm == "train" else None
 
 
-def _plain_gradient(cell: Cell) -> Cell | None:
-    recipe = cell.recipe.recipe
+def _plain_gradient(recipe: Recipe) -> Recipe | None:
     if recipe.update == "gradient" or (recipe.local_steps * recipe.epochs == 1 and recipe.optimizer == "sgd"):
         return None
     images = recipe.images if recipe.local_steps == 1 else None
-    return _recipe(cell, update="gradient", local_steps=1, epochs=1, images=images)
+    return replace(recipe, update="gradient", local_steps=1, epochs=1, images=images)
 
 
-def _batch_size_1(cell: Cell) -> Cell | None:
-    if cell.recipe.recipe.batch_size == 1:
-        return None
-    return _recipe(cell, batch_size=1, images=None, accumulation=1)
+def _batch_size_1(recipe: Recipe) -> Recipe | None:
+    return None if recipe.batch_size == 1 else replace(recipe, batch_size=1, images=None, accumulation=1)
+
+
+RECIPE_CHANGES: Mapping[str, Callable[[Recipe], Recipe | None]] = {
+    "batch_norm_eval": _batch_norm_eval,
+    "plain_gradient": _plain_gradient,
+    "batch_size_1": _batch_size_1,
+}
+"""What is changed in how a client trains: each gives the changed recipe, or None where it is like that already."""
 
 
 def _untrained(cell: Cell) -> Cell | None:
@@ -157,9 +165,7 @@ CHANGES: Mapping[str, Callable[[Cell], Cell | None]] = {
     "labels_given": partial(_knows, "labels"),
     "masks_given": partial(_knows, "masks"),
     "recipe_known": _recipe_known,
-    "batch_norm_eval": _batch_norm_eval,
-    "plain_gradient": _plain_gradient,
-    "batch_size_1": _batch_size_1,
+    **{name: partial(_recipe, name) for name in RECIPE_CHANGES},
     "untrained": _untrained,
     "no_defense": partial(_without, "defense", "none"),
     "no_guard": partial(_without, "guard", "none"),

@@ -73,8 +73,8 @@ def write_tables(store: Store, spec: Spec) -> Tables:
     they diagnose) and `change` (what was changed in each of them); the summary's counts and limit leave them out.
     """
     changes: list[dict[str, str]] = store.get("changes") or []
-    marks = _marks(changes)
-    rows = [{**row, **marks.get(row["cell"], {})} for row in store.results()]
+    marked = marks(changes)
+    rows = [{**row, **marked.get(row["cell"], {})} for row in store.results()]
     frame = pd.DataFrame(rows, columns=RESULT_COLUMNS) if rows else pd.DataFrame(columns=list(RESULT_COLUMNS))
     write_atomically(store.folder / "results.csv", csv_bytes(rows, RESULT_COLUMNS))
     guarantees = (store.get("guarantees") or {}).get("cells", {})
@@ -85,7 +85,7 @@ def write_tables(store: Store, spec: Spec) -> Tables:
             **row,
             **guarantees.get(row["cell"], {}),
             **prices.get(row["cell"], {}),
-            **marks.get(row["cell"], {}),
+            **marked.get(row["cell"], {}),
         }
         for row in _cell_rows(store, spec, frame)
     ]
@@ -103,7 +103,7 @@ def write_tables(store: Store, spec: Spec) -> Tables:
     return Tables(tuple(own), tuple(found), measured, priced)
 
 
-def _marks(changes: Sequence[Mapping[str, str]]) -> dict[str, dict[str, str]]:
+def marks(changes: Sequence[Mapping[str, str]]) -> dict[str, dict[str, str]]:
     """The columns of the diagnosis, by the id of a cell that exists for it only."""
     found: dict[str, dict[str, str]] = {}
     for name in dict.fromkeys(change["changed"] for change in changes if is_extra(change["changed"])):

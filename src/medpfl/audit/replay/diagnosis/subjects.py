@@ -1,0 +1,72 @@
+"""From a recorded update to what a diagnosis looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from medpfl.audit.replay.diagnosis.agreement import best_agreement
+from medpfl.audit.replay.diagnosis.changes import Owned
+from medpfl.audit.replay.diagnosis.subject import Subject
+from medpfl.audit.replay.observing import observe
+from medpfl.audit.replay.settings import Replay
+from medpfl.core.errors import InputError
+from medpfl.core.functional import is_finite
+from medpfl.federation.changes import norm, sent_change
+from medpfl.federation.recording import Recorded
+from medpfl.metrics.truth import GroundTruth
+from medpfl.models.state import matched_state
+
+
+def subject_of(settings: Replay, update: Recorded) -> Subject:
+    """An update with all that the server knows of it. Raises DataError or ModelError where it cannot be read."""
+    observation = observe(settings.recording, update, settings.model, settings.known_recipe, examples=settings.examples)
+    answered = matched_state(settings.model, update.tensors, f"the update of round {update.round}")
+    raw = {name: answered[name] for name in observation.update.trainable}
+    return Subject(
+        observation=observation,
+        raw=raw,
+        norms=_norms(settings, update),
+        fresh=settings.model,
+        said=update.config,
+        stated=update.examples is not None,
+    )
+
+
+def _norms(settings: Replay, update: Recorded) -> Mapping[str, float]:
+    """How much each client of the round changed the model, as far as their updates can be read."""
+    found = {}
+    for other in settings.recording.updates:
+        if other.round != update.round or other.kind != update.kind:
+            continue
+        try:
+            seen = observe(settings.recording, other, settings.model, None, examples=settings.examples or 1)
+        except InputError:
+            continue
+        found[other.client] = norm(sent_change(seen.update, seen.model.parameters))
+    return found
+
+
+def owned_update(settings: Replay, update: Recorded, subject: Subject) -> Owned | str:
+    """The update with its truth and the client's step replayed, or why there is nothing to compare."""
+    truth = None if settings.truths is None else settings.truths.of(update)
+    if truth is None:
+        return "the truth of this client was not given"
+    if not all(is_finite(tensor) for tensor in subject.change.values()):
+        return "the update is not finite"
+    groups = _groups(truth, update, subject)
+    if isinstance(groups, str):
+        return groups
+    observation = subject.observation
+    found = best_agreement(subject.model, subject.change, groups, observation.recipe, observation.update.kind)
+    return Owned(subject, groups, found)
+
+
+def _groups(truth: GroundTruth, update: Recorded, subject: Subject) -> tuple[GroundTruth, ...] | str:
+    """The images of each client, the order of an aggregate's being that of its `examples_by_client`."""
+    if subject.observation.clients == 1:
+        return (truth,)
+    counts = update.config.get("examples_by_client")
+    if not isinstance(counts, list) or sum(counts) != len(truth.images) or min(counts) < 1:
+        return "which image of the aggregate is whose is not known (examples_by_client)"
+    starts = [sum(counts[:place]) for place in range(len(counts))]
+    return tuple(truth.part(range(start, start + count)) for start, count in zip(starts, counts, strict=True))
