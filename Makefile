@@ -6,16 +6,20 @@ BIN := $(VENV)/bin
 PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 INSTALL := $(BIN)/python $(PIP)
 BENCH := .venv-bench
+FLOWER_OLDEST ?= 1.28.0
+FLOWER_NEWEST ?= 1.41.0
 BENCH_OPTIONS ?=
 SHORT := docs/benchmarks/short
 PEER := regularization.total_variation.scale=0.05 optim.step_size_decay=cosine-decay
 
-.PHONY: demo test lint types imports pytest bench bench-env clean help
+.PHONY: demo test lint types imports pytest bench bench-env flower-test flare-test clean help
 
 help:
 	@echo "make demo   install and audit real medical images, report in out/demo/"
 	@echo "make test   install, lint, types, import rule, doctests and tests"
 	@echo "make lint   ruff, mypy and import-linter only"
+	@echo "make flower-test  tests of the Flower integration on the oldest and the newest Flower (.venv-flower-oldest, -newest)"
+	@echo "make flare-test   tests of the NVIDIA FLARE integration (.venv-flare)"
 	@echo "make bench  speed and quality beside breaching (installed into .venv-bench) and the papers' recipes: tables and"
 	@echo "            figures in docs/benchmarks/, under 10 minutes; on a GPU where there is one"
 
@@ -43,6 +47,31 @@ lint: $(VENV)/.installed-dev
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
+# MedPFL's own versions first, then what that Flower asks for beside them: the two differ in what they allow.
+.venv-flower-%/.installed: pyproject.toml constraints.txt Makefile
+	$(PYTHON) -m venv .venv-flower-$*
+	.venv-flower-$*/bin/python $(PIP) -e . pytest pytest-timeout
+	.venv-flower-$*/bin/python -m pip install --quiet --disable-pip-version-check -e '.[flower]' flwr==$(FLOWER_VERSION)
+	@touch $@
+
+.venv-flower-oldest/.installed: FLOWER_VERSION = $(FLOWER_OLDEST)
+.venv-flower-newest/.installed: FLOWER_VERSION = $(FLOWER_NEWEST)
+
+flower-test: .venv-flower-oldest/.installed .venv-flower-newest/.installed
+	for which in oldest newest; do \
+	    .venv-flower-$$which/bin/python -c 'import flwr; print("Flower", flwr.__version__)' && \
+	    .venv-flower-$$which/bin/python -m pytest -rs tests/integrations || exit 1; \
+	done
+
+.venv-flare/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-flare
+	.venv-flare/bin/python $(PIP) -e '.[nvflare]' pytest pytest-timeout
+	@touch $@
+
+flare-test: .venv-flare/.installed
+	.venv-flare/bin/python -c 'import nvflare; print("NVIDIA FLARE", nvflare.__version__)'
+	.venv-flare/bin/python -m pytest -rs tests/integrations
+
 $(BENCH)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(BENCH)
 	$(BENCH)/bin/python $(PIP) -e . breaching==0.1.2
@@ -59,4 +88,4 @@ bench: bench-env
 	    --peer-set $(PEER) --table $(SHORT)/gradinv.md --figure $(SHORT)/gradinv.png
 
 clean:
-	rm -rf $(VENV) $(BENCH) out
+	rm -rf $(VENV) $(BENCH) .venv-flower-oldest .venv-flower-newest .venv-flare out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -15,15 +16,25 @@ from medpfl.models import build_model
 Instruct = Callable[..., Any]
 
 
+@contextlib.contextmanager
+def identified(task: int, run: int, node: int) -> Iterator[None]:
+    """Messages need a process that knows whose it is; the oldest Flower asks nobody."""
+    try:
+        from flwr.supercore.task_identity import TaskIdentity
+    except ImportError:
+        yield
+        return
+    before = TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = task, run, node
+    yield
+    TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id = before
+
+
 @pytest.fixture
 def instruct() -> Iterator[Instruct]:
     """Makes train messages with these tensors and settings, for node 7 in round 1."""
     pytest.importorskip("flwr")
     from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
-    from flwr.supercore.task_identity import TaskIdentity
-
-    before = TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 7
 
     def make(tensors: Mapping[str, Any], config: Mapping[str, Any] | None = None, node: int = 7, **records: Any) -> Any:
         content = RecordDict({"arrays": ArrayRecord(dict(tensors)), "config": ConfigRecord(dict(config or {}))})
@@ -31,8 +42,8 @@ def instruct() -> Iterator[Instruct]:
             content[name] = ConfigRecord(values)
         return Message(content=content, dst_node_id=node, message_type="train")
 
-    yield make
-    TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id = before
+    with identified(task=1, run=1, node=7):
+        yield make
 
 
 @pytest.fixture
