@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -56,9 +56,17 @@ class Recorder:
         """Why nothing more is recorded; empty while recording goes on."""
         self._log("begun", about=about or About())
 
-    def sent(self, round: int, tensors: Arrays, *, client: str = "", config: Mapping[str, Any] | None = None) -> None:
-        """The server sent these tensors in that round: to one client, or to all where `client` is empty."""
-        self._keep("sent", round, client, tensors, config=dict(config or {}))
+    def sent(
+        self,
+        round: int,
+        tensors: Arrays,
+        *,
+        client: str | Sequence[str] = "",
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        """The server sent these tensors in that round: to one client, to several, or to all where `client` is empty."""
+        clients = (client,) if isinstance(client, str) else tuple(client)
+        self._keep("sent", round, clients, tensors, config=dict(config or {}))
 
     def received(
         self,
@@ -74,7 +82,7 @@ class Recorder:
         if not tensors:
             self.failed(round, client, "the update holds no tensor")
             return
-        self._keep("received", round, client, tensors, examples=examples, kind=kind, config=dict(config or {}))
+        self._keep("received", round, (client,), tensors, examples=examples, kind=kind, config=dict(config or {}))
 
     def failed(self, round: int, client: str, reason: str) -> None:
         """That client gave no usable answer."""
@@ -99,13 +107,14 @@ class Recorder:
     ) -> None:
         self.close()
 
-    def _keep(self, event: Kind, round: int, client: str, tensors: Arrays, **values: Any) -> None:
-        if self.stopped:
+    def _keep(self, event: Kind, round: int, clients: Sequence[str], tensors: Arrays, **values: Any) -> None:
+        if self.stopped or not clients:
             return
         try:
             content = _serialized(tensors)
         except DataError as error:
-            self.failed(round, client, str(error))
+            for client in clients:
+                self.failed(round, client, str(error))
             return
         digest = hashlib.sha256(content).hexdigest()
         name = self._written.get(digest)
@@ -116,11 +125,13 @@ class Recorder:
                     f"{self._limit / 2**20:.0f} MiB"
                 )
                 return
-            name = f"{round:06d}-{event}{'-' + _safe(client) if client else ''}-{digest[:12]}.safetensors"
+            only = f"-{_safe(clients[0])}" if len(clients) == 1 and clients[0] else ""
+            name = f"{round:06d}-{event}{only}-{digest[:12]}.safetensors"
             self._storage.write(name, content)
             self._size += len(content)
             self._written = {digest: name} if event == "sent" else self._written
-        self._log(event, round=round, client=client, file=name, sha256=digest, size=len(content), **values)
+        for client in clients:
+            self._log(event, round=round, client=client, file=name, sha256=digest, size=len(content), **values)
 
     def _log(self, event: Kind, **values: Any) -> None:
         self._storage.append(Event(event=event, time=time.time(), **values).line())
