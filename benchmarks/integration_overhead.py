@@ -11,8 +11,10 @@ them alike. Messages are handed over in the process: no network makes the round 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import platform
+import shutil
 import statistics
 import tempfile
 import time
@@ -49,7 +51,8 @@ class Row:
     """One part on one model: medians over the repeats.
 
     added_ms: milliseconds that the part takes itself, at the server and at a client, training and Flower's own work
-    left out. ratio: of the whole round to the round of the same repeat without anything.
+    left out. behind_ms: how long writing goes on behind the next round's training; what of it is longer than that
+    training is part of added_ms. ratio: of the whole round to the round of the same repeat without anything.
     """
 
     model: str
@@ -61,17 +64,19 @@ class Row:
     added_ms: float
     server_ms: float
     client_ms: float
+    behind_ms: float
     repeats: int
     goal: str
 
 
 @dataclass(frozen=True)
 class Round:
-    """Seconds of one round: all, the server's, and the client's outside of training."""
+    """Seconds of one round: all, the server's, the client's outside of training, and what is written behind it."""
 
     whole: float
     server: float
     client: float
+    behind: float
 
 
 class Grid:
@@ -92,6 +97,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="Markdown page whose table is replaced; a .csv of its name beside it")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
+    logging.getLogger("flwr").setLevel(logging.WARNING)
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
     rows: list[Row] = []
     parts = [part for part in PARTS if part == PLAIN or not chosen.part or part in chosen.part]
@@ -104,14 +110,25 @@ def main() -> None:
         put(chosen.page, "table", [machine(chosen), "", *markdown(HEAD, table(rows))])
 
 
-HEAD = ("model", "entries", "part", "round, s", "ratio", "added, ms", "of it server", "of it client", "goal")
+HEAD = (
+    "model",
+    "entries",
+    "part",
+    "round, s",
+    "ratio",
+    "added, ms",
+    "of it server",
+    "of it client",
+    "written behind, ms",
+    "goal",
+)
 
 
 def table(rows: list[Row]) -> list[list[object]]:
     """Lines of the page."""
     return [
         [row.model, f"{row.entries:,}", row.part, f"{row.round_s:.2f}", f"{row.ratio:.3f}",
-         f"{row.added_ms:.0f}", f"{row.server_ms:.0f}", f"{row.client_ms:.0f}", row.goal]
+         f"{row.added_ms:.0f}", f"{row.server_ms:.0f}", f"{row.client_ms:.0f}", f"{row.behind_ms:.0f}", row.goal]
         for row in rows
     ]  # fmt: skip
 
@@ -163,6 +180,7 @@ def row(model: GlobalModel, part: str, rounds: list[Round], plain: list[Round]) 
         added_ms=server + client,
         server_ms=server,
         client_ms=client,
+        behind_ms=1000 * statistics.median(one.behind for one in rounds),
         repeats=len(rounds),
         goal=goal,
     )
@@ -177,7 +195,11 @@ class Bench:
         self.rounds = 0
         self.state = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
         self.recipe = Recipe(
-            update="weights", batch_size=BATCH, local_steps=-(-len(batch) // BATCH), images=len(batch), learning_rate=RATE
+            update="weights",
+            batch_size=BATCH,
+            local_steps=-(-len(batch) // BATCH),
+            images=len(batch),
+            learning_rate=RATE,
         )
 
     def round(self, part: str) -> Round:
@@ -203,8 +225,14 @@ class Bench:
         answers = [first, *(self.answer(message, others(first, place)) for place, message in enumerate(messages[1:]))]
         before = time.perf_counter()
         strategy.aggregate_train(1, answers)
-        server = sent - start + time.perf_counter() - before
-        return Round(server + client, server, client - self.trained_for)
+        after = time.perf_counter()
+        if isinstance(strategy, RecordingStrategy):
+            strategy.wait()
+            strategy.recorder.close()
+        behind = time.perf_counter() - after
+        shutil.rmtree(storage, ignore_errors=True)
+        server = sent - start + after - before + max(0.0, behind - client)
+        return Round(server + client, server, client - self.trained_for, behind)
 
     def mods(self, part: str) -> list[Callable[..., Message]]:
         """The client's mods of a part."""

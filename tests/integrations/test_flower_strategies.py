@@ -47,6 +47,8 @@ def rounds(strategy: Any, instruct: Any, answer: Any, count: int = 2, answers: A
         arrays, _ = strategy.aggregate_train(number, replies)
         if arrays is not None:
             state = dict(arrays.to_torch_state_dict())
+    if isinstance(strategy, RecordingStrategy):
+        strategy.wait()
     return state
 
 

@@ -12,13 +12,17 @@ LOGGER = logging.getLogger("medpfl.integrations")
 
 
 def carefully(recorder: Recorder, number: int, act: Callable[[], None]) -> None:
-    """Records with `act`. What cannot be read thins the recording, what cannot be written ends it; both are warnings."""
+    """Records with `act`. What cannot be read thins the recording, everything else ends it; both are warnings."""
     try:
         act()
-    except (DataError, StoreError) as error:
+    except DataError as error:
         LOGGER.warning("round %d is not recorded in full: %s", number, error)
-        if isinstance(error, StoreError):
-            _give_up(recorder, str(error))
+    except StoreError as error:
+        LOGGER.warning("round %d is not recorded in full: %s", number, error)
+        _give_up(recorder, str(error))
+    except Exception as error:
+        LOGGER.exception("round %d is not recorded in full: the recorder broke down", number)
+        _give_up(recorder, f"the recorder broke down ({type(error).__name__}: {error})")
 
 
 def _give_up(recorder: Recorder, reason: str) -> None:

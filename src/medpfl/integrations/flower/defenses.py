@@ -43,7 +43,10 @@ class DefenseMod:
         """The app's answer with the defended update, or an error."""
         if str(message.metadata.message_type).partition(".")[0] != MessageType.TRAIN:
             return call_next(message, context)
-        sent = tensors_of(message.content.array_records[arrays_key(message)])
+        try:
+            sent = tensors_of(message.content.array_records[arrays_key(message)])
+        except MedPFLError as error:
+            return self._withheld(message, str(error))
         answer = call_next(message, context)
         if answer.has_error():
             return answer
@@ -53,6 +56,9 @@ class DefenseMod:
             reason = str(error)
         except Exception as error:  # noqa: BLE001  an update that could not be defended is not sent
             reason = f"{type(error).__name__}: {error}"
+        return self._withheld(message, reason)
+
+    def _withheld(self, message: Message, reason: str) -> Message:
         self.log.decided("defense", "withheld", (reason,))
         return refused(message)
 

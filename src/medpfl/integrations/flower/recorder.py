@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from medpfl.core.errors import DataError
-from medpfl.federation.recording import About, Recorder, Storage
+from medpfl.federation.recording import About, Behind, Recorder, Storage
 from medpfl.federation.recording.writer import LIMIT
 from medpfl.integrations.common.careful import LOGGER, carefully
-from medpfl.integrations.flower.records import arrays_key, config_of, examples_of, metrics_of, tensors_of
+from medpfl.integrations.flower.records import config_of, copied_arrays, examples_of, metrics_of, tensors_of
 from medpfl.integrations.flower.wrapping import WrappingStrategy
 
 LONGEST_REASON = 300
@@ -28,7 +28,8 @@ class RecordingStrategy(WrappingStrategy):
 
     It must be the outermost strategy, around wrappers for differential privacy too, because Flower's accounted wrappers
     refuse strategies that change `aggregate_train`. Training goes on whatever happens to the recording: a full disk, an
-    answer that cannot be read or the size limit end or thin the recording, and the log says so.
+    answer that cannot be read or the size limit end or thin the recording, and the log says so. Files are written behind
+    the training, of one round at most: what a round brought is on the disk before the next but one starts.
 
     recorder: a folder, a storage (encrypted or in memory) or a recorder. examples_key: metric that holds the number of
     images. Node numbers are recorded as text.
@@ -44,6 +45,7 @@ class RecordingStrategy(WrappingStrategy):
         examples_key: str = "num-examples",
     ) -> None:
         super().__init__(strategy)
+        self._behind = Behind()
         self.examples_key = examples_key
         if isinstance(recorder, Recorder):
             self.recorder = recorder
@@ -53,16 +55,16 @@ class RecordingStrategy(WrappingStrategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """The inner strategy's messages, each recorded as it is sent; what all get is kept once."""
+        """The inner strategy's messages, recorded while clients train; what several get is kept once."""
         messages = list(super().configure_train(server_round, arrays, config, grid))
-        for message in messages:
-            carefully(self.recorder, server_round, partial(self._sent, server_round, message))
+        self.wait()
+        carefully(self.recorder, server_round, partial(self._sent, server_round, messages))
         return messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Records the answers and hands them on."""
+        """Hands the answers on, which are recorded while the next round runs."""
         answers = list(replies)
         for message in answers:
             carefully(self.recorder, server_round, partial(self._received, server_round, message))
@@ -76,24 +78,51 @@ class RecordingStrategy(WrappingStrategy):
     def start(self, *arguments: Any, **values: Any) -> Any:
         """Runs all rounds and closes the recording, also where a round raises."""
         with self.recorder:
-            return super().start(*arguments, **values)
+            try:
+                return super().start(*arguments, **values)
+            finally:
+                self.wait()
 
-    def _sent(self, number: int, message: Message) -> None:
-        tensors = tensors_of(message.content.array_records[arrays_key(message)])
-        self.recorder.sent(number, tensors, client=str(message.metadata.dst_node_id), config=config_of(message))
+    def wait(self) -> None:
+        """Until all that was handed over is recorded. `start` does so at its end, and every round for the one before."""
+        self._behind.wait()
+
+    def _sent(self, number: int, messages: Sequence[Message]) -> None:
+        same: dict[tuple[object, ...], tuple[ArrayRecord, list[str], dict[str, Any]]] = {}
+        for message in messages:
+            arrays, config = copied_arrays(message), config_of(message)
+            key = (tuple((name, id(array.data)) for name, array in arrays.items()), repr(config))
+            same.setdefault(key, (arrays, [], config))[1].append(str(message.metadata.dst_node_id))
+        for arrays, clients, config in same.values():
+            self._record(number, partial(self._keep_sent, number, arrays, clients, config))
+
+    def _keep_sent(self, number: int, arrays: ArrayRecord, clients: list[str], config: dict[str, Any]) -> None:
+        self.recorder.sent(number, tensors_of(arrays), client=clients, config=config)
 
     def _received(self, number: int, message: Message) -> None:
         client = str(message.metadata.src_node_id)
         if message.has_error():
-            reason = " ".join((message.error.reason or "no reason").split())
-            self.recorder.failed(number, client, f"error {message.error.code}: {reason[:LONGEST_REASON]}")
+            reason = " ".join((message.error.reason or "no reason").split())[:LONGEST_REASON]
+            self._record(number, partial(self.recorder.failed, number, client, f"error {message.error.code}: {reason}"))
             return
         try:
-            tensors = tensors_of(message.content.array_records[arrays_key(message)])
+            arrays = copied_arrays(message)
+        except DataError as error:
+            self._record(number, partial(self.recorder.failed, number, client, str(error)))
+            return
+        said = {name: value for name, value in metrics_of(message).items() if name != self.examples_key}
+        examples = examples_of(message, self.examples_key)
+        self._record(number, partial(self._keep_received, number, client, arrays, examples, said))
+
+    def _keep_received(
+        self, number: int, client: str, arrays: ArrayRecord, examples: int | None, said: dict[str, Any]
+    ) -> None:
+        try:
+            tensors = tensors_of(arrays)
         except DataError as error:
             self.recorder.failed(number, client, str(error))
             return
-        said = {name: value for name, value in metrics_of(message).items() if name != self.examples_key}
-        self.recorder.received(
-            number, client, tensors, examples=examples_of(message, self.examples_key), kind="weights", config=said
-        )
+        self.recorder.received(number, client, tensors, examples=examples, kind="weights", config=said)
+
+    def _record(self, number: int, act: Callable[[], None]) -> None:
+        self._behind.do(partial(carefully, self.recorder, number, act))

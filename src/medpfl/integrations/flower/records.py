@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import struct
+import tokenize
+import zipfile
+import zlib
 from typing import Any
 
+import numpy as np
+import torch
 from flwr.app import ArrayRecord, Error, Message, RecordDict
 from torch import Tensor
 
@@ -16,6 +23,24 @@ WITHHELD = "withheld"
 ERROR_CODE = 451
 """Code of the error in place of a withheld update."""
 
+UNREADABLE = (
+    TypeError,
+    ValueError,
+    KeyError,
+    AttributeError,
+    RuntimeError,
+    OverflowError,
+    EOFError,
+    OSError,
+    MemoryError,
+    SyntaxError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What NumPy and PyTorch raise on bytes that are no array: a sender may put anything there."""
+
 
 def arrays_key(message: Message) -> str:
     """Key of the one array record of a message. Raises DataError where there is none, or more than one."""
@@ -25,12 +50,21 @@ def arrays_key(message: Message) -> str:
     return str(keys[0])
 
 
+def copied_arrays(message: Message) -> ArrayRecord:
+    """The one array record of a message, which stays as it is where others change the message. Raises DataError."""
+    return ArrayRecord(dict(message.content.array_records[arrays_key(message)]))
+
+
 def tensors_of(record: ArrayRecord) -> dict[str, Tensor]:
     """The arrays by name, in order and in their own types. Raises DataError for what no tensor can hold."""
-    try:
-        return dict(record.to_torch_state_dict())
-    except (TypeError, ValueError, KeyError, RuntimeError, EOFError, OSError) as error:
-        raise DataError(f"an array of the message cannot be read ({str(error).strip().splitlines()[0]})") from None
+    tensors: dict[str, Tensor] = {}
+    for name, array in record.items():
+        try:
+            tensors[str(name)] = torch.from_numpy(np.asarray(array.numpy(), order="C"))
+        except UNREADABLE as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise DataError(f"array '{name}' of the message cannot be read ({reason})") from None
+    return tensors
 
 
 def with_tensors(message: Message, tensors: Tensors) -> Message:
@@ -59,7 +93,8 @@ def config_of(message: Message) -> dict[str, Any]:
 def examples_of(message: Message, key: str = "num-examples") -> int | None:
     """How many images the client says that it trained on; None if it does not."""
     value = metrics_of(message).get(key)
-    return None if value is None or isinstance(value, list) or float(value) < 1 else int(value)
+    said = isinstance(value, int | float) and math.isfinite(value) and value >= 1
+    return int(value) if said else None
 
 
 def refused(message: Message) -> Message:
