@@ -93,8 +93,7 @@ def config_of(message: Message) -> dict[str, Any]:
 def examples_of(message: Message, key: str = "num-examples") -> int | None:
     """How many images the client says that it trained on; None if it does not."""
     value = metrics_of(message).get(key)
-    said = isinstance(value, int | float) and math.isfinite(value) and value >= 1
-    return int(value) if said else None
+    return int(value) if isinstance(value, int | float) and math.isfinite(value) and value >= 1 else None
 
 
 def refused(message: Message) -> Message:
