@@ -4,4 +4,9 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-collect_ignore_glob = [] if find_spec("flwr") else ["src/medpfl/integrations/flower/*"]
+NEEDED = {"flower": "flwr", "flare": "nvflare"}
+"""Integration -> the package that it needs."""
+
+collect_ignore_glob = [
+    f"src/medpfl/integrations/{name}/*" for name, package in NEEDED.items() if find_spec(package) is None
+]

@@ -1,0 +1,176 @@
+"""A filter for the server that records what an honest but curious one sees."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nvflare
+from nvflare.apis.dxo import DXO
+from nvflare.apis.filter import Filter, FilterChainType, FilterContextKey
+from nvflare.apis.fl_constant import FLContextKey, ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+
+from medpfl.audit.validation import build
+from medpfl.core.errors import DataError, InputError, SpecError
+from medpfl.federation.recording import About, Recorder
+from medpfl.federation.recording.writer import LIMIT
+from medpfl.integrations.common.careful import LOGGER, carefully
+from medpfl.integrations.flare.exchange import (
+    CHANGES,
+    METRICS,
+    WEIGHTS,
+    kind_of,
+    peer_of,
+    plain,
+    read,
+    round_of,
+    tensors_of,
+)
+
+STEPS = "NUM_STEPS_CURRENT_ROUND"
+"""What clients of FLARE's own recipes say of how much they trained."""
+
+
+class Shared:
+    """The recorders of this process by folder: filters of what goes out and of what comes in are objects of their own."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.recorders: dict[Path, Recorder | str] = {}
+        self.rounds: dict[tuple[Path, str], int] = {}
+
+    def recorder(self, folder: Path, about: About, limit: int) -> Recorder | None:
+        """The recorder of a folder; None where it cannot be used, which is a warning once."""
+        if folder not in self.recorders:
+            try:
+                self.recorders[folder] = Recorder(folder, about, limit=limit)
+            except InputError as error:
+                LOGGER.warning("nothing is recorded, training goes on: %s", error)
+                self.recorders[folder] = str(error)
+        found = self.recorders[folder]
+        return None if isinstance(found, str) else found
+
+    def close(self) -> None:
+        """Lets others write to all folders."""
+        with self.lock:
+            for recorder in self.recorders.values():
+                if isinstance(recorder, Recorder):
+                    recorder.close()
+            self.recorders.clear()
+            self.rounds.clear()
+
+
+SHARED = Shared()
+
+
+class RecordingFilter(Filter):
+    """Records models that the server sends and the sites' answers, for `medpfl replay`; changes nothing.
+
+    The same class goes to the server's task_data_filters and its task_result_filters, with the same folder. Training
+    goes on whatever happens to the recording: a folder that another recorder uses, a full disk, an answer that cannot
+    be read or the size limit are warnings and, where possible, lines of its log.
+
+    folder: of the recording. limit: bytes that it may take. channel, defense: what replay should know of how updates
+    travel. tasks: those that are recorded. examples_key: of the meta, whose number times `images_per_step` is the number of
+    images; by default the number of steps, as FLARE's recipes weight sites. Raises SpecError for parameters that are
+    wrong.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        limit: int = LIMIT,
+        channel: str = "plain",
+        defense: str = "",
+        tasks: Sequence[str] = ("train",),
+        examples_key: str = STEPS,
+        images_per_step: int = 1,
+    ) -> None:
+        super().__init__()
+        if not isinstance(folder, str) or not folder:
+            raise SpecError(f"folder: expected the path of the recording's folder, found {folder!r}")
+        for key, number in (("limit", limit), ("images_per_step", images_per_step)):
+            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+                raise SpecError(f"{key}: expected a whole number from 1, found {number!r}")
+        if isinstance(tasks, str) or not tasks or not all(isinstance(task, str) for task in tasks):
+            raise SpecError(f"tasks: expected a list of names, found {tasks!r}")
+        self.folder, self.limit, self.channel, self.defense = folder, limit, channel, defense
+        self.tasks, self.examples_key, self.images_per_step = list(tasks), examples_key, images_per_step
+        self.about: About = build(
+            About, {"source": f"nvflare {nvflare.__version__}", "channel": channel, "defense": defense}, "about"
+        )
+
+    def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
+        """The message, as it is."""
+        try:
+            if str(fl_ctx.get_prop(FLContextKey.TASK_NAME) or self.tasks[0]) in self.tasks:
+                with SHARED.lock:
+                    self._record(shareable, fl_ctx)
+        except Exception as error:  # noqa: BLE001  recording never stops a training, whatever a message holds
+            LOGGER.warning("a message is not recorded: %s: %s", type(error).__name__, error)
+        return shareable
+
+    def _record(self, message: Shareable, context: FLContext) -> None:
+        folder = Path(self.folder).resolve()
+        recorder = SHARED.recorder(folder, self.about, self.limit)
+        if recorder is None:
+            return
+        client = peer_of(message, context)
+        outward = self.get_prop(FilterContextKey.CHAIN_TYPE) == FilterChainType.TASK_DATA_CHAIN
+        try:
+            found: DXO | None = read(message)
+        except DataError:
+            found = None
+        number = round_of(message, found, context)
+        if number is None:
+            number = SHARED.rounds.get((folder, client), 0)
+        if outward:
+            SHARED.rounds[folder, client] = number
+            carefully(recorder, number, partial(_sent, recorder, number, client, message))
+        else:
+            carefully(recorder, number, partial(self._received, recorder, number, client, message))
+
+    def _received(self, recorder: Recorder, number: int, client: str, message: Shareable) -> None:
+        code = message.get_return_code()
+        if code != ReturnCode.OK:
+            recorder.failed(number, client, f"return code {code}")
+            return
+        try:
+            found = read(message)
+            if kind_of(found) == METRICS:
+                return
+            if kind_of(found) not in (WEIGHTS, CHANGES):
+                raise DataError(f"the answer is of kind {kind_of(found)}")
+            tensors = tensors_of(found)
+        except DataError as error:
+            recorder.failed(number, client, str(error))
+            return
+        recorder.received(
+            number,
+            client,
+            tensors,
+            examples=self._examples(found),
+            kind="delta" if kind_of(found) == CHANGES else "weights",
+            config=_said(found),
+        )
+
+    def _examples(self, found: DXO) -> int | None:
+        told: Any = found.get_meta_prop(self.examples_key)
+        if isinstance(told, bool) or not isinstance(told, int | float) or told < 1:
+            return None
+        return int(told) * self.images_per_step
+
+
+def _sent(recorder: Recorder, number: int, client: str, message: Shareable) -> None:
+    found = read(message)
+    recorder.sent(number, tensors_of(found), client=client, config=_said(found))
+
+
+def _said(found: DXO) -> dict[str, Any]:
+    """What stands in clear beside the tensors."""
+    return {str(key): value for key, value in (found.meta or {}).items() if plain(value)}
