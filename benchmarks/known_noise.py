@@ -13,7 +13,6 @@ other victims: settings were chosen on them. Rows that the CSV file has already 
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from known_noise_page import NULLS, Row, figure, table
+from known_noise_page import NULLS, figure, table
 from photographs import photograph_crops
 from pictures import KINDS, ROOT, load_pictures
+from tables import add_texts, has_texts, read_texts
 from torch import Tensor
 
 from medpfl.attacks.base import Attack
@@ -36,6 +36,7 @@ from medpfl.core.seeding import generator
 from medpfl.core.tasks import SingleLabel
 from medpfl.defenses.laplace import Laplace
 from medpfl.federation.client import client_step
+from medpfl.federation.hooks import NO_HOOKS
 from medpfl.metrics.nulls import null_baselines
 from medpfl.metrics.truth import GroundTruth
 from medpfl.models import MODELS, prepare
@@ -88,32 +89,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for side in (*NULLS, *options.sides):
                 key = {"data": data, "part": part, "scale": scale, "side": side, "settings": " ".join(options.set)}
                 key |= {"budget": 0 if side in NULLS else options.evaluations}
-                if any(all(row[name] == str(value) for name, value in key.items()) for row in _read(options.csv)):
+                if has_texts(options.csv, key):
                     continue
-                setting = setting or make_setting(options, data, scale)
+                setting = setting or make_setting(options.root, data, scale, options.victims, options.development)
                 found = [key | one for one in _measured(side, setting, options)]
-                _write(options.csv, [*_read(options.csv), *({n: str(v) for n, v in one.items()} for one in found)])
+                add_texts(options.csv, COLUMNS, found)
                 middle = sorted(one["psnr"] for one in found)[len(found) // 2]
                 print({**key, "psnr": round(middle, 2), "seconds": round(found[0]["seconds"], 2)}, flush=True)
     if options.table:
-        options.table.write_text(table(_read(options.csv)), encoding="utf-8")
+        options.table.write_text(table(read_texts(options.csv)), encoding="utf-8")
     if options.figure:
-        figure(_read(options.csv), options.figure)
+        figure(read_texts(options.csv), options.figure)
 
 
-def make_setting(options: argparse.Namespace, data: str, scale: float) -> Setting:
-    """The same images, nets and label for all scales; noise by victim and scale."""
-    images, targets, order = _pictures(options.root, data)
-    first = options.victims if options.development else 0
-    victims = order[first : first + (DEVELOPMENT if options.development else options.victims)]
-    others = order[options.victims :] if not options.development else order[options.victims + DEVELOPMENT :]
+def make_setting(root: Path, data: str, scale: float, count: int, development: bool = False) -> Setting:
+    """The same images, nets and labels for all scales; noise by victim and scale (none at 0)."""
+    images, targets, order = _pictures(root, data)
+    first = count if development else 0
+    victims = order[first : first + (DEVELOPMENT if development else count)]
+    others = order[count:] if not development else order[count + DEVELOPMENT :]
     auxiliary = Auxiliary(images[others], targets[others])
-    knows = Knowledge(defense=LaplaceNoise(scale), auxiliary=auxiliary)
+    knows = Knowledge(defense=LaplaceNoise(scale) if scale else None, auxiliary=auxiliary)
     observations = []
     for index in victims:
         model = _net(tuple(images.shape[1:]), int(targets.max()) + 1, data, index)
         batch, noise = Batch(images[[index]], targets[[index]]), generator("known noise", data, index, scale)
-        update, _ = client_step(model, batch, Recipe(), hooks=Laplace(scale=scale), generator=noise)
+        hooks = Laplace(scale=scale) if scale else NO_HOOKS
+        update, _ = client_step(model, batch, Recipe(), hooks=hooks, generator=noise)
         observations.append(Observation(model, update, Recipe(), "eavesdropper", knows))
     return Setting(images[victims], targets[victims], auxiliary, observations)
 
@@ -136,13 +138,23 @@ def _net(shape: tuple[int, ...], classes: int, data: str, index: int) -> GlobalM
 
 def _measured(side: str, setting: Setting, options: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
     if side in NULLS:
-        truth = GroundTruth(setting.images, setting.targets, ("",) * len(setting.images))
-        null = null_baselines(truth, setting.auxiliary.images, setting.auxiliary.targets, generator("noise"))[side]
-        for place in range(len(setting.images)):
-            scores = {"psnr": float(null.psnr[place]), "ssim": float(null.ssim[place])}
-            yield {"victim": place, **scores, "evaluations": 0, "seconds": 0.0}
+        yield from null_rows(setting, side)
         return
     attack = replace(SIDES[side](options.evaluations), **dict(_value(one) for one in options.set))  # type: ignore[type-var]
+    yield from attacked(attack, side, setting, options.evaluations)
+
+
+def null_rows(setting: Setting, side: str) -> Iterator[Mapping[str, Any]]:
+    """What a baseline that owes nothing to the update gets of each victim."""
+    truth = GroundTruth(setting.images, setting.targets, ("",) * len(setting.images))
+    null = null_baselines(truth, setting.auxiliary.images, setting.auxiliary.targets, generator("noise"))[side]
+    for place in range(len(setting.images)):
+        scores = {"psnr": float(null.psnr[place]), "ssim": float(null.ssim[place])}
+        yield {"victim": place, **scores, "evaluations": 0, "seconds": 0.0}
+
+
+def attacked(attack: Attack, side: str, setting: Setting, budget: int) -> Iterator[Mapping[str, Any]]:
+    """What an attack gets of each victim, and that it kept to its budget. side: names the attack's random numbers."""
     start = time.process_time()
     results = attack.reconstruct(
         setting.observations, [generator("attack", side, k) for k in range(len(setting.images))]
@@ -150,7 +162,7 @@ def _measured(side: str, setting: Setting, options: argparse.Namespace) -> Itera
     seconds = (time.process_time() - start) / len(results)
     for place, (result, truth) in enumerate(zip(results, setting.images, strict=True)):
         assert isinstance(result, Reconstruction)
-        assert result.gradient_evaluations <= options.evaluations
+        assert result.gradient_evaluations <= budget
         scores = {"psnr": float(psnr(result.images, truth[None])), "ssim": float(ssim(result.images, truth[None]))}
         yield {"victim": place, **scores, "evaluations": result.gradient_evaluations, "seconds": seconds}
 
@@ -161,20 +173,6 @@ def _value(text: str) -> tuple[str, Any]:
         return name, float(value) if "." in value or "e" in value else int(value)
     except ValueError:
         return name, value
-
-
-def _read(path: Path) -> list[Row]:
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _write(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

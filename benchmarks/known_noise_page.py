@@ -53,13 +53,13 @@ the stages of the denoiser (six schedules, two forms) and the shares of the cova
 auxiliary images alone, of which the attack chooses among five itself). Two of those 8 images are among the 16 brain
 victims reported here; the medians without them stand below the brain table. Chest, skin and photographs were not tuned on.
 
-What the denoiser adds to the covariance was first measured before the covariance learnt from weak variations: on the 16
-brain victims +0.4 dB [-0.1, +0.9], on the 16 chest victims a median of 26.4 against 26.6 dB. With so few auxiliary images
-the covariance is the better half of what can be learnt; its own page entry above is by the present code where it stands.
+With so few auxiliary images the covariance is the better half of what can be learnt: what the denoiser adds to it stands in
+the rows `denoiser over covariance`. Priors that were learnt from other hospitals, other modalities, phantoms and wrong
+organs: [other_priors.md](other_priors.md).
 
-The published side is searched with Adam, and from b = 0.01 to 0.003 its median rises by little more than 1 dB: with 300
-evaluations and without a prior the search, not the noise, holds it back on many nets. Part of what the covariance gains is
-that its search is preconditioned by it. An L-BFGS search of the published distance, and larger budgets, are not measured.
+The published side is searched with Adam, and from b = 0.01 to 0.003 its median rises by little more than 1 dB on brain MRI:
+with 300 evaluations and without a prior the search, not the noise, holds it back on many nets. Part of what the covariance
+gains is that its search is preconditioned by it. An L-BFGS search of the published distance, and larger budgets, are not measured.
 
 Tried and left out: mixtures of normal distributions on 6x6 patches (expected patch log likelihood) beside the covariance:
 up to 1.3 dB better where the covariance is good already, up to 5 dB worse on nets that show little, +0.1 dB on average. A

@@ -24,6 +24,10 @@ SMALLEST, LARGEST = 96, 256
 CLASSES = 4
 
 
+COLORED = ("astronaut", "coffee", "chelsea", "rocket")
+"""Photographs in color."""
+
+
 def photograph_crops(generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """(96, 1, 32, 32) in [0, 1] and labels that mean nothing; the first 28 are of other photographs than the rest."""
     crops = [_crop(VICTIMS[place % len(VICTIMS)], generator) for place in range(ATTACKED)]
@@ -31,11 +35,16 @@ def photograph_crops(generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return torch.stack(crops), torch.arange(len(crops)) % CLASSES
 
 
-def _crop(name: str, generator: torch.Generator) -> Tensor:
+def colored_crops(count: int, generator: torch.Generator) -> Tensor:
+    """(count, 3, 32, 32) in [0, 1]."""
+    return torch.stack([_crop(COLORED[place % len(COLORED)], generator, gray=False) for place in range(count)])
+
+
+def _crop(name: str, generator: torch.Generator, gray: bool = True) -> Tensor:
     picture = getattr(data, name)()
-    grey = color.rgb2gray(picture) if picture.ndim == 3 else picture / 255.0
-    whole = torch.from_numpy(grey).float()
+    picture = picture[..., None] if picture.ndim == 2 else color.rgb2gray(picture)[..., None] if gray else picture
+    whole = torch.from_numpy(picture).movedim(-1, 0).float() / (1.0 if picture.dtype.kind == "f" else 255.0)
     share = float(torch.rand((), generator=generator))
-    side = min(int(exp(log(SMALLEST) + share * log(LARGEST / SMALLEST))), *whole.shape)
-    top, left = (int(torch.randint(size - side + 1, (), generator=generator)) for size in whole.shape)
-    return F.interpolate(whole[None, None, top : top + side, left : left + side], size=(32, 32), mode="area")[0]
+    side = min(int(exp(log(SMALLEST) + share * log(LARGEST / SMALLEST))), *whole.shape[1:])
+    top, left = (int(torch.randint(size - side + 1, (), generator=generator)) for size in whole.shape[1:])
+    return F.interpolate(whole[None, :, top : top + side, left : left + side], size=(32, 32), mode="area")[0]

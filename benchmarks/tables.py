@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +28,35 @@ def write_rows(path: Path, rows: Sequence[Any]) -> None:
         writer = csv.DictWriter(file, [one.name for one in fields(rows[0])])
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
+
+
+def read_texts(path: Path) -> list[dict[str, str]]:
+    """The rows of an earlier run as they were written; none without the file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_texts(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """All rows under these columns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def add_texts(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Adds rows to those of earlier runs and returns the new ones as texts."""
+    added = [{name: str(value) for name, value in row.items()} for row in rows]
+    write_texts(path, columns, [*read_texts(path), *added])
+    return added
+
+
+def has_texts(path: Path, wanted: Mapping[str, Any]) -> bool:
+    """Whether an earlier run measured a row with these values."""
+    return any(all(row[name] == str(value) for name, value in wanted.items()) for row in read_texts(path))
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[object]]) -> list[str]:

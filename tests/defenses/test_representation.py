@@ -10,7 +10,8 @@ import torch
 from torch.nn import functional
 
 from medpfl.attacks.gradinv import GradInv
-from medpfl.attacks.mixture_decoding import taken_apart
+from medpfl.attacks.mixture_decoding import MixtureDecoding
+from medpfl.attacks.mixtures import extreme, taken_apart
 from medpfl.core.domain import Batch, GlobalModel, Knowledge, Observation, Recipe, Reconstruction
 from medpfl.core.mechanisms import Mixtures
 from medpfl.core.tasks import SingleLabel
@@ -156,11 +157,59 @@ class TestMixtures:
         images = (torch.rand(4, 1, 8, 8) > 0.7).float()
         weights = torch.tensor([[0.6, 0.2, 0.1, 0.1], [0.1, 0.6, 0.2, 0.1], [0.1, 0.1, 0.6, 0.2], [0.2, 0.1, 0.1, 0.6]])
         mixtures = torch.einsum("ij,j...->i...", weights, images)
-        found, shares, error = taken_apart(mixtures, Mixtures(4), 400, 0.0, torch.Generator().manual_seed(0))
+        found, shares, error = taken_apart(mixtures, Mixtures(4), 4, 400, 0.0, torch.Generator().manual_seed(0))
         assert error < 1e-3
         torch.testing.assert_close(shares.sum(dim=1), torch.ones(4))
         before, after = ((made - images).square().mean() for made in (mixtures, found))
         assert float(after) < 0.7 * float(before)
+
+    def test_images_that_are_unmixed_once_are_the_corners_of_all_mixtures(self) -> None:
+        torch.manual_seed(0)
+        images = torch.rand(3, 64, dtype=torch.float64)
+        weights = torch.cat(
+            [torch.distributions.Dirichlet(torch.ones(3).double()).sample((20,)), torch.eye(3).double()]
+        )
+        order = torch.randperm(len(weights))
+        places = extreme((weights @ images)[order], 3)
+        assert sorted(order[places].tolist()) == [20, 21, 22]
+
+    @pytest.mark.parametrize("signs", [False, True])
+    def test_more_rounds_show_more_of_the_same_images(self, net: GlobalModel, signs: bool) -> None:
+        torch.manual_seed(0)
+        images = 0.4 * torch.rand(4, 1, 8, 8)
+        defense = InstaHide() if signs else Mixup()
+        draws = torch.Generator().manual_seed(0)
+        encodings = [defense.batch(Batch(images, torch.arange(4) % 3), net, draws).images for _ in range(8)]
+        errors = []
+        for rounds in (1, 8):
+            mixtures = torch.cat(encodings[:rounds])
+            found, shares, _ = taken_apart(
+                mixtures, Mixtures(4, signs), 4, 400, 0.0, torch.Generator().manual_seed(0), typical=images.mean(dim=0)
+            )
+            assert shares.shape == (4 * rounds, 4)
+            apart = (found.flatten(1)[:, None] - images.flatten(1)).square().mean(dim=2)
+            errors.append(float(apart.amin(dim=0).mean()))
+        assert errors[1] < 0.5 * errors[0]
+
+    def test_all_rounds_are_matched_on_their_own_and_decoded_together(self, net: GlobalModel) -> None:
+        batch, defense, draws = some(2), Mixup(images=2), torch.Generator().manual_seed(0)
+        *earlier, last = (
+            client_step(net, batch, Recipe(batch_size=2), hooks=defense, generator=draws)[0] for _ in range(3)
+        )
+        observation = Observation(
+            net,
+            last,
+            Recipe(batch_size=2, rounds=3),
+            "honest_server",
+            Knowledge(defense=defense.mechanism()),
+            earlier=tuple(earlier),
+        )
+        attack = MixtureDecoding(iterations=5, decoding_steps=5)
+        (found,) = attack.reconstruct([observation], [torch.Generator().manual_seed(0)])
+        assert isinstance(found, Reconstruction)
+        assert found.gradient_evaluations == 3 * attack.evaluations(net, 2)
+        assert len(found.images) == 2
+        assert "6 mixtures of 3 rounds" in found.notes[-1]
 
     def test_one_image_cannot_be_mixed(self, net: GlobalModel) -> None:
         for defense in (Mixup(), InstaHide()):

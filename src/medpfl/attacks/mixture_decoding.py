@@ -9,7 +9,6 @@ from typing import Annotated, Any, ClassVar
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor
 
 from medpfl.attacks.base import ATTACKS, Attack
 from medpfl.attacks.matching.adam import Adam
@@ -17,16 +16,14 @@ from medpfl.attacks.matching.initialization import GREY, near
 from medpfl.attacks.matching.inversion import invert
 from medpfl.attacks.matching.priors import smooth
 from medpfl.attacks.matching.settings import Inversion
+from medpfl.attacks.mixtures import taken_apart
 from medpfl.core.config import STRICT
-from medpfl.core.domain import Failure, GlobalModel, Observation, Recipe, Reconstruction, UpdateKind
+from medpfl.core.domain import Failure, GlobalModel, Knowledge, Observation, Recipe, Reconstruction, UpdateKind
 from medpfl.core.mechanisms import Composed, Mechanism, Mixtures
 from medpfl.core.session import NO_SESSION, Session
 
 SPREAD = 0.02
 """Standard deviation of the noise around grey that images start with."""
-
-RATE = 0.05
-"""Step of the decoding, in pixels and in logits of weights."""
 
 
 @ATTACKS.register(
@@ -34,18 +31,24 @@ RATE = 0.05
     summary="mixtures with soft labels are found by gradient matching, and split into images and weights afterwards",
     paper="the two steps of Huang et al.: Evaluating Gradient Inversion Attacks and Defenses, NeurIPS 2021 "
     "(arXiv 2112.00059), with weights and partners searched too, as Carlini et al. (arXiv 2011.05315) do by other means",
-    limits="of one batch there are as many mixtures as images, which leaves much open; the published decodings are given "
-    "weights and partners, or see many encodings of the same image",
+    limits="of one round there are as many mixtures as images, which leaves much open (rounds: 2 or more in the recipe shows "
+    "further ones of the same images); the published decodings are given weights and partners, or public images too",
 )
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class MixtureDecoding(Attack):
-    """1. Mixtures E and their soft labels: Adam on 1 - cosine + total variation. 2. Images P in [0, 1] and weights W, rows
-    of a softmax, that minimize |E - W P|^2 + total variation, of pixels with random signs ||2 E - 1| - |2 W P - 1||^2.
+    """1. Mixtures E of each round and their soft labels: Adam on 1 - cosine + total variation (none where signs are
+    random, whose mixtures are not smooth). 2. Images P in [0, 1] and weights W, rows of a softmax, that minimize
+    |E - W P|^2 + total variation over the mixtures of all rounds, of pixels with random signs ||2 E - 1| - |2 W P - 1||^2.
 
-    Images are ranked by their summed weights. Without a known defense that mixes, the mixtures themselves come back.
+    Every round that is answered with the same images shows other mixtures of them (`Observation.earlier`). The search for
+    images starts from the most extreme mixtures (`mixtures.extreme`): an image may be mixed with itself only. With random
+    signs each pixel starts on the side of middle grey on which it is in the mean of auxiliary images, if there are some.
+
+    Images are ranked by their summed weights. Without a known defense that mixes, the mixtures of the last round come
+    back.
     """
 
-    iterations: Annotated[int, Field(ge=1, description="Adam steps of the gradient matching")] = 1_000
+    iterations: Annotated[int, Field(ge=1, description="Adam steps of the gradient matching, in each round")] = 1_000
     learning_rate: Annotated[float, Field(gt=0, description="step of the gradient matching")] = 0.05
     total_variation: Annotated[float, Field(ge=0, description="weight of total variation in both parts")] = 1e-2
     decoding_steps: Annotated[int, Field(ge=1, description="Adam steps of the decoding")] = 500
@@ -56,8 +59,8 @@ class MixtureDecoding(Attack):
     }
 
     def uses(self) -> frozenset[str]:
-        """The defense: how many images are in a mixture, and whether signs are random."""
-        return frozenset({"defense"})
+        """The defense: how many images are in a mixture, and whether signs are random; and what images look like."""
+        return frozenset({"defense", "auxiliary"})
 
     def why_not(self, model: GlobalModel, recipe: Recipe | None, update: UpdateKind, examples: int) -> str | None:
         """Segmentation models, whose masks are mixed too."""
@@ -76,9 +79,11 @@ class MixtureDecoding(Attack):
         session: Session = NO_SESSION,
     ) -> list[Reconstruction | Failure]:
         """Both steps for every observation."""
+        rounds = [_rounds(one) for one in observations]
+        signs = any((known := mixing(one.knowledge.defense)) is not None and known.signs for one in observations)
         found = invert(
-            observations,
-            generators,
+            [seen for several in rounds for seen in several],
+            [one for stream, several in zip(generators, rounds, strict=True) for one in _streams(stream, len(several))],
             session,
             Inversion(
                 labels="soft",
@@ -95,61 +100,63 @@ class MixtureDecoding(Attack):
                 distance="cosine",
                 precision="float32",
                 restarts=1,
-                prior=smooth(self.total_variation),
+                prior=smooth(0.0 if signs else self.total_variation),
             ),
         )
-        return [
-            self._decoded(one, mixing(observation.knowledge.defense), stream)
-            for one, observation, stream in zip(found, observations, generators, strict=True)
-        ]
+        results, place = [], 0
+        for several, stream in zip(rounds, generators, strict=True):
+            own = found[place : place + len(several)]
+            place += len(several)
+            results.append(self._decoded(own, several[-1].knowledge, stream))
+        return results
 
     def _decoded(
-        self, found: Reconstruction | Failure, known: Mixtures | None, generator: torch.Generator
+        self, found: Sequence[Reconstruction | Failure], knowledge: Knowledge, generator: torch.Generator
     ) -> Reconstruction | Failure:
-        if isinstance(found, Failure) or known is None or len(found.images) < 2:
-            return found
-        images, weights, error = taken_apart(found.images, known, self.decoding_steps, self.total_variation, generator)
+        """Images of the mixtures of all rounds. found: what came of each round, the last one last."""
+        known = mixing(knowledge.defense)
+        last = found[-1]
+        whole = [one for one in found if isinstance(one, Reconstruction) and len(one.images)]
+        if isinstance(last, Failure) or known is None or len(last.images) < 2:
+            return last
+        mixtures = torch.cat([one.images for one in whole])
+        typical = None if knowledge.auxiliary is None else knowledge.auxiliary.images.mean(dim=0)
+        images, weights, error = taken_apart(
+            mixtures, known, len(last.images), self.decoding_steps, self.total_variation, generator, typical
+        )
         order = weights.sum(dim=0).argsort(descending=True)
-        labels = found.labels
-        if labels is not None and labels.is_floating_point() and labels.ndim == 2:
-            labels = (weights.T @ labels.to(weights))[order]
-        elif labels is not None:
-            labels = labels[weights.argmax(dim=0)][order]
-        note = f"{len(images)} images and their weights explain the mixtures to a mean squared error of {error:.2g}"
-        return replace(found, images=images[order], unclamped=None, labels=labels, notes=(*found.notes, note))
+        labels = None
+        if all(one.labels is not None for one in whole):
+            labels = torch.cat([one.labels for one in whole if one.labels is not None])
+            several = labels.is_floating_point() and labels.ndim == 2
+            shares = weights / weights.sum(dim=0)
+            labels = (shares.T @ labels.to(weights))[order] if several else labels[weights.argmax(dim=0)][order]
+        note = (
+            f"{len(images)} images and their weights explain the {len(mixtures)} mixtures of {len(whole)} "
+            f"{'round' if len(whole) == 1 else 'rounds'} to a mean squared error of {error:.2g}"
+        )
+        return replace(
+            last,
+            images=images[order],
+            unclamped=None,
+            labels=labels,
+            gradient_evaluations=sum(one.gradient_evaluations for one in whole),
+            notes=(*last.notes, note),
+        )
+
+
+def _rounds(observation: Observation) -> list[Observation]:
+    """One observation for each round with the same model and images, the last one last."""
+    return [replace(observation, update=one, earlier=()) for one in (*observation.earlier, observation.update)]
+
+
+def _streams(generator: torch.Generator, count: int) -> list[torch.Generator]:
+    """The generator itself for the last round, others drawn from it for those before."""
+    seeds = torch.randint(2**62, (count - 1,), generator=generator).tolist() if count > 1 else []
+    return [*(torch.Generator().manual_seed(seed) for seed in seeds), generator]
 
 
 def mixing(mechanism: Mechanism | None) -> Mixtures | None:
     """What is known of the mixtures, also as a part of a composition."""
     parts = mechanism.parts if isinstance(mechanism, Composed) else (mechanism,)
     return next((part for part in parts if isinstance(part, Mixtures)), None)
-
-
-def taken_apart(
-    mixtures: Tensor, known: Mixtures, steps: int, variation: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor, float]:
-    """Images (N, C, *spatial) in [0, 1], weights (N, N) and the mean squared error left, of mixtures (N, C, *spatial).
-
-    Images start as the mixtures themselves, turned to the brighter side where signs are random; weights with a little
-    more on a mixture's own image, as Mixup draws them.
-    """
-    count = len(mixtures)
-    seen = mixtures.detach().double()
-    if known.signs:
-        seen = (2.0 * seen - 1.0).abs()
-    start = (0.5 + 0.5 * seen if known.signs else seen).clamp(0.02, 0.98)
-    images = torch.logit(start).requires_grad_()
-    noise = 0.1 * torch.randn(count, count, dtype=torch.float64, generator=generator)
-    logits = (noise + torch.eye(count, dtype=torch.float64)).requires_grad_()
-    prior = smooth(variation)
-    optimizer = torch.optim.Adam([images, logits], lr=RATE)
-    error = torch.zeros(())
-    for _ in range(steps):
-        optimizer.zero_grad()
-        pictures = images.sigmoid()
-        made = torch.einsum("ij,j...->i...", logits.softmax(dim=1), pictures)
-        made = (2.0 * made - 1.0).abs() if known.signs else made
-        error = (made - seen).square().mean()
-        (error + 0.1 * prior(pictures)).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return images.sigmoid().detach().to(mixtures), logits.softmax(dim=1).detach().to(mixtures), float(error.detach())
