@@ -12,7 +12,6 @@ already are not measured again.
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,8 +21,10 @@ from typing import Any
 
 import torch
 from pictures import KINDS, ROOT, load_pictures
+from tables import read_texts, write_texts
 
 from medpfl.attacks.base import Attack
+from medpfl.attacks.dlg import DLG
 from medpfl.attacks.feature_readout import FeatureReadout
 from medpfl.attacks.gradinv import GradInv
 from medpfl.attacks.idlg import IDLG
@@ -102,8 +103,10 @@ The gain is that of each victim over the better of both naive attacks (chosen by
     python benchmarks/compression.py --evaluations 160 --table docs/benchmarks/compression.md
 
 A row appears once all three attacks were run; the same command measures what the CSV file beside this page lacks.
-Settings that are missing here are not measured yet. Where the knowing attack is below the null, it failed: that is no sign
-of protection. Total variation, which it always uses, costs it dearly where little is hidden (`none`, 8 bits).
+`refused`: the attack infers the label from a last layer that is not sent (a gray picture's PSNR in brackets); who knows that
+takes DLG, which searches the label too. Of `head only` who knows reads the features out and inverts them. Where the knowing
+attack is below the null, it failed: that is no sign of protection. Total variation, which it always uses, costs it dearly
+where little is hidden (`none`, 8 bits, the first layer frozen).
 """
 
 
@@ -111,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measures what the CSV file lacks, then writes the table."""
     options = _options(arguments)
     torch.set_num_threads(1)
-    rows = _read(options.csv)
+    rows: list[dict[str, Any]] = list(read_texts(options.csv))
     for name in options.settings:
         for data in options.data:
             known = {(row["data"], row["defense"], row["attack"]) for row in rows}
@@ -121,10 +124,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 knowing = [
                     row for row in rows if (row["data"], row["defense"], row["attack"]) == (data, name, "knowing")
                 ]
-                budget = round(mean([int(row["evaluations"]) for row in knowing] or [options.evaluations]))
+                budget = round(mean([int(row["evaluations"]) for row in knowing] or [0])) or options.evaluations
                 found = _measured(options, data, "none" if attack == "null" else name, attack, budget)
                 rows += found
-                _write(options.csv, rows)
+                write_texts(options.csv, COLUMNS, rows)
                 values = [float(row["psnr"]) for row in found]
                 print(
                     f"{data:10} {name:26} {attack:8} median {median(values):6.2f} dB {found[0]['seconds']} s",
@@ -197,7 +200,8 @@ def _attack(attack: str, name: str, evaluations: int, total_variation: float) ->
     if attack == "knowing" and "head only" in name:
         return FeatureReadout(iterations=evaluations)
     steps = max(1, round(evaluations / 1.25 / 20))
-    return IDLG(iterations=steps, restarts=1, patience=10_000, **(knowing if attack == "knowing" else {}))
+    kind = DLG if attack == "knowing" and name == "share, convolutions" else IDLG  # no last layer shows the label
+    return kind(iterations=steps, restarts=1, patience=10_000, **(knowing if attack == "knowing" else {}))
 
 
 def _null(dataset: Dataset, victims: Sequence[int], rest: Sequence[int]) -> list[dict[str, Any]]:
@@ -244,26 +248,17 @@ def _line(data: str, name: str, cells: dict[str, list[dict[str, Any]]]) -> str:
     spread = 2.365 * stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else 0.0  # Student's t, 7 degrees of freedom
     count = len(gains)
     sent = mean(float(row["bytes"]) for row in cells["naive"])
-    middle = " | ".join(f"{median(values[attack]):.1f}" for attack in ("naive", "gradinv", "knowing"))
+    middle = " | ".join(_median(cells[attack]) for attack in ("naive", "gradinv", "knowing"))
     return (
         f"| {data} | {name} | {sent:,.0f} | {middle} | {mean(gains):+.1f} ± {spread:.1f} | "
         f"{hits['naive']}/{count} / {hits['knowing']}/{count} |"
     )
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8") as handle:
-        return list(csv.DictReader(handle))
-
-
-def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as handle:
-        writer = csv.DictWriter(handle, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+def _median(found: Sequence[dict[str, Any]]) -> str:
+    """The median PSNR; an attack that was refused spent nothing, and its victims' grey pictures are in brackets."""
+    middle = f"{median(float(row['psnr']) for row in found):.1f}"
+    return middle if any(int(row["evaluations"]) for row in found) else f"refused ({middle})"
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
