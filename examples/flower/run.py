@@ -1,7 +1,8 @@
 """Runs the example: `python examples/flower/run.py simulate | noise | gate | secure | deploy | all`.
 
-Everything stays below `--out` (default out/flower): recordings, truth for the report, and Flower's own files. Servers
-listen on loopback only and are stopped by their process ids when the command ends.
+Everything stays below `--out` (default out/flower): recordings, truth for the report, the server's own images, and
+Flower's files. Servers listen on loopback only and are stopped by their process ids when the command ends. `--set`
+changes what the app is told, e.g. `--set images=16 batch-size=4 local-steps=4`.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
-
-import numpy as np
 
 APP = Path(__file__).resolve().parent
 sys.path.insert(0, str(APP))
+from truth import write_pool, write_truth  # noqa: E402  the example's own folder comes first
+
 SETTINGS = {
     "simulate": {},
     "plain": {"recorder": False},
@@ -36,6 +38,8 @@ def main() -> int:
     parser.add_argument("what", choices=[*SETTINGS, "all"])
     parser.add_argument("--out", type=Path, default=Path("out/flower"), help="output folder")
     parser.add_argument("--data", default="", help="folder of brain MRI (glioma, meningioma, no_tumor, pituitary)")
+    parser.add_argument("--name", default="", help="name of the recording (default: what is run)")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings of the app")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--timeout", type=int, default=600, help="seconds after which a run is given up")
     arguments = parser.parse_args()
@@ -49,7 +53,7 @@ def main() -> int:
 
 def run(name: str, out: Path, arguments: argparse.Namespace) -> None:
     """One training, and the truth of its clients for those who own it."""
-    recording = out / name
+    recording = out / (arguments.name or name)
     if recording.exists():
         shutil.rmtree(recording)
     settings = {
@@ -57,8 +61,9 @@ def run(name: str, out: Path, arguments: argparse.Namespace) -> None:
         "num-server-rounds": arguments.rounds,
         "recording": str(recording),
         "data": str(Path(arguments.data).resolve()) if arguments.data else "",
+        **{key: json.loads(value) for key, _, value in (one.partition("=") for one in arguments.set)},
     }
-    environment = flower_environment(out / "home", port=free_port())
+    environment = flower_environment(out / f"{recording.name}-home", port=free_port())
     started = time.perf_counter()
     if name == "deploy":
         deployed(settings, environment, arguments.timeout)
@@ -66,7 +71,14 @@ def run(name: str, out: Path, arguments: argparse.Namespace) -> None:
         simulated(settings, environment, arguments.timeout)
     print(f"{name}: {time.perf_counter() - started:.1f} s, {recording}", flush=True)
     if recording.is_dir():
-        write_truth(recording, settings)
+        told = {**defaults(), **settings}
+        write_truth(recording, told)
+        write_pool(out / f"{recording.name}-pool", told)
+
+
+def defaults() -> dict[str, object]:
+    """What the app is told unless a run says otherwise."""
+    return dict(tomllib.loads((APP / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"])
 
 
 def flower_environment(home: Path, port: int) -> dict[str, str]:
@@ -97,7 +109,6 @@ def config_text(settings: dict[str, object]) -> str:
 
 def simulated(settings: dict[str, object], environment: dict[str, str], timeout: int) -> None:
     """`flwr run` on the local simulation runtime; the SuperLink that it leaves behind is stopped."""
-    before = set(listeners())
     command = [
         "flwr", "run", str(APP), "local", "--stream", "--run-config", config_text(settings),
         "--federation-config", "num-supernodes=4 client-resources-num-cpus=1 init-args-num-cpus=2",
@@ -106,7 +117,7 @@ def simulated(settings: dict[str, object], environment: dict[str, str], timeout:
         flwr(command, environment, timeout)
         check_finished(environment, "local")
     finally:
-        stop(set(listeners()) - before)
+        stop(listeners(environment["FLWR_HOME"]))
 
 
 def deployed(settings: dict[str, object], environment: dict[str, str], timeout: int) -> None:
@@ -178,62 +189,29 @@ def check_finished(environment: dict[str, str], connection: str) -> None:
         raise SystemExit(f"the run ended as {status}:\n{log}")
 
 
-def listeners() -> list[int]:
-    """Process ids of Flower's background servers."""
+def listeners(home: str) -> list[int]:
+    """Process ids of the background servers that Flower started for this run; those of other runs are left alone."""
     import psutil
 
     found = []
     for process in psutil.process_iter(["pid", "cmdline"]):
         line = " ".join(process.info["cmdline"] or [])
         if "flower-superlink" in line or "flower-superexec" in line:
-            found.append(int(process.info["pid"]))
+            try:
+                own = process.environ().get("FLWR_HOME") == home
+            except psutil.Error:
+                continue
+            if own:
+                found.append(int(process.info["pid"]))
     return found
 
 
-def stop(processes: set[int]) -> None:
+def stop(processes: list[int]) -> None:
     for process in processes:
         try:
             os.kill(process, signal.SIGTERM)
         except ProcessLookupError:
             continue
-
-
-def write_truth(recording: Path, settings: dict[str, object]) -> None:
-    """What the clients of a plain recording held, under the names of their nodes.
-
-    Nodes have random numbers, so a client is found by training its images' update again.
-    """
-    import torch
-    from brain.task import client_images, initial_model, round_images, train
-
-    from medpfl.federation.recording import read_recording
-
-    defaults = {"images": 8, "batch-size": 1, "local-steps": 1, "learning-rate": 0.1}
-    found, truth = read_recording(recording), recording.with_name(f"{recording.name}-truth")
-    if any(update.client == "aggregate" for update in found.updates):
-        return
-    shutil.rmtree(truth, ignore_errors=True)
-    truth.mkdir()
-    for update in found.updates:
-        sent = found.sent_to(update)
-        assert sent is not None
-        distances = {}
-        for partition in range(4):
-            images, labels = client_images(str(settings["data"]), partition, int(defaults["images"]))
-            images, labels = round_images(
-                images, labels, update.round, int(defaults["batch-size"]) * int(defaults["local-steps"])
-            )
-            model = initial_model()
-            model.load_state_dict(dict(sent.tensors))
-            train(model, images, labels, int(defaults["batch-size"]), float(defaults["learning-rate"]))
-            state = model.state_dict()
-            distances[partition] = sum(
-                float((state[name] - one).square().sum()) for name, one in update.tensors.items()
-            )
-            if distances[partition] == min(distances.values()):
-                best = images, labels
-        np.savez(truth / f"{update.client}-round-{update.round}.npz", images=best[0].numpy(), labels=best[1].numpy())
-    torch.manual_seed(0)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def own_images(context: Context, number: int) -> tuple[torch.Tensor, torch.Tenso
     """The images of that round."""
     config = context.run_config
     partition = int(context.node_config["partition-id"])
-    images, labels = client_images(str(config["data"]), partition, int(config["images"]))
+    images, labels = client_images(str(config["data"]), partition, int(config["images"]), int(config["seed"]))
     return round_images(images, labels, number, int(config["batch-size"]) * int(config["local-steps"]))
 
 

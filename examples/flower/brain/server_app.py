@@ -24,7 +24,7 @@ def main(grid: Grid, context: Context) -> None:
     """Trains and writes the utility of each round beside the recording."""
     config = context.run_config
     folder, rounds, clients = Path(str(config["recording"])), int(config["num-server-rounds"]), int(config["clients"])
-    images, labels = held_out(str(config["data"]))
+    images, labels = held_out(str(config["data"]), int(config["seed"]))
     history: list[dict[str, float]] = []
     started = time.perf_counter()
 
@@ -35,7 +35,7 @@ def main(grid: Grid, context: Context) -> None:
         history.append({"round": number, "seconds": time.perf_counter() - started, **found})
         return found
 
-    initial = initial_model().state_dict()
+    initial = initial_model(int(config["seed"])).state_dict()
     noise = float(config["noise"])
     about = About(
         source="flower",
@@ -46,7 +46,10 @@ def main(grid: Grid, context: Context) -> None:
         from medpfl.integrations.flower.secagg import run_secure_rounds
 
         recorder = Recorder(folder, about)
-        run_secure_rounds(grid, context, initial, recorder, rounds=rounds, clients=clients, evaluate=judged)
+        run_secure_rounds(
+            grid, context, initial, recorder,
+            rounds=rounds, clients=clients, evaluate=judged, max_weight=float(config["images"]),
+        )  # fmt: skip
     else:
         strategy: Any = FedAvg(
             fraction_train=1.0, fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients

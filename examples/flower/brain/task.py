@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,32 +31,33 @@ class Net(nn.Module):
         return self.head(self.features(images).flatten(1))
 
 
-def initial_model() -> Net:
+def initial_model(seed: int = 0) -> Net:
     """The same first model everywhere."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     return Net()
 
 
-def load_images(folder: str) -> tuple[Tensor, Tensor]:
+@cache
+def load_images(folder: str, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Images and labels (1: tumor), in a fixed mixed order; drawn ones where no folder is named."""
     from medpfl.data import FolderReader, PhantomReader, load_dataset
 
     reader: Any = FolderReader(path=Path(folder)) if folder else PhantomReader(kind="brain", count=96)
     data = load_dataset(reader, name="brain", size=SIZE, channels=1)
     labels = (data.targets != data.class_names.index("no_tumor")).to(torch.int64)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     return data.images[order], labels[order]
 
 
-def held_out(folder: str) -> tuple[Tensor, Tensor]:
+def held_out(folder: str, seed: int = 0) -> tuple[Tensor, Tensor]:
     """The server's images."""
-    images, labels = load_images(folder)
+    images, labels = load_images(folder, seed)
     return images[:HELD_OUT], labels[:HELD_OUT]
 
 
-def client_images(folder: str, partition: int, count: int) -> tuple[Tensor, Tensor]:
+def client_images(folder: str, partition: int, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """One client's own images."""
-    images, labels = load_images(folder)
+    images, labels = load_images(folder, seed)
     first = HELD_OUT + partition * count
     if first + count > len(images):
         raise ValueError(f"client {partition} would need images {first} to {first + count}, there are {len(images)}")

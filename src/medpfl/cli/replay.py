@@ -24,7 +24,10 @@ def register(app: typer.Typer) -> None:
 
 
 def replay(
-    recording: Annotated[Path, typer.Argument(metavar="RECORDING", help="folder of a recorder", show_default=False)],
+    recordings: Annotated[
+        list[Path],
+        typer.Argument(metavar="RECORDING...", help="folders of recorders, one report for all", show_default=False),
+    ],
     model: Annotated[
         str,
         typer.Option(
@@ -32,12 +35,13 @@ def replay(
         ),
     ],
     truth: Annotated[
-        Path | None,
+        list[str] | None,
         typer.Option(
-            metavar="FOLDER", help="for those who own it: CLIENT.npz with images and labels; without it no scores"
+            metavar="[NAME=]FOLDER",
+            help="for those who own it: CLIENT.npz with images and labels, or folders RECORDING-truth; without it no scores",
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="output folder; default out/replay/RECORDING")] = None,
+    out: Annotated[Path | None, typer.Option(help="output folder; default out/replay/RECORDINGS")] = None,
     attack: Annotated[
         list[str] | None,
         typer.Option(
@@ -45,9 +49,16 @@ def replay(
         ),
     ] = None,
     recipe: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            metavar="YAML", help="how clients train, e.g. '{batch_size: 8, local_steps: 4, learning_rate: 0.01}'"
+            metavar="[NAME=]YAML", help="how clients train, e.g. '{batch_size: 8, local_steps: 4, learning_rate: 0.01}'"
+        ),
+    ] = None,
+    defense: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]YAML",
+            help="what clients do to updates, for attackers that know it: '{name: gaussian, std: 0.01}'",
         ),
     ] = None,
     pool: Annotated[
@@ -72,9 +83,11 @@ def replay(
     seed: Annotated[int, typer.Option(help="seed of the attacks")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="print summary.json instead of the table")] = False,
 ) -> None:
-    """Attacks the updates of a recorded federation and writes the same tables and report as an audit.
+    """Attacks the updates of recorded federations and writes the same tables and report as an audit.
 
-    Without --truth pictures and objectives are shown and no score is claimed. Run again it does what is left.
+    Without --truth pictures and objectives are shown and no score is claimed. Several recordings (plain, with noise,
+    behind SecAgg+) stand beside each other in one report; NAME is a recording's folder name. Run again it does what is
+    left.
 
     Exit codes: 0 all done, 2 input error, 3 finished with failed cases, 130 interrupted.
 
@@ -82,8 +95,9 @@ def replay(
     Examples:
       medpfl replay recording --model lenet_dlg
       medpfl replay recording --model ours.models:make --attack gradinv --round 20
+      medpfl replay out/plain out/noise --model lenet_dlg --truth out --defense 'noise={name: gaussian, std: 0.01}'
     """
-    from medpfl.audit.replay import prepare_replay
+    from medpfl.audit.replay import by_recording, prepare_replay, recording_names, truth_folders
     from medpfl.audit.replay import replay as replayed
     from medpfl.federation.recording import FolderStorage, read_recording
     from medpfl.guards.vetting import TASKS
@@ -91,35 +105,42 @@ def replay(
 
     if task is not None and task not in TASKS:
         raise SpecError(f"unknown task '{task}': {suggestion(task, TASKS)}")
-    name = recording.resolve().name
-    settings = prepare_replay(
-        "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name),
-        read_recording(FolderStorage(recording, _key(key))),
-        model,
-        attacks=[_plain(text, "--attack") for text in attack or ()],
-        recipe=None if recipe is None else _mapping(recipe, "--recipe"),
-        truth=truth,
-        pool=pool,
-        rounds=round or (),
-        clients=client or (),
-        examples=examples,
-        size=size,
-        channels=channels,
-        classes=classes,
-        task=task,
-        threshold=threshold,
-        seed=seed,
-        search_path=(Path.cwd(),),
-    )
-    folder = out or Path("out", "replay", name)
+    names, opened = recording_names(recordings), _key(key)
+    truths = truth_folders(truth or (), names)
+    recipes = by_recording(recipe or (), names, "--recipe")
+    defenses = by_recording(defense or (), names, "--defense")
+    parts = [
+        prepare_replay(
+            name,
+            read_recording(FolderStorage(path, opened)),
+            model,
+            attacks=[_plain(text, "--attack") for text in attack or ()],
+            recipe=None if name not in recipes else _mapping(recipes[name], "--recipe"),
+            defense=None if name not in defenses else _mapping(defenses[name], "--defense"),
+            truth=truths.get(name),
+            pool=pool,
+            rounds=round or (),
+            clients=client or (),
+            examples=examples,
+            size=size,
+            channels=channels,
+            classes=classes,
+            task=task,
+            threshold=threshold,
+            seed=seed,
+            search_path=(Path.cwd(),),
+        )
+        for name, path in zip(names, recordings, strict=True)
+    ]
+    folder = out or Path("out", "replay", "+".join(names))
     with progress(Console(stderr=True)) as display:
-        summary = replayed(settings, folder, display)
+        summary = replayed(parts, folder, display)
     report = write_report(folder)
     if as_json:
         typer.echo((folder / "summary.json").read_text())
     else:
         console = wide_console()
-        console.print(_table(summary.cells, settings.truths is not None))
+        console.print(_table(summary.cells, any(one.truths is not None for one in parts), len(parts) > 1))
         counts = summary.counts
         console.print(f"{counts['done']} cases done, {counts['failed']} failed. Report: {report}", soft_wrap=True)
     raise typer.Exit(EXIT_FAILED_CASES if summary.counts["failed"] else 0)
@@ -153,9 +174,10 @@ def _mapping(text: str, option: str) -> dict[str, Any]:
     return found
 
 
-def _table(cells: Any, scored: bool) -> Table:
+def _table(cells: Any, scored: bool, several: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in (
+        *(("recording",) if several else ()),
         "round",
         "attack",
         "updates",
@@ -164,7 +186,8 @@ def _table(cells: Any, scored: bool) -> Table:
     ):
         table.add_column(column, no_wrap=True)
     for cell in cells:
-        fixed = [printable(str(cell["model"])), printable(str(cell["attack"]))]
+        shown = (*(("dataset",) if several else ()), "model", "attack")
+        fixed = [printable(str(cell[axis])) for axis in shown]
         if cell["status"] == "refused":
             table.add_row(*fixed, "refused")
             continue

@@ -19,8 +19,8 @@ LEVEL_NAMES: dict[Level, str] = {
 """What stands on the label of a data set."""
 
 
-def overall(found: tuple[DatasetOutcome, ...]) -> str:
-    """The answer over all data sets in one or two sentences."""
+def overall(found: tuple[DatasetOutcome, ...], noun: str = "data set") -> str:
+    """The answer over all data sets in one or two sentences; `noun` is what they are called."""
     if not found:
         return "There is no result yet."
     if all(cell.refused for outcome in found for cell in outcome.cells):
@@ -42,7 +42,7 @@ def overall(found: tuple[DatasetOutcome, ...]) -> str:
     several = len(found) > 1
     parts = []
     if given:
-        where = f" in {len(given)} of {len(found)} data sets ({listed(given)})" if several else ""
+        where = f" in {len(given)} of {len(found)} {noun}s ({listed(given)})" if several else ""
         parts.append(f"Private images could be reconstructed from what clients send{where}.")
     if closer:
         where = f" from {listed(closer)}" if several else ""

@@ -57,6 +57,7 @@ def load_audit(folder: Path, limit: Limit | None = None) -> Audit:
         diagnosis=_mappings(summary.get("diagnosis")),
         created=_text(summary.get("created")),
         finished=boolean(summary.get("finished")) is True,
+        replay=boolean(summary.get("replay")) is True,
         threshold=0.9 if threshold is None else threshold,
         limit_text=text if limit is None else str(limit),
         limit_holds=boolean(stored.get("holds")) if limit is None else all_satisfy(limit, own),

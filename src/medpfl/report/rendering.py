@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ from markupsafe import Markup
 from medpfl.audit.limits import Limit
 from medpfl.core.files import write_atomically
 from medpfl.report import answer, diagnosis_wording, formatting, frontier, guarantees, guards, settings, wording
+from medpfl.report.charts import chart_groups, round_charts
 from medpfl.report.comparison import outcomes
-from medpfl.report.curves import DECIBELS, Panel, columns, panels
+from medpfl.report.curves import DECIBELS, columns
 from medpfl.report.diagnosis import Diagnosis, diagnoses, pictured, scale
-from medpfl.report.figures import NULL_STYLES, Style, line_style, success_svg
+from medpfl.report.figures import NULL_STYLES, Style, line_style
 from medpfl.report.gallery import Picture, gallery, picture
 from medpfl.report.glossary import LIMITS, glossary
 from medpfl.report.loading import load_audit
@@ -50,22 +50,6 @@ DATA_COLUMNS = {
 """Keys of an entry of `data` in `summary.json`, as headings."""
 
 
-@dataclass(frozen=True)
-class Chart:
-    """A panel with its drawing."""
-
-    panel: Panel
-    svg: Markup
-
-
-@dataclass(frozen=True)
-class ChartGroup:
-    """The panels of one data set."""
-
-    dataset: str
-    charts: tuple[Chart, ...]
-
-
 def write_report(folder: Path, *, images: bool = True, limit: Limit | None = None) -> Path:
     """Writes `report.html` into the output folder of an audit, finished or not, and returns its path.
 
@@ -93,10 +77,11 @@ def render(audit: Audit, folder: Path, *, images: bool) -> str:
             audit=audit,
             images=images,
             outcomes=found,
-            overall=answer.overall(found),
+            overall=answer.overall(found, "recording" if audit.replay else "data set"),
             cell_name=namer(audit.cells),
             table=cell_table(audit.cells, audit.threshold),
-            chart_groups=_charts(audit),
+            chart_groups=chart_groups(audit),
+            round_charts=round_charts(audit),
             curve_columns=columns(audit.threshold),
             curve_decibels=DECIBELS,
             diagnoses=[(one, _compared(one, folder) if images else ()) for one in diagnosed],
@@ -171,26 +156,6 @@ def _source(name: str) -> str:
     environment = _environment()
     assert environment.loader is not None
     return environment.loader.get_source(environment, name)[0]
-
-
-def _charts(audit: Audit) -> tuple[ChartGroup, ...]:
-    groups = []
-    for number, dataset in enumerate(audit.datasets, 1):
-        cells = [cell for cell in audit.cells if cell.dataset == dataset]
-        charts = tuple(
-            Chart(panel, Markup(success_svg(panel, audit.threshold, f"d{number}p{index}", _alt(panel, dataset))))
-            for index, panel in enumerate(panels(cells, audit.threshold), 1)
-        )
-        if charts:
-            groups.append(ChartGroup(dataset, charts))
-    return tuple(groups)
-
-
-def _alt(panel: Panel, dataset: str) -> str:
-    lines = ", ".join(line.label for line in panel.lines)
-    return (
-        f"Share of images at every SSIM threshold, {dataset}, {panel.title}: {lines}. The table below has the values."
-    )
 
 
 def _swatch(style: Style, null: bool = False) -> Markup:

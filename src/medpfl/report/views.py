@@ -256,6 +256,7 @@ class Audit:
     diagnosis: tuple[Mapping[str, Any], ...] = ()
     created: str = ""
     finished: bool = False
+    replay: bool = False
     threshold: float = 0.9
     limit_text: str = ""
     limit_holds: bool | None = None

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from medpfl.core.domain import Auxiliary, GlobalModel, Knowledge, Observation, Recipe, Tensors, Update, UpdateKind
 from medpfl.core.errors import DataError
+from medpfl.core.mechanisms import Mechanism
 from medpfl.federation.recording import Recorded, Recording
 from medpfl.models.state import apply_state, matched_state
 
@@ -24,11 +25,12 @@ def observe(
     *,
     examples: int | None = None,
     auxiliary: Auxiliary | None = None,
+    defense: Mechanism | None = None,
 ) -> Observation:
     """What an honest but curious server sees of one client in one round.
 
     model: the architecture, whose tensors are replaced by those that were sent. examples: where the update does not say
-    how many images it was computed from. A recording behind secure aggregation says in `config` how many `clients`
+    how many images it was computed from. defense: what the attacker knows of it. A recording behind secure aggregation says in `config` how many `clients`
     are in the aggregate. Tensors that were rounded to integers or half precision are taken as they are.
 
     Raises DataError where what was sent or the number of examples is unknown, ModelError where tensors do not fit.
@@ -60,7 +62,7 @@ def observe(
         ),
         recipe=recipe,
         threat_model="honest_server",
-        knowledge=Knowledge(auxiliary=auxiliary),
+        knowledge=Knowledge(auxiliary=auxiliary, defense=defense),
         clients=clients if isinstance(clients, int) and clients > 0 else 1,
     )
 

@@ -41,7 +41,6 @@ def replayed_rows(
         "case": case_id(str(place.columns["cell"]), replay.seed, place.victim),
         "seed": replay.seed,
         "oracle": "",
-        "adaptive": False,
         "victim": place.victim,
         "client": 0,
         "seconds": seconds,

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medpfl.audit.entries import AttackEntry, RecipeEntry
-from medpfl.audit.entry_parsing import attack_entry, recipe_entry
+from medpfl.audit.entries import AttackEntry, DefenseEntry, RecipeEntry
+from medpfl.audit.entry_parsing import attack_entry, defense_entry, recipe_entry
+from medpfl.audit.replay.choosing import chosen_updates
 from medpfl.audit.replay.observing import observed_kind
 from medpfl.audit.replay.truth import Truths
 from medpfl.core.domain import Auxiliary, GlobalModel, Recipe
@@ -29,9 +30,10 @@ DEFAULT_ATTACKS: tuple[Mapping[str, Any], ...] = (
 
 @dataclass(frozen=True)
 class Replay:
-    """Everything that a replay depends on.
+    """Everything that the replay of one recording depends on.
 
     name: of the recording. updates: those that are attacked, in order. recipe: how clients trained; None if unknown.
+    defense: what attackers know that clients do to their updates; None if they are told nothing.
     pool: images of the adversary's own; the first half is auxiliary knowledge, the second half gives the null
     baselines. examples: number of images of an update that does not say.
     """
@@ -42,6 +44,7 @@ class Replay:
     model: GlobalModel
     attacks: tuple[AttackEntry, ...]
     recipe: RecipeEntry | None
+    defense: DefenseEntry | None
     truths: Truths | None
     auxiliary: Auxiliary | None
     nulls: Auxiliary | None
@@ -59,10 +62,12 @@ class Replay:
         """Hash of what results depend on, the updates and the truth by content."""
         return content_hash(
             {
+                "name": self.name,
                 "updates": [[one.round, one.client, one.sha256] for one in self.updates],
                 "model": [self.model.name, list(self.model.image_shape), self.model.task.name, self.model.task.classes],
                 "attacks": [[entry.id, entry.name, dict(entry.params)] for entry in self.attacks],
                 "recipe": None if self.recipe is None else dict(self.recipe.params),
+                "defense": None if self.defense is None else [self.defense.name, dict(self.defense.params)],
                 "truth": None if self.truths is None else self.truths.fingerprint,
                 "pool": None
                 if self.nulls is None
@@ -81,6 +86,7 @@ def prepare_replay(
     *,
     attacks: Sequence[str | Mapping[str, Any]] = (),
     recipe: Mapping[str, Any] | None = None,
+    defense: Mapping[str, Any] | None = None,
     truth: Path | None = None,
     pool: Path | None = None,
     rounds: Sequence[int] = (),
@@ -94,13 +100,13 @@ def prepare_replay(
     seed: int = 0,
     search_path: Sequence[Path] = (),
 ) -> Replay:
-    """Checks what the user gave and builds the model from the shapes of the first tensors that were sent.
+    """Checks what the user gave of one recording and builds the model from the first tensors that were sent.
 
     model: name of the zoo or `package.module:callable`. attacks: names or entries as in a spec; `DEFAULT_ATTACKS` if
-    empty. recipe: an entry as in a spec. truth: folder with `CLIENT.npz` (`Truths`). pool: folder of images. rounds,
+    empty. recipe, defense: entries as in a spec. truth: folder with `CLIENT.npz` (`Truths`). pool: folder of images. rounds,
     clients: which updates, all if empty. Raises InputError for whatever does not fit.
     """
-    updates = _chosen(recording, rounds, clients)
+    updates = chosen_updates(name, recording, rounds, clients)
     tensors = next((sent.tensors for one in updates if (sent := recording.sent_to(one)) is not None), None)
     if tensors is None:
         raise DataError(
@@ -126,6 +132,7 @@ def prepare_replay(
         model=built,
         attacks=entries,
         recipe=None if values is None else recipe_entry(values, "--recipe", Path()),
+        defense=None if defense is None else defense_entry(defense, "--defense", Path()),
         truths=None if truth is None else Truths(truth, built),
         auxiliary=auxiliary,
         nulls=nulls,
@@ -133,26 +140,6 @@ def prepare_replay(
         threshold=threshold,
         seed=seed,
     )
-
-
-def _chosen(recording: Recording, rounds: Sequence[int], clients: Sequence[str]) -> tuple[Recorded, ...]:
-    for wanted in rounds:
-        if wanted not in recording.rounds:
-            known = ", ".join(map(str, recording.rounds)) or "none"
-            raise DataError(f"--round {wanted}: no update of that round was recorded; there are rounds {known}")
-    everybody = sorted({one.client for one in recording.updates})
-    for client in clients:
-        if client not in everybody:
-            raise DataError(f"--client {client}: nothing of that client was recorded; there are {', '.join(everybody)}")
-    chosen = tuple(
-        one
-        for one in recording.updates
-        if (not rounds or one.round in rounds) and (not clients or one.client in clients)
-    )
-    if not chosen:
-        problems = f" ({recording.problems[0]})" if recording.problems else ""
-        raise DataError(f"the recording holds no update{problems}: nothing can be replayed")
-    return chosen
 
 
 def _halves(path: Path, model: GlobalModel) -> tuple[Auxiliary, Auxiliary]:
