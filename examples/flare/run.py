@@ -1,8 +1,8 @@
-"""Runs the example in FLARE's simulator: `python examples/flare/run.py simulate | defended | gate | all`.
+"""Runs the example in FLARE's simulator: `python examples/flare/run.py simulate | defended | gate | policy | all`.
 
-Two sites train a LeNet on brain MRI; the server records. `simulate`: no site has a policy. `defended`: a site's own
-`local/privacy.json` vets what comes, clips and adds noise. `gate`: it vets and reads every update as an attacker would
-before it leaves. Everything stays below `--out` (default out/flare), on loopback, and ends with this command.
+Two sites train a LeNet on brain MRI; the server records. `simulate`: no site filters anything. `defended`: the sites vet
+what comes, clip and add noise. `gate`: they vet and read every update as an attacker would before it leaves. `policy`: as
+`defended`, but enforced by the sites' own `privacy.json`, with a filter of the job that says what it saw. Everything stays below `--out` (default out/flare), on loopback, and ends with this command.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 BRAIN = HERE.parent / "flower"
 """Where the model and the images of the examples are."""
 
-CASES = ("simulate", "defended", "gate")
+CASES = ("simulate", "defended", "gate", "policy")
 SITES = ("site-1", "site-2")
-MODEL = {"model": "brain.task:initial_model", "image_shape": [1, 32, 32]}
 
 
 def main() -> int:
@@ -30,6 +30,9 @@ def main() -> int:
     parser.add_argument("what", choices=[*CASES, "all"])
     parser.add_argument("--out", type=Path, default=Path("out/flare"), help="output folder")
     parser.add_argument("--data", default="", help="folder of brain MRI (glioma, meningioma, no_tumor, pituitary)")
+    parser.add_argument(
+        "--net", choices=["lenet", "dense"], default="lenet", help="dense: images stand in its gradient"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--noise", type=float, default=0.01, help="standard deviation of the defended sites' noise")
@@ -53,7 +56,7 @@ def run(name: str, arguments: argparse.Namespace) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     command = [
         sys.executable, __file__, name, "--here", "--out", str(arguments.out), "--data", arguments.data, "--rounds",
-        str(arguments.rounds), "--batch-size", str(arguments.batch_size), "--noise", str(arguments.noise),
+        str(arguments.rounds), "--batch-size", str(arguments.batch_size), "--net", arguments.net, "--noise", str(arguments.noise),
     ]  # fmt: skip
     environment = {
         **os.environ,
@@ -72,7 +75,19 @@ def run(name: str, arguments: argparse.Namespace) -> None:
         print(f"  {line}", flush=True)
     if not recording(name, arguments).is_dir():
         raise SystemExit(f"nothing was recorded; the log is {log}")
+    if name == "policy":
+        print_order(name, arguments)
     write_truth(name, arguments)
+
+
+def print_order(name: str, arguments: argparse.Namespace) -> None:
+    """In which order filters ran on what left, and what the job's own filter saw, from what reached the server."""
+    from medpfl.federation.recording import read_recording
+
+    for update in read_recording(recording(name, arguments)).updates:
+        total = sum(float(tensor.double().sum()) for tensor in update.tensors.values())
+        order, seen = " -> ".join(update.config["filter_history"]), update.config["seen_by_the_job"]
+        print(f"  round {update.round}, {update.client}: {order}; sum seen by the job {seen:.6f}, recorded {total:.6f}")
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -88,54 +103,60 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def simulated(name: str, arguments: argparse.Namespace) -> int:
-    """The job and the simulator, in this process."""
-    from brain.task import initial_model
-    from nvflare.app_opt.pt.recipes.fedavg import FedAvgRecipe
-    from nvflare.recipe import SimEnv
+    """The job and the simulator, in this process; 0 if FLARE says that all went well."""
+    from nvflare import FilterType
+    from nvflare.app_opt.pt.job_config.fed_avg import FedAvgJob
+    from nvflare.job_config.script_runner import ScriptRunner
+    from parts import JobFilter, RealPolicy
+    from sites import NETS
 
-    from medpfl.integrations.flare import RecordingFilter
+    from medpfl.integrations.flare import RecordingFilter, write_policy
 
-    words = f"--batch-size {arguments.batch_size}" + (f" --data {arguments.data}" if arguments.data else "")
-    job = FedAvgRecipe(
-        name=name,
-        min_clients=len(SITES),
-        num_rounds=arguments.rounds,
-        model=initial_model(),
-        train_script=str(HERE / "train.py"),
-        train_args=words,
+    job = FedAvgJob(NETS[arguments.net](), n_clients=len(SITES), num_rounds=arguments.rounds, name=name, key_metric="")
+    job.set_app_packages(["medpfl", "brain", "parts", "sites"])
+    words = f"--net {arguments.net} --batch-size {arguments.batch_size}" + (
+        f" --data {arguments.data}" if arguments.data else ""
     )
+    job.to_clients(ScriptRunner(script=str(HERE / "train.py"), script_args=words), tasks=["train"])
     recorder = RecordingFilter(
         str(recording(name, arguments)), images_per_step=arguments.batch_size, defense=in_words(name, arguments)
     )
-    job.add_server_output_filter(recorder, tasks=["train"])
-    job.add_server_input_filter(recorder, tasks=["train"])
-    site_policy(name, arguments)
-    job.execute(SimEnv(clients=list(SITES), workspace_root=str(arguments.out / "work")))
-    return 0
+    for kind in (FilterType.TASK_DATA, FilterType.TASK_RESULT):
+        job.to_server(recorder, filter_type=kind, tasks=["train"])
+    filters, work = site_filters(name, arguments), arguments.out / "work" / name
+    if name == "policy":
+        write_policy(work / "local", filters)  # the simulator copies it to each site
+        job.to_clients(RealPolicy(), id="real_policy")
+        job.to_clients(JobFilter(), filter_type=FilterType.TASK_RESULT, tasks=["train"])
+    else:
+        for one, kind in zip(filters, (FilterType.TASK_DATA, FilterType.TASK_RESULT), strict=False):
+            job.to_clients(one, filter_type=kind, tasks=["train"])
+    return int(job.simulator_run(str(work), clients=list(SITES)) or 0)
 
 
-def site_policy(name: str, arguments: argparse.Namespace) -> None:
-    """What the sites enforce, in the `local` folder that the simulator copies to each of them."""
-    from medpfl.integrations.flare import DefenseFilter, GateFilter, VettingFilter, write_policy
+def site_filters(name: str, arguments: argparse.Namespace) -> list[Any]:
+    """What the sites do with what comes and with what leaves."""
+    from sites import NAMES
+
+    from medpfl.integrations.flare import DefenseFilter, GateFilter, VettingFilter
 
     folder = str(arguments.out / f"{name}-sites" / "{site}")
+    model = {"model": NAMES[arguments.net], "image_shape": [1, 32, 32]}
     images = {
-        "images": "images:site_images",
+        "images": "sites:site_images",
         "images_arguments": {"data": arguments.data, "count": arguments.batch_size},
     }
-    if name == "defended":
+    if name in ("defended", "policy"):
         parts = [{"name": "clip", "bound": 1.0}, {"name": "gaussian", "std": arguments.noise}]
-        leaves = DefenseFilter(folder, {"compose": parts}, **MODEL)
-    elif name == "gate":
+        return [VettingFilter(folder, **model), DefenseFilter(folder, {"compose": parts}, **model)]
+    if name == "gate":
         recipe = {"batch_size": arguments.batch_size, "learning_rate": 0.1}
-        leaves = GateFilter(folder, recipe=recipe, **MODEL, **images)
-    else:
-        return
-    write_policy(arguments.out / "work" / name / "local", [VettingFilter(folder, **MODEL), leaves])
+        return [VettingFilter(folder, **model), GateFilter(folder, recipe=recipe, **model, **images)]
+    return []
 
 
 def in_words(name: str, arguments: argparse.Namespace) -> str:
-    return f"clip to 1, Gaussian noise of {arguments.noise:g}" if name == "defended" else ""
+    return f"clip to 1, Gaussian noise of {arguments.noise:g}" if name in ("defended", "policy") else ""
 
 
 def recording(name: str, arguments: argparse.Namespace) -> Path:
@@ -155,7 +176,7 @@ def decisions(name: str, arguments: argparse.Namespace) -> list[str]:
 def write_truth(name: str, arguments: argparse.Namespace) -> None:
     """What the sites held, under the names under which the recording has them."""
     import numpy as np
-    from images import site_images
+    from sites import site_images
 
     from medpfl.federation.recording import read_recording
 

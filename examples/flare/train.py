@@ -6,13 +6,14 @@ import argparse
 
 import nvflare.client as flare
 import torch
-from brain.task import initial_model, train
-from images import site_images
+from brain.task import train
+from sites import NETS, site_images
 
 
 def main() -> None:
     """Trains in every round on the images that `site_images` gives."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--net", choices=list(NETS), default="lenet")
     parser.add_argument("--data", default="")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--local-steps", type=int, default=1)
@@ -24,7 +25,7 @@ def main() -> None:
         received = flare.receive()
         count = arguments.batch_size * arguments.local_steps
         images, labels = site_images(site, received.current_round, data=arguments.data, count=count)
-        model = initial_model()
+        model = NETS[arguments.net]()
         model.load_state_dict({name: torch.as_tensor(array) for name, array in received.params.items()})
         loss = train(model, images, labels, arguments.batch_size, arguments.learning_rate)
         flare.send(

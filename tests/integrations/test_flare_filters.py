@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -122,16 +123,19 @@ class TestVetting:
         assert [line["outcome"] for line in lines()] == ["passed"]
 
     def test_a_crafted_first_layer_is_blocked_without_a_reason(
-        self, site: str, task: FLContext, dense: nn.Module, lines: Any
+        self, site: str, task: FLContext, dense: nn.Module, lines: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
         crafted = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
         crafted["1.weight"] = torch.full((400, 144), 1 / 144)
         crafted["1.bias"] = -torch.linspace(0.3, 0.7, 400)
         crafted["3.weight"] = torch.full((2, 400), 0.1) * torch.tensor([[1.0], [-1.0]])
-        blocks(VettingFilter(site, f"{HERE}:net", SHAPE, images=f"{HERE}:images"), message(crafted), task)
+        with caplog.at_level(logging.DEBUG):
+            blocks(VettingFilter(site, f"{HERE}:net", SHAPE, images=f"{HERE}:images"), message(crafted), task)
         (line,) = lines()
         assert line["level"] == "crafted"
         assert line["reasons"]
+        assert "withheld" in caplog.text
+        assert not any(reason in caplog.text for reason in line["reasons"]), "logs may be streamed to the server"
 
     @pytest.mark.parametrize(
         "broken",

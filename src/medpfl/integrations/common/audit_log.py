@@ -16,9 +16,10 @@ LOGGER = logging.getLogger("medpfl.integrations")
 
 @dataclass(frozen=True)
 class AuditLog:
-    """Appends a JSON line per decision to `path` (mode 0600), and tells Python's logging `medpfl.integrations`.
+    """Appends a JSON line per decision to `path` (mode 0600); Python's logging `medpfl.integrations` hears the outcome.
 
-    path None: the logging alone. The lines hold scores and reasons: they stay at the site.
+    The lines hold scores and reasons: they stay at the site. Logging hears reasons only where path is None, because
+    frameworks may stream their logs to the server.
     """
 
     path: Path | None = None
@@ -26,8 +27,7 @@ class AuditLog:
     def decided(self, what: str, outcome: str, reasons: Sequence[str] = (), **values: object) -> None:
         """One line: who decided, what became of the round, and why. Raises StoreError where it cannot be written."""
         entry = {"time": time.time(), "decided_by": what, "outcome": outcome, "reasons": list(reasons), **values}
-        LOGGER.log(
-            logging.INFO if outcome == "passed" else logging.WARNING, "%s: %s %s", what, outcome, "; ".join(reasons)
-        )
+        told = "; ".join(reasons) if self.path is None else ""
+        LOGGER.log(logging.INFO if outcome == "passed" else logging.WARNING, "%s: %s %s", what, outcome, told)
         if self.path is not None:
             append(Path(self.path), json.dumps(entry, ensure_ascii=True) + "\n")
