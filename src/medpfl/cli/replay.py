@@ -81,6 +81,9 @@ def replay(
         float, typer.Option(min=0, max=1, help="SSIM from which an image counts as reconstructed")
     ] = 0.9,
     seed: Annotated[int, typer.Option(help="seed of the attacks")] = 0,
+    diagnose: Annotated[
+        bool, typer.Option("--diagnose", help="find out why each attack failed or worked on each update")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print summary.json instead of the table")] = False,
 ) -> None:
     """Attacks the updates of recorded federations and writes the same tables and report as an audit.
@@ -88,6 +91,10 @@ def replay(
     Without --truth pictures and objectives are shown and no score is claimed. Several recordings (plain, with noise,
     behind SecAgg+) stand beside each other in one report; NAME is a recording's folder name. Run again it does what is
     left.
+
+    With --diagnose each update is measured (noise, grids, clipping, batch norm, labels), and so is whether an attack's
+    pictures would have sent it. With --truth the client's own step is replayed on the true images, and every attack is
+    run again with one condition changed at a time. A finished replay can be diagnosed later.
 
     Exit codes: 0 all done, 2 input error, 3 finished with failed cases, 130 interrupted.
 
@@ -134,13 +141,15 @@ def replay(
     ]
     folder = out or Path("out", "replay", "+".join(names))
     with progress(Console(stderr=True)) as display:
-        summary = replayed(parts, folder, display)
+        summary = replayed(parts, folder, display, diagnose=diagnose)
     report = write_report(folder)
     if as_json:
         typer.echo((folder / "summary.json").read_text())
     else:
         console = wide_console()
         console.print(_table(summary.cells, any(one.truths is not None for one in parts), len(parts) > 1))
+        if diagnose:
+            _print_diagnosis(console, folder)
         counts = summary.counts
         console.print(f"{counts['done']} cases done, {counts['failed']} failed. Report: {report}", soft_wrap=True)
     raise typer.Exit(EXIT_FAILED_CASES if summary.counts["failed"] else 0)
@@ -197,3 +206,21 @@ def _table(cells: Any, scored: bool, several: bool) -> Table:
         ]  # fmt: skip
         table.add_row(*fixed, str(cell["victims"]), str(cell["failed"] or ""), *(numbers if scored else ()))
     return table
+
+
+def _print_diagnosis(console: Console, folder: Path) -> None:
+    """What stands in the way of attacks, and how far they got; one sentence for updates that are alike."""
+    from medpfl.report.loading import load_audit
+    from medpfl.report.updates import groups, recorded_updates
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_lines=True)
+    for column in ("recording", "what", "updates", "for instance"):
+        table.add_column(column, overflow="fold")
+    for group in groups(recorded_updates(load_audit(folder).updates)):
+        where = f"(round {group.example.round}, client {group.example.client})"
+        name = f"{group.fact.title}: {group.fact.stands}" if group.fact.stands else group.fact.title
+        table.add_row(
+            printable(group.recording), printable(name), group.counted, printable(f"{group.fact.text} {where}")
+        )
+    console.print(table)
+    console.print(f"All of it, update by update: {folder / 'diagnosis.csv'}", soft_wrap=True)

@@ -55,6 +55,7 @@ def load_audit(folder: Path, limit: Limit | None = None) -> Audit:
         cells=cells,
         sweep=sweep,
         diagnosis=_mappings(summary.get("diagnosis")),
+        updates=_mappings(summary.get("updates")),
         created=_text(summary.get("created")),
         finished=boolean(summary.get("finished")) is True,
         replay=boolean(summary.get("replay")) is True,

@@ -43,6 +43,7 @@ def without_items(audit: Audit) -> Audit:
         cells=tuple(_cell(cell, clean) for cell in audit.cells),
         sweep=tuple(_cell(cell, clean) for cell in audit.sweep),
         diagnosis=tuple(redacted(entry, clean) for entry in audit.diagnosis),
+        updates=tuple(redacted(entry, clean) for entry in audit.updates),
         warnings=tuple(clean(text) for text in audit.warnings),
         data=tuple(redacted(entry, clean) for entry in audit.data),
         assumptions=tuple(redacted(entry, clean) for entry in audit.assumptions),

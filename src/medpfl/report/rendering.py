@@ -27,6 +27,7 @@ from medpfl.report.loading import load_audit
 from medpfl.report.problems import SHOWN_CASES, defense_warnings, failure_groups, refusal_groups, silent_groups
 from medpfl.report.redaction import without_items
 from medpfl.report.table import cell_table, namer
+from medpfl.report.updates import groups, recorded_updates
 from medpfl.report.views import Audit, Measured
 
 FILE_NAME = "report.html"
@@ -68,6 +69,7 @@ def render(audit: Audit, folder: Path, *, images: bool) -> str:
     """The report as HTML. `folder` is where the paths of images start."""
     found = outcomes(audit)
     diagnosed = diagnoses(audit)
+    told = recorded_updates(audit.updates, names=images)
     script = _source("report.js")
     warnings = tuple(dict.fromkeys([*audit.warnings, *(text for cell in audit.cells for text in cell.warnings)]))
     return (
@@ -86,6 +88,8 @@ def render(audit: Audit, folder: Path, *, images: bool) -> str:
             curve_decibels=DECIBELS,
             diagnoses=[(one, _compared(one, folder) if images else ()) for one in diagnosed],
             decibels=scale(diagnosed),
+            recorded_updates=told,
+            update_groups=groups(told),
             gallery=gallery(audit.cells, folder) if images else None,
             opened={outcome.strongest.id for outcome in found if outcome.strongest is not None},
             guard_outcomes=guards.guard_outcomes(audit.cells),

@@ -254,6 +254,7 @@ class Audit:
     cells: tuple[Cell, ...] = ()
     sweep: tuple[Cell, ...] = ()
     diagnosis: tuple[Mapping[str, Any], ...] = ()
+    updates: tuple[Mapping[str, Any], ...] = ()
     created: str = ""
     finished: bool = False
     replay: bool = False

@@ -32,15 +32,19 @@ class Place:
 
 
 def replayed_rows(
-    replay: Replay, place: Place, outcome: Reconstruction | Failure, seconds: float, out: Path, convention: str
+    replay: Replay,
+    place: Place,
+    outcome: Reconstruction | Failure,
+    truth: GroundTruth | None,
+    seconds: float,
+    out: Path,
+    convention: str,
 ) -> list[Row]:
     """One row per private image where the truth is known, else one per image that came back (one without, if none)."""
-    truth = None if replay.truths is None else replay.truths.of(place.update)
     shared = {
         **{axis: place.columns[axis] for axis in place.columns},
         "case": case_id(str(place.columns["cell"]), replay.seed, place.victim),
         "seed": replay.seed,
-        "oracle": "",
         "victim": place.victim,
         "client": 0,
         "seconds": seconds,

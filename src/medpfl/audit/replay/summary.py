@@ -8,9 +8,12 @@ from typing import Any
 
 import pandas as pd
 
+from medpfl.audit.diagnosis import is_extra
+from medpfl.audit.effects import diagnosis
+from medpfl.audit.replay.diagnosis.telling import FACT_COLUMNS, table_rows
 from medpfl.audit.replay.settings import Replay
 from medpfl.audit.store import SCHEMA, Store, StoredCell
-from medpfl.audit.tables import CELL_COLUMNS, RESULT_COLUMNS, csv_bytes, hardware, versions
+from medpfl.audit.tables import CELL_COLUMNS, RESULT_COLUMNS, csv_bytes, hardware, marks, versions
 from medpfl.core.files import write_atomically
 from medpfl.metrics.cells import summarize_cell, supplement_cell
 from medpfl.metrics.recovery import recovery_rates
@@ -26,23 +29,42 @@ MOST_NAMED = 8
 
 
 def write_tables(store: Store, parts: Sequence[Replay]) -> list[dict[str, Any]]:
-    """Writes `results.csv`, `cells.csv` and `summary.json`; returns the cells' rows."""
-    rows = store.results()
+    """Writes `results.csv`, `cells.csv`, `summary.json` and, of a diagnosis, `diagnosis.csv`; returns the cells' rows.
+
+    Cells that exist for a diagnosis only stand in both tables, marked as an audit's are, and are not returned.
+    """
+    changes: list[dict[str, str]] = store.get("changes") or []
+    updates: list[dict[str, Any]] = store.get("updates") or []
+    marked = marks(changes)
+    rows = [{**row, **marked.get(row["cell"], {})} for row in store.results()]
     frame = pd.DataFrame(rows, columns=list(RESULT_COLUMNS))
     write_atomically(store.folder / "results.csv", csv_bytes(rows, RESULT_COLUMNS))
     by_cell = dict(tuple(frame.groupby("cell", sort=False)))
-    cells = [_cell_row(cell, by_cell.get(cell.cell, frame[:0]), parts[0].threshold) for cell in store.cells()]
+    cells = [
+        {**_cell_row(cell, by_cell.get(cell.cell, frame[:0]), parts[0].threshold), **marked.get(cell.cell, {})}
+        for cell in store.cells()
+    ]
     write_atomically(store.folder / "cells.csv", csv_bytes(cells, CELL_COLUMNS))
-    write_atomically(store.folder / "summary.json", json.dumps(_summary(store, parts, cells), indent=2).encode())
-    return cells
+    if updates:
+        write_atomically(store.folder / "diagnosis.csv", csv_bytes(table_rows(updates), FACT_COLUMNS))
+    own = [cell for cell in cells if not is_extra(cell["cell"])]
+    summary = {
+        **_summary(store, parts, own),
+        "diagnosis": diagnosis(changes, {cell["cell"]: cell for cell in cells}, frame) if changes else [],
+        "updates": updates,
+    }
+    write_atomically(store.folder / "summary.json", json.dumps(summary, indent=2).encode())
+    return own
 
 
 def _cell_row(cell: StoredCell, rows: pd.DataFrame, threshold: float) -> dict[str, Any]:
     row: dict[str, Any] = {"cell": cell.cell, **cell.columns}
     if cell.refusal is not None:
         return {**row, "status": "refused", "reason": cell.refusal}
-    if not bool(rows["success"].notna().any()):  # nobody gave the truth
+    scored = rows[rows["success"].notna()]  # of the others nobody gave the truth
+    if scored.empty:
         return {**row, **_counts(rows)}
+    rows = scored
     return {
         **row,
         **summarize_cell(rows, threshold=threshold, seed=0),
@@ -67,7 +89,7 @@ def _counts(rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def _summary(store: Store, parts: Sequence[Replay], cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    counts, several = store.counts(), len(parts) > 1
+    counts, several = store.counts(lambda cell: not is_extra(cell)), len(parts) > 1
     findings = {
         (one.code, one.message): {"model": part.model.name, "severity": one.severity, "code": one.code, "message": one.message}
         for part in parts

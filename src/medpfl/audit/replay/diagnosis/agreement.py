@@ -27,6 +27,11 @@ EXPLAINED = 1e-2
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 EPOCHS = (1, 2, 3, 5)
+OPTIMIZERS: tuple[Literal["sgd", "adam", "adamw"], ...] = ("sgd", "adam", "adamw")
+"""What is tried in place of a recipe that does not explain an update."""
+
+ROUGH, FINE, POLISHED = 2, 8, 2
+"""Learning rates that are tried for each of them, then for the closest ones, and how many these are."""
 
 
 @dataclass(frozen=True)
@@ -129,48 +134,70 @@ def best_agreement(
     stated: Agreement | str = "how the client trains was not given, and no recipe that was tried explains the update"
     if recipe is not None:
         stated = agreement(model, recorded, groups, recipe)
-        if isinstance(stated, Agreement) and stated.left <= EXPLAINED:
+        if isinstance(stated, Agreement) and (stated.left <= EXPLAINED or stated.left_scaled <= AGREES):
             return stated
     base = recipe or Recipe(update=kind, batch_size=largest)
-    tried = [
-        fitted
-        for other in _others(base, largest, has_batch_norm(model))
-        if isinstance(fitted := _fitted(model, recorded, groups, other), Agreement)
-    ]
-    best = min(tried, key=lambda one: one.left, default=None)
-    return best if best is not None and best.left <= EXPLAINED else stated
+    tried: list[Agreement] = []
+    for other in _others(base, largest, has_batch_norm(model)):
+        fitted = _fitted(model, recorded, groups, other, ROUGH)
+        if isinstance(fitted, Agreement):
+            tried.append(fitted)
+        if tried and tried[-1].agrees:
+            return tried[-1]
+    for one in sorted(tried, key=lambda agreed: agreed.left)[:POLISHED]:
+        fitted = _fitted(model, recorded, groups, one.recipe, FINE)
+        if isinstance(fitted, Agreement) and fitted.left <= EXPLAINED:
+            return fitted
+    return stated
 
 
 def _others(base: Recipe, images: int, normalized: bool) -> Iterator[Recipe]:
     """Recipes that differ in one respect, or in batch size and batch norm's mode together."""
     both: tuple[Literal["train", "eval"], ...] = ("eval", "train")
     modes = both if normalized else (base.batch_norm,)
+    yield from (replace(base, batch_norm=mode, images=None) for mode in modes)
+    if base.update == "gradient":
+        return
     for mode in modes:
         moded = replace(base, batch_norm=mode, images=None)
-        yield moded
-        if base.update == "gradient":
-            continue
-        for size in sorted({*BATCH_SIZES, base.batch_size, images}):
+        for epochs in EPOCHS:
+            if epochs != base.epochs:
+                yield replace(moded, epochs=epochs)
+        for optimizer in OPTIMIZERS:
+            if optimizer != base.optimizer:
+                yield replace(moded, optimizer=optimizer, momentum=0.0)
+        for size in sorted({*BATCH_SIZES, base.batch_size, images}, reverse=True):
             if size <= images:
                 yield replace(moded, batch_size=size, local_steps=math.ceil(images / size), accumulation=1)
-        for epochs in EPOCHS:
-            yield replace(moded, epochs=epochs)
-        for optimizer in ("sgd", "adam", "adamw"):
-            yield replace(moded, optimizer=optimizer, momentum=0.0)
 
 
-def _fitted(model: GlobalModel, recorded: Tensors, groups: Sequence[GroundTruth], recipe: Recipe) -> Agreement | str:
-    """With the learning rate that brings it closest to what was recorded, as far as scaling tells."""
-    first = agreement(model, recorded, groups, recipe, found=True)
-    for _ in range(2):
-        if isinstance(first, str) or recipe.update == "gradient" or not first.factor > 0 or first.left <= AGREES:
-            return first
-        recipe = replace(recipe, learning_rate=recipe.learning_rate * first.factor)
-        again = agreement(model, recorded, groups, recipe, found=True)
-        if isinstance(again, str) or again.left >= first.left:
-            return first
-        first = again
-    return first
+def _fitted(
+    model: GlobalModel, recorded: Tensors, groups: Sequence[GroundTruth], recipe: Recipe, trials: int
+) -> Agreement | str:
+    """With the learning rate at which nothing is left to scale: secant steps in its logarithm, the closest is kept."""
+    best = found = agreement(model, recorded, groups, recipe, found=True)
+    points: list[tuple[float, float]] = []
+    for _ in range(trials):
+        if isinstance(found, str) or isinstance(best, str) or recipe.update == "gradient":
+            break
+        if not found.factor > 0 or best.agrees:
+            break
+        points.append((math.log(recipe.learning_rate), math.log(found.factor)))
+        recipe = replace(recipe, learning_rate=math.exp(_next(points)))
+        found = agreement(model, recorded, groups, recipe, found=True)
+        if isinstance(found, Agreement) and found.left < best.left:
+            best = found
+    return best
+
+
+def _next(points: Sequence[tuple[float, float]]) -> float:
+    """Where the second coordinate would be zero, by the last two points, at most a factor of four away."""
+    place, value = points[-1]
+    slope = -1.0
+    if len(points) > 1 and abs(place - points[-2][0]) > 1e-12:
+        slope = (value - points[-2][1]) / (place - points[-2][0])
+    step = -value / slope if slope < -0.05 else value
+    return place + max(-math.log(4), min(math.log(4), step))
 
 
 def differences(found: Recipe, stated: Recipe | None) -> str:

@@ -87,12 +87,13 @@ def _differ(one: GlobalModel, other: GlobalModel) -> bool:
     return any(not torch.equal(tensor, other.parameters[name]) for name, tensor in one.parameters.items())
 
 
-def changed(one: Owned, names: Collection[str]) -> tuple[Observation, tuple[GroundTruth, ...]]:
-    """What the attack would have seen under these changes, and the images behind it.
+def changed(
+    one: Owned, names: Collection[str], observation: Observation
+) -> tuple[Observation, tuple[GroundTruth, ...]]:
+    """What the attack would have seen under these changes instead of `observation`, and the images behind it.
 
     Raises InputError where the client's step cannot be carried out so.
     """
-    observation = one.subject.observation
     recipe = told = observation.recipe
     groups = one.groups[:1] if "plain_channel" in names else one.groups
     model, update = one.subject.model, observation.update
@@ -106,6 +107,7 @@ def changed(one: Owned, names: Collection[str]) -> tuple[Observation, tuple[Grou
         if set(names) - {"labels_given", "recipe_known"}:
             update = _update(one.agreement, model, groups, recipe, clean="clean_update" in names)
     labels = torch.cat([group.labels for group in groups]) if "labels_given" in names else None
+    defense = None if "clean_update" in names else observation.knowledge.defense
     return (
         replace(
             observation,
@@ -113,7 +115,7 @@ def changed(one: Owned, names: Collection[str]) -> tuple[Observation, tuple[Grou
             update=update,
             recipe=told,
             clients=len(groups) if "plain_channel" in names else observation.clients,
-            knowledge=replace(observation.knowledge, labels=labels),
+            knowledge=replace(observation.knowledge, labels=labels, defense=defense),
         ),
         groups,
     )

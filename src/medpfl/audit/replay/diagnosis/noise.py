@@ -120,12 +120,13 @@ def noise(subject: Subject) -> Iterator[Fact]:
             "helps",
         )
         return
-    part = found.part(subject)
+    part, error = found.part(subject), 2 * math.sqrt(2 / len(found.sums))  # twice the standard error of a variance
     yield Fact(
         "noise",
         f"{relation}; they miss it by a standard deviation of {found.deviation:.3g} an entry over "
         f"{plural(len(found.sums), 'column')}{_kind(found)}: something was added (noise, or the error of a compression). "
-        f"On all {plural(subject.entries, 'entry')} alike it would be {share(part)} of the update's squared norm.",
+        f"On all {plural(subject.entries, 'entry')} alike it would be {share(part)} (± {share(part * error)}) of the update's "
+        "squared norm.",
         found.deviation,
         "hinders" if part >= RELATIVE_MARGIN else "neutral",
     )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from medpfl.attacks.labels import infer_labels
+from medpfl.attacks.updates import one_gradient
 from medpfl.audit.replay.diagnosis.agreement import AGREES, Agreement, differences
 from medpfl.audit.replay.diagnosis.subject import Fact, Subject, plural, share
 from medpfl.core.domain import GlobalModel
@@ -73,7 +74,8 @@ def _agreed(subject: Subject, found: Agreement | str) -> Iterator[Fact]:
     if not found.found or found.left > AGREES:
         yield Fact(
             "agreement",
-            f"Replayed as {'that' if found.found else 'the'} recipe says, {how} does not quite give the recorded update: "
+            f"Replayed as {'that' if found.found else 'the'} recipe says, {how} does not {'quite ' if found.left < 0.5 else ''}give the "
+            "recorded update: "
             f"cosine {_cosine(found.cosine)}, {share(min(1.0, found.left))} of its squared norm left: a defense or a "
             "compression acted, or the recipe is not this client's.",
             found.cosine,
@@ -89,10 +91,12 @@ def _cosine(value: float) -> str:
 def _residual(found: Agreement) -> Iterator[Fact]:
     """What the part that the replay does not explain looks like."""
     if found.left_scaled <= AGREES:
+        one = one_gradient(found.recipe) and found.recipe.update != "gradient" and found.recipe.optimizer == "sgd"
+        rate = f" ({found.recipe.learning_rate * found.factor:.4g})" if one and found.factor > 0 else ""
         yield Fact(
             "residual",
             f"The recorded update is {found.factor:.4g} times the replayed one and nothing else ({share(found.left_scaled)} "
-            "left): clipping, another learning rate, or a weight.",
+            f"left): clipping, a weight, or another learning rate{rate}.",
             found.factor,
             "neutral",
         )
@@ -101,7 +105,7 @@ def _residual(found: Agreement) -> Iterator[Fact]:
     dropped = _dropped(found)
     if dropped >= 0.05:
         yield Fact(
-            "residual",
+            "dropped",
             f"{share(dropped)} of the entries that the client's step changes came back unchanged: sparsification, pruning, or "
             "a grid that is too coarse for them.",
             dropped,

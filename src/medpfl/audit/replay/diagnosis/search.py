@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medpfl.attacks.updates import one_gradient
+from medpfl.audit.replay.diagnosis.changes import Owned
 from medpfl.audit.replay.diagnosis.noise import class_sums
 from medpfl.audit.replay.diagnosis.subject import Fact, Subject, plural
 from medpfl.audit.replay.diagnosis.training import DRAWN, random_batch
@@ -39,8 +41,8 @@ class Match:
         return self.pictures >= MATCHED * self.allowed
 
 
-def case_facts(subject: Subject, rows: Sequence[Mapping[str, Any]], folder: Path, scored: bool) -> list[Fact]:
-    """What became of one attack on one update, without any truth. rows: its rows of `results.csv`."""
+def case_facts(subject: Subject, rows: Sequence[Mapping[str, Any]], folder: Path, owned: Owned | None) -> list[Fact]:
+    """How far one attack got on one update. rows: its rows of `results.csv`. owned: the truth, where it is known."""
     first = rows[0]
     attack = str(first["attack"])
     if first["status"] == "failed":
@@ -62,11 +64,14 @@ def case_facts(subject: Subject, rows: Sequence[Mapping[str, Any]], folder: Path
     limit = (
         "" if found.allowed == 1.0 else f", and noise lets even the true images reach about {found.allowed:.2f} only"
     )
-    if found.matched and found.allowed < 1.0:
-        text = f"The search ended where noise leaves off: {against}{limit}. Pictures that fit better fit the noise."
+    if found.matched and found.allowed < MATCHED:
+        text = f"The search went as far as the true images would: {against}{limit}. Pictures that fit better fit noise, or "
+        text += "what else was done to the update."
         return [Fact("search", text, found.pictures, "hinders", attack)]
     if found.matched:
-        claim = "" if scored else " Whether they show the patient's images cannot be told without ground truth."
+        claim = (
+            "" if owned is not None else " Whether they show the patient's images cannot be told without ground truth."
+        )
         return [Fact("search", f"Its pictures explain the update: {against}.{claim}", found.pictures, "helps", attack)]
     if found.pictures <= found.random:
         text = f"The search found nothing: {against}{limit}."
@@ -78,14 +83,14 @@ def case_facts(subject: Subject, rows: Sequence[Mapping[str, Any]], folder: Path
 def _budget(row: Mapping[str, Any], stop: str) -> str:
     spent = row.get("gradient_evaluations")
     told = f"It spent {plural(int(spent), 'gradient evaluation')}" if spent else "It searched"
-    return f"{told}{f' and ended because: {stop}' if stop else ''}; more, or a better start, may find more."
+    return f"{told}{f' and ended because: {stop}' if stop else ''}."
 
 
 def match(subject: Subject, rows: Sequence[Mapping[str, Any]], folder: Path) -> Match | str:
     """Compares what the pictures and random images would have sent with the recorded change, or says why it cannot."""
     observation, model = subject.observation, subject.model
-    if observation.clients > 1:
-        return "the update comes from several clients"
+    if observation.clients > 1 and not one_gradient(subject.recipe):
+        return "the update mixes several clients that took several steps each"
     if model.task.name != "single_label":
         return f"a picture has no labels to train with ({model.task.name})"
     kept = [row for row in rows if row.get("candidate") is not None and row.get("reconstruction_image")]
@@ -118,9 +123,12 @@ def _image(path: Path) -> Tensor:
 
 def _simulated(subject: Subject) -> Recipe:
     """How the attacker takes the client to train: as told, else by one gradient."""
-    if subject.recipe is None:
+    recipe = subject.recipe
+    if recipe is None:
         return Recipe(update="gradient")
-    return subject.recipe
+    if subject.observation.clients > 1:  # the mean of their first steps is the step of their mean gradient
+        return Recipe(update="gradient", batch_norm=recipe.batch_norm)
+    return recipe
 
 
 def _cosine(subject: Subject, batch: Batch, recipe: Recipe) -> float:

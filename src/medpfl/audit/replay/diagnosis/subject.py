@@ -22,7 +22,7 @@ Standing = Literal["hinders", "helps", "neutral"]
 class Fact:
     """One thing that was measured of an update: a sentence, and the number that supports it where one does.
 
-    name: which measurement, the same word for all updates. attack: the attack that it is about, empty if about the
+    name: which measurement, the same word for all updates; of reasons `why:` and what the attack takes. attack: the attack that it is about, empty if about the
     update itself.
     """
 

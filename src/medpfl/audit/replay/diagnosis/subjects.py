@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from medpfl.audit.replay.diagnosis.agreement import best_agreement
 from medpfl.audit.replay.diagnosis.changes import Owned
 from medpfl.audit.replay.diagnosis.subject import Subject
 from medpfl.audit.replay.observing import observe
 from medpfl.audit.replay.settings import Replay
-from medpfl.core.errors import InputError
+from medpfl.core.errors import DataError, InputError, ModelError
 from medpfl.core.functional import is_finite
 from medpfl.federation.changes import norm, sent_change
 from medpfl.federation.recording import Recorded
@@ -70,3 +71,46 @@ def _groups(truth: GroundTruth, update: Recorded, subject: Subject) -> tuple[Gro
         return "which image of the aggregate is whose is not known (examples_by_client)"
     starts = [sum(counts[:place]) for place in range(len(counts))]
     return tuple(truth.part(range(start, start + count)) for start, count in zip(starts, counts, strict=True))
+
+
+MOST_KEPT = 8
+"""Updates whose tensors are held at the same time."""
+
+Key = tuple[str, int, str]
+T = TypeVar("T")
+
+
+class Known:
+    """Subjects and truths of the updates of a replay, the last ones kept: they are asked for by round."""
+
+    def __init__(self) -> None:
+        self._subjects: dict[Key, Subject | str] = {}
+        self._owned: dict[Key, Owned | str] = {}
+
+    def subject(self, settings: Replay, update: Recorded) -> Subject | str:
+        """What is known of an update, or why it cannot be read."""
+
+        def read() -> Subject | str:
+            try:
+                return subject_of(settings, update)
+            except (DataError, ModelError) as error:
+                return str(error)
+
+        return _kept(self._subjects, (settings.name, update.round, update.client), read)
+
+    def owned(self, settings: Replay, update: Recorded) -> Owned | str:
+        """The update with its truth, or why there is none."""
+
+        def read() -> Owned | str:
+            subject = self.subject(settings, update)
+            return subject if isinstance(subject, str) else owned_update(settings, update, subject)
+
+        return _kept(self._owned, (settings.name, update.round, update.client), read)
+
+
+def _kept(held: dict[Key, T], key: Key, make: Callable[[], T]) -> T:
+    if key not in held:
+        while len(held) >= MOST_KEPT:
+            held.pop(next(iter(held)))
+        held[key] = make()
+    return held[key]

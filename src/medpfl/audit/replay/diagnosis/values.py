@@ -115,11 +115,13 @@ def grid(subject: Subject) -> Iterator[Fact]:
     steps = sorted(step for step, _ in found.values())
     fewest = min(levels for _, levels in found.values())
     spacing = f"{steps[0]:.3g}" if steps[-1] <= 1.01 * steps[0] else f"{steps[0]:.3g} to {steps[-1]:.3g}"
-    of_each = "" if clients == 1 else f", if each of {clients} clients rounds to {clients} times that"
+    error_of = "rounding to them makes up"
+    if clients > 1:
+        error_of = f"if each of {clients} clients rounded to levels {clients} times as far apart, that makes up"
     yield Fact(
         "grid",
         f"The entries of {len(found)} of {plural(searched, 'large tensor')} lie on evenly spaced levels ({spacing} apart; at "
-        f"least {plural(fewest, 'different value')} in use), as quantization leaves them{of_each}: rounding to them makes up about "
+        f"least {plural(fewest, 'different value')} in use), as quantization leaves them; {error_of} about "
         f"{share(min(1.0, part))} of the update's squared norm.",
         part,
         "hinders" if part >= COUNTS else "neutral",

@@ -32,26 +32,31 @@ def why(attack: str, rows: Sequence[Row], changes: Mapping[str, Sequence[Row]]) 
     done = {name: found for name, found in changes.items() if found and found[0]["status"] == "done"}
     before = _told(rows)
     if _all(rows):
-        return Fact("why", f"It works on the update as it is: {before}.", 1.0, "helps", attack)
+        return Fact("why:works", f"It works on the update as it is: {before}.", 1.0, "helps", attack)
     if not changes:
-        return Fact("why", f"As recorded {before}. There is no condition to change.", 0.0, "neutral", attack)
+        return Fact("why:bare", f"As recorded {before}. There is no condition to change.", 0.0, "neutral", attack)
     if not done:
         reasons = "; ".join(dict.fromkeys(str(found[0]["reason"]) for found in changes.values() if found))
-        return Fact("why", f"As recorded {before}. No changed case finished: {reasons}.", 0.0, "neutral", attack)
+        return Fact(
+            "why:unfinished", f"As recorded {before}. No changed case finished: {reasons}.", 0.0, "neutral", attack
+        )
     alone = [name for name in WORDS if name in done and name != ALL and _better(rows, done[name])]
     tried = ", ".join(WORDS[name] for name in WORDS if name in done)
     if alone:
+        cause = "+".join(alone)
         listed = "; ".join(f"{WORDS[name]}: {_told(done[name])}" for name in alone)
         text = f"As recorded {before}. What it takes, each alone: {listed}."
     elif ALL in done and _better(rows, done[ALL]):
+        cause = ALL
         text = f"As recorded {before}. No change alone brings more back, all together do: {_told(done[ALL])}."
     else:
+        cause = "unexplained"
         best = max(done, key=lambda name: _mean(done[name]))
         text = (
             f"As recorded {before}. None of the changes brings an image back ({tried}); the closest is {WORDS[best]}: "
             f"{_told(done[best])}. What limits it is the attack's method or budget, and no protection."
         )
-    return Fact("why", text, float(sum(bool(row["success"]) for row in rows)) / len(rows), "hinders", attack)
+    return Fact(f"why:{cause}", text, float(sum(bool(row["success"]) for row in rows)) / len(rows), "hinders", attack)
 
 
 def _all(rows: Sequence[Row]) -> bool:
@@ -76,7 +81,7 @@ def _told(rows: Sequence[Row]) -> str:
     """Images that came back, and their mean SSIM.
 
     >>> _told([{"success": True, "ssim": 0.95}, {"success": False, "ssim": 0.35}])
-    '1 of 2 images comes back (mean SSIM 0.65)'
+    '1 of 2 images come back (mean SSIM 0.65)'
     """
     found = sum(bool(row["success"]) for row in rows)
-    return f"{found} of {plural(len(rows), 'image')} {'comes' if found == 1 else 'come'} back (mean SSIM {_mean(rows):.2f})"
+    return f"{found} of {plural(len(rows), 'image')} {'comes' if len(rows) == 1 else 'come'} back (mean SSIM {_mean(rows):.2f})"
