@@ -23,6 +23,7 @@ from torch import Tensor
 
 from medpfl.core.domain import GlobalModel, Tensors
 from medpfl.core.errors import ModelError, StoreError
+from medpfl.core.functional import is_finite
 from medpfl.core.memory import machine_memory
 from medpfl.models.probe import summary_of
 
@@ -162,7 +163,7 @@ def apply_state(model: GlobalModel, tensors: Tensors, source: str) -> GlobalMode
             f"{source} does not fit model '{model.name}': {'; '.join(problems[:3])}{more}: "
             "name the model that it was saved from, with the same number of channels and classes"
         )
-    broken = [name for name, tensor in found.items() if not bool(torch.isfinite(tensor.float()).all())]
+    broken = [name for name, tensor in found.items() if not is_finite(tensor.float())]
     if broken:
         raise ModelError(f"{source}: '{broken[0]}' holds numbers that are not finite: use a checkpoint from before")
 

@@ -138,7 +138,7 @@ def half_negative_rows(evidence: Evidence) -> Measured | None:
 
 
 def _half_negative(matrix: Tensor, name: str) -> Measured:
-    negative, positive = (matrix < 0).sum(dim=1), (matrix > 0).sum(dim=1)
+    negative, positive = _count(matrix < 0), _count(matrix > 0)
     entries = (negative + positive)[negative + positive >= FEWEST]
     if len(entries) < FEWEST:
         return Measured(0.0, name, f"only {len(entries)} rows have {FEWEST} entries that are not zero")
@@ -148,6 +148,11 @@ def _half_negative(matrix: Tensor, name: str) -> Measured:
     share = int(exact.sum()) / len(entries)
     seen = f"{share:.0%} of {len(entries)} rows have as many negative as positive entries"
     return Measured(max(0.0, share - chance), name, seen)
+
+
+def _count(chosen: Tensor) -> Tensor:
+    """How many entries of each row are chosen, (units,); bytes are summed faster than booleans."""
+    return chosen.view(torch.uint8).sum(dim=1, dtype=torch.int64)
 
 
 def _wide(evidence: Evidence) -> Iterable[Weighted]:

@@ -23,8 +23,8 @@ def transmit_snr(layer: Weighted) -> torch.Tensor:
     >>> [f"{value:.3g}" for value in transmit_snr(Weighted("conv", kernels, None))]
     ['5e+12', '0.125']
     """
-    sizes = layer.weight.double().abs().flatten(1)
-    largest, total = sizes.max(dim=1).values, sizes.sum(dim=1)
+    sizes = layer.weight.abs().flatten(1)
+    largest, total = sizes.amax(dim=1).double(), sizes.sum(dim=1, dtype=torch.float64)
     return largest / (total - largest).clamp_min(1e-12)
 
 
@@ -51,7 +51,7 @@ def _copying(layer: Weighted) -> Measured:
     ratios = transmit_snr(layer)
     copies = ratios >= COPIES
     zeros = int((ratios == 0).sum())
-    offsets = layer.weight.abs().flatten(2).amax(dim=1).argmax(dim=1)[copies]
+    offsets = layer.weight[copies].abs().flatten(2).amax(dim=1).argmax(dim=1)
     together = int(offsets.bincount().max()) if len(offsets) else 0
     share = (together + zeros) / len(ratios) if together else 0.0
     seen = f"{together} of {len(ratios)} kernels copy one channel at one place and {zeros} are zero"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from medpfl.core.domain import GlobalModel, Tensors
 from medpfl.core.errors import ModelError
+from medpfl.core.functional import is_finite
 from medpfl.core.memory import machine_memory
 from medpfl.guards.vetting.base import CHECKS, Check, Evidence, Result
 from medpfl.guards.vetting.images import drawn_images
@@ -152,7 +153,7 @@ def check_tensors(tensors: Tensors, what: str) -> None:
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.is_quantized:
             raise ModelError(f"{what}: '{name}' is sparse or quantized: expected dense tensors")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
+        if tensor.is_floating_point() and not is_finite(tensor.float()):
             raise ModelError(
                 f"{what}: '{name}' holds numbers that are not finite: do not train on it, ask for an intact one"
             )
