@@ -1,4 +1,4 @@
-"""Runs the example: `python examples/flower/run.py simulate | noise | gate | secure | deploy | all`.
+"""Runs the example: `python examples/flower/run.py simulate | noise | gate | secure | deploy | site | all`.
 
 Everything stays below `--out` (default out/flower): recordings, truth for the report, the server's own images, and
 Flower's files. Servers listen on loopback only and are stopped by their process ids when the command ends. `--set`
@@ -21,7 +21,8 @@ from pathlib import Path
 
 APP = Path(__file__).resolve().parent
 sys.path.insert(0, str(APP))
-from truth import write_pool, write_truth  # noqa: E402  the example's own folder comes first
+from sites import bare_app, site_environments, tell  # noqa: E402  the example's own folder comes first
+from truth import write_pool, write_truth  # noqa: E402
 
 SETTINGS = {
     "simulate": {},
@@ -30,6 +31,7 @@ SETTINGS = {
     "gate": {"gate": True},
     "secure": {"secure-aggregation": True},
     "deploy": {"clients": 2},
+    "site": {"clients": 3},
 }
 
 
@@ -65,8 +67,14 @@ def run(name: str, out: Path, arguments: argparse.Namespace) -> None:
     }
     environment = flower_environment(out / f"{recording.name}-home", port=free_port())
     started = time.perf_counter()
-    if name == "deploy":
-        deployed(settings, environment, arguments.timeout)
+    if name == "site":
+        sites = out / "sites"
+        deployed(
+            settings, environment, arguments.timeout, bare_app(out / "bare-app"), site_environments(environment, sites)
+        )
+        tell(recording, sites, settings)
+    elif name == "deploy":
+        deployed(settings, environment, arguments.timeout, APP, [environment] * 2)
     else:
         simulated(settings, environment, arguments.timeout)
     print(f"{name}: {time.perf_counter() - started:.1f} s, {recording}", flush=True)
@@ -120,8 +128,10 @@ def simulated(settings: dict[str, object], environment: dict[str, str], timeout:
         stop(listeners(environment["FLWR_HOME"]))
 
 
-def deployed(settings: dict[str, object], environment: dict[str, str], timeout: int) -> None:
-    """A SuperLink and two SuperNodes as processes of their own on loopback."""
+def deployed(
+    settings: dict[str, object], environment: dict[str, str], timeout: int, app: Path, sites: list[dict[str, str]]
+) -> None:
+    """A SuperLink and a SuperNode per site (its environment) as processes of their own on loopback."""
     port, nodes = free_port(), []
     config = Path(environment["FLWR_HOME"]) / "config.toml"
     text = config.read_text() if config.exists() else ""
@@ -141,16 +151,18 @@ def deployed(settings: dict[str, object], environment: dict[str, str], timeout: 
         ["flower-superlink", "--insecure", "--disable-runtime-dependency-installation", "--host", "127.0.0.1", "--port", str(port)],
         *(
             ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}", "--host", "127.0.0.1", "--port", str(free_port()),
-             "--node-config", f"partition-id={node} num-partitions=2"]
-            for node in (0, 1)
+             "--node-config", f"partition-id={node} num-partitions={len(sites)}"]
+            for node in range(len(sites))
         ),
     ]  # fmt: skip
     try:
-        for command in commands:
-            nodes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True))
+        for command, own in zip(commands, [environment, *sites], strict=True):
+            nodes.append(
+                subprocess.Popen(command, env=own, cwd=APP / "policies", stdout=log, stderr=log, start_new_session=True)
+            )
             time.sleep(4)
         flwr(
-            ["flwr", "run", str(APP), "deploy", "--stream", "--run-config", config_text(settings)], environment, timeout
+            ["flwr", "run", str(app), "deploy", "--stream", "--run-config", config_text(settings)], environment, timeout
         )
         check_finished(environment, "deploy")
     finally:

@@ -46,6 +46,7 @@ class RecordingStrategy(WrappingStrategy):
     ) -> None:
         super().__init__(strategy)
         self._behind = Behind()
+        self._asked: set[str] = set()
         self.examples_key = examples_key
         if isinstance(recorder, Recorder):
             self.recorder = recorder
@@ -57,6 +58,7 @@ class RecordingStrategy(WrappingStrategy):
     ) -> Iterable[Message]:
         """The inner strategy's messages, recorded while clients train; what several get is kept once."""
         messages = list(super().configure_train(server_round, arrays, config, grid))
+        self._asked = {str(message.metadata.dst_node_id) for message in messages}
         self.wait()
         carefully(self.recorder, server_round, partial(self._sent, server_round, messages))
         return messages
@@ -68,6 +70,9 @@ class RecordingStrategy(WrappingStrategy):
         answers = list(replies)
         for message in answers:
             carefully(self.recorder, server_round, partial(self._received, server_round, message))
+        for client in self._asked - {str(message.metadata.src_node_id) for message in answers}:
+            self._record(server_round, partial(self.recorder.failed, server_round, client, "no answer came"))
+        self._asked = set()
         return super().aggregate_train(server_round, answers)
 
     def summary(self) -> None:
