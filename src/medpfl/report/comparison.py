@@ -187,5 +187,5 @@ def closer_by(cell: Cell) -> tuple[str, ...]:
 
 
 def _above(measured: Measured, null: float | None) -> bool:
-    lower = measured.low if measured.low is not None else measured.value
-    return lower is not None and null is not None and lower > null
+    """One victim has no interval, so that nothing is claimed of it: another victim could have shown the contrary."""
+    return measured.low is not None and null is not None and measured.low > null

@@ -130,7 +130,8 @@ def _scored(
 def _nulls(replay: Replay, place: Place, truth: GroundTruth) -> dict[str, dict[str, list[float]]]:
     """Null baselines from the pool and the other clients' images."""
     assert replay.truths is not None  # the caller has the truth
-    parts = [*replay.truths.others(place.update)]
+    others = replay.truths.others(place.update)
+    parts = [] if others is None else [others]
     if replay.nulls is not None:
         same = replay.nulls.targets.shape[1:] == truth.labels.shape[1:]
         targets = (

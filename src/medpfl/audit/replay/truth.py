@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import zipfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ class Truths:
     def __init__(self, folder: Path, model: GlobalModel) -> None:
         self._folder = folder
         self._model = model
+        self._others: dict[str, tuple[Tensor, Tensor] | None] = {}
         self._files = {path.stem: path for path in sorted(folder.glob("*.npz"))} if folder.is_dir() else {}
         if not self._files:
             raise DataError(
@@ -50,11 +50,22 @@ class Truths:
                 return GroundTruth(images, labels, tuple(f"{name}/{index}" for index in range(len(images))))
         return None
 
-    def others(self, update: Recorded) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images and labels of all other clients, for null baselines."""
+    def others(self, update: Recorded) -> tuple[Tensor, Tensor] | None:
+        """Images and labels of all other clients, each image once, for null baselines; None where there are none."""
+        if update.client not in self._others:
+            self._others[update.client] = self._gathered(update.client)
+        return self._others[update.client]
+
+    def _gathered(self, client: str) -> tuple[Tensor, Tensor] | None:
+        found: dict[bytes, tuple[Tensor, Tensor]] = {}
         for name, path in self._files.items():
-            if name.partition("-round-")[0] != update.client:
-                yield self._read(path)
+            if name.partition("-round-")[0] != client:
+                for image, label in zip(*self._read(path), strict=True):
+                    found.setdefault(image.numpy().tobytes(), (image, label))
+        if not found:
+            return None
+        images, labels = zip(*found.values(), strict=True)
+        return torch.stack(images), torch.stack(labels)
 
     def _read(self, path: Path) -> tuple[Tensor, Tensor]:
         try:
