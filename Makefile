@@ -12,13 +12,14 @@ BENCH_OPTIONS ?=
 SHORT := docs/benchmarks/short
 PEER := regularization.total_variation.scale=0.05 optim.step_size_decay=cosine-decay
 
-.PHONY: demo test lint types imports pytest bench bench-env flower-test flare-test clean help
+.PHONY: demo test lint types imports pytest bench bench-env flower-test flower-example flare-test clean help
 
 help:
 	@echo "make demo   install and audit real medical images, report in out/demo/"
 	@echo "make test   install, lint, types, import rule, doctests and tests"
 	@echo "make lint   ruff, mypy and import-linter only"
 	@echo "make flower-test  tests of the Flower integration on the oldest and the newest Flower (.venv-flower-oldest, -newest)"
+	@echo "make flower-example  the Flower example plain, with noise and behind SecAgg+ on the newest Flower, and one report of all"
 	@echo "make flare-test   tests of the NVIDIA FLARE integration (.venv-flare)"
 	@echo "make bench  speed and quality beside breaching (installed into .venv-bench) and the papers' recipes: tables and"
 	@echo "            figures in docs/benchmarks/, under 10 minutes; on a GPU where there is one"
@@ -62,6 +63,20 @@ flower-test: .venv-flower-oldest/.installed .venv-flower-newest/.installed
 	    .venv-flower-$$which/bin/python -c 'import flwr; print("Flower", flwr.__version__)' && \
 	    .venv-flower-$$which/bin/python -m pytest -rs tests/integrations || exit 1; \
 	done
+
+# Drawn images; real ones with FLOWER_DATA=folder of brain MRI.
+FLOWER_OUT ?= out/flower
+FLOWER_DATA ?=
+FLOWER_RUN = .venv-flower-newest/bin/python examples/flower/run.py
+
+flower-example: .venv-flower-newest/.installed
+	for what in simulate noise secure; do $(FLOWER_RUN) $$what --out $(FLOWER_OUT) --data '$(FLOWER_DATA)' || exit 1; done
+	PYTHONPATH=examples/flower .venv-flower-newest/bin/medpfl replay $(addprefix $(FLOWER_OUT)/,simulate noise secure) \
+	    --model brain.task:Net --size 32 --truth $(FLOWER_OUT) --pool $(FLOWER_OUT)/simulate-pool \
+	    --recipe '{learning_rate: 0.1}' --recipe 'secure={learning_rate: 0.1, batch_size: 4}' \
+	    --defense 'noise={compose: [{name: clip, bound: 1.0}, {name: gaussian, std: 0.01}]}' \
+	    --attack '{name: idlg, iterations: 10}' --attack '{name: gradinv, iterations: 200}' \
+	    --attack '{name: maximum_a_posteriori, iterations: 100}' --out $(FLOWER_OUT)/replay
 
 .venv-flare/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-flare

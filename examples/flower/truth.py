@@ -14,12 +14,15 @@ from PIL import Image
 
 from medpfl.federation.recording import Recorded, Recording, read_recording
 
+COMPARED = 8
+"""Rounds by which a node is told from the others."""
+
 
 def write_truth(recording: Path, settings: Mapping[str, Any]) -> None:
     """Writes `NAME-truth` beside the recording: one file per client and round, under the names of the nodes.
 
-    Nodes have random numbers, so a node is found by training the images of each partition again, over all rounds
-    together: noise on an update hides its partition in no round's sum. An aggregate has the images of all clients.
+    Nodes have random numbers, so a node is found by training the images of each partition again, over its first rounds
+    together: noise may hide in one round what it does not hide in many. An aggregate has the images of all clients.
     """
     found, truth = read_recording(recording), recording.with_name(f"{recording.name}-truth")
     shutil.rmtree(truth, ignore_errors=True)
@@ -29,8 +32,9 @@ def write_truth(recording: Path, settings: Mapping[str, Any]) -> None:
         updates = [update for update in found.updates if update.client == client]
         partitions = list(everybody)
         if client != "aggregate":
+            some = updates[:COMPARED]
             partitions = [
-                min(everybody, key=lambda one: sum(_distance(found, update, one, settings) for update in updates))
+                min(everybody, key=lambda one: sum(_distance(found, update, one, settings) for update in some))
             ]
         for update in updates:
             parts = [_held(partition, update.round, settings) for partition in partitions]
