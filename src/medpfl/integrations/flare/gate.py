@@ -17,10 +17,10 @@ from medpfl.core.errors import InputError, SpecError
 from medpfl.federation.guarding import Verdict
 from medpfl.guards import LeakageGate
 from medpfl.guards.participation import WithholdLimit
-from medpfl.integrations.common.deciding import closed, received, trained
+from medpfl.integrations.common.deciding import received, trained
 from medpfl.integrations.flare.answers import AnswerFilter
 from medpfl.integrations.flare.exchange import CHANGES, kind_of, site_of, tensors_of
-from medpfl.integrations.flare.site import agreed_model, agreed_recipe, blocked, own_images
+from medpfl.integrations.flare.site import agreed_model, agreed_recipe, own_images
 from medpfl.integrations.flare.vetting import kept_received
 
 
@@ -69,12 +69,7 @@ class GateFilter(AnswerFilter):
 
     def process_dxo(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> DXO | None:
         """The same, if the gate lets it pass."""
-        decisions = self.decisions(fl_ctx, self.limit)
-        if decisions.stays_away(self.what):
-            raise blocked()
-        verdict = closed(self.what, lambda: self._verdict(tensors_of(dxo), kind_of(dxo) == CHANGES, fl_ctx))
-        if decisions.ends(verdict):
-            raise blocked()
+        self.decide(fl_ctx, self.limit, lambda: self._verdict(tensors_of(dxo), kind_of(dxo) == CHANGES, fl_ctx))
         return None
 
     def _verdict(self, found: dict[str, Tensor], changes: bool, context: FLContext) -> Verdict | None:

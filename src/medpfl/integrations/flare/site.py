@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,12 @@ from medpfl.audit.validation import build
 from medpfl.core.domain import Batch, GlobalModel, Recipe
 from medpfl.core.errors import MedPFLError, SpecError, StoreError, suggestion
 from medpfl.core.files import make_private_folder, unwritable, write_atomically
+from medpfl.federation.guarding import Verdict
 from medpfl.federation.recipes import check_recipe
 from medpfl.guards.participation import WithholdLimit
 from medpfl.guards.vetting import TASKS
 from medpfl.integrations.common.audit_log import AuditLog
-from medpfl.integrations.common.deciding import Decisions
+from medpfl.integrations.common.deciding import Decisions, closed
 from medpfl.integrations.flare.exchange import CHANGES, WEIGHTS, kind_of, site_of
 from medpfl.models import build_model
 from medpfl.models.factories import imported
@@ -93,9 +94,11 @@ class SiteFilter(DXOFilter):
             raise unwritable(folder, error) from None
         return folder
 
-    def decisions(self, context: FLContext, limit: WithholdLimit) -> Decisions:
-        """Where guards note what they found."""
-        return Decisions(self.log(context), limit, FileHistory(self.own_folder(context) / HISTORY))
+    def decide(self, context: FLContext, limit: WithholdLimit, look: Callable[[], Verdict | None]) -> None:
+        """Notes what a guard finds. Raises ContentBlockedException where that ends the round, or too many ended."""
+        decisions = Decisions(self.log(context), limit, FileHistory(self.own_folder(context) / HISTORY))
+        if decisions.stays_away(self.what) or decisions.ends(closed(self.what, look)):
+            raise ContentBlockedException(WITHHELD)
 
 
 @dataclass(frozen=True)
@@ -121,11 +124,6 @@ class FileHistory:
     def write(self, withheld: list[bool]) -> None:
         """Replaces the file."""
         write_atomically(self.path, json.dumps(withheld).encode())
-
-
-def blocked() -> ContentBlockedException:
-    """What a filter raises once its reason is written down."""
-    return ContentBlockedException(WITHHELD)
 
 
 def known_kind(found: DXO, *kinds: str) -> DXO:

@@ -15,11 +15,12 @@ from torch import Tensor
 from medpfl.audit.validation import build
 from medpfl.core.domain import GlobalModel
 from medpfl.core.errors import DataError, SpecError
+from medpfl.federation.guarding import Received
 from medpfl.guards import VettingGuard
 from medpfl.guards.participation import WithholdLimit
-from medpfl.integrations.common.deciding import closed, received
+from medpfl.integrations.common.deciding import received
 from medpfl.integrations.flare.exchange import WEIGHTS, read, round_of, site_of, tensors_of
-from medpfl.integrations.flare.site import SiteFilter, agreed_model, agreed_recipe, blocked, known_kind, own_images
+from medpfl.integrations.flare.site import SiteFilter, agreed_model, agreed_recipe, known_kind, own_images
 
 RECEIVED = "medpfl.received"
 """Key in the context of the task: round and tensors that came."""
@@ -88,18 +89,14 @@ class VettingFilter(ReceivedFilter):
 
     def process_dxo(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> DXO | None:
         """The same, if the guard lets it pass."""
-        decisions = self.decisions(fl_ctx, self.limit)
-        if decisions.stays_away(self.what):
-            raise blocked()
-        verdict = closed(
-            self.what,
+        self.decide(
+            fl_ctx,
+            self.limit,
             lambda: self.checking.before(self._received(tensors_of(dxo), round_of(shareable, dxo, fl_ctx), fl_ctx)),
         )
-        if decisions.ends(verdict):
-            raise blocked()
         return super().process_dxo(dxo, shareable, fl_ctx)
 
-    def _received(self, tensors: Mapping[str, Tensor], number: int | None, context: FLContext) -> Any:
+    def _received(self, tensors: Mapping[str, Tensor], number: int | None, context: FLContext) -> Received:
         batch = own_images(self.images, self.images_arguments, site_of(context), number) if self.images else None
         return received(self.architecture, tensors, batch, agreed_recipe({}))
 
