@@ -86,3 +86,12 @@ def batch() -> Batch:
     """Sixteen images."""
     images = torch.rand(16, 1, 12, 12, generator=torch.Generator().manual_seed(1))
     return Batch(images, torch.arange(16) % 2)
+
+
+@pytest.fixture
+def normed() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """State dict of a net with batch norm before a round, and after one that moved every weight by 0.01 in 50 steps."""
+    module = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4))
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    after = {name: tensor + 50 if "tracked" in name else tensor + 0.01 for name, tensor in before.items()}
+    return before, after

@@ -297,15 +297,8 @@ class TestGate:
 class TestDefense:
     """Defenses of updates as a filter."""
 
-    @staticmethod
-    def normed() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
-        before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-        after = {name: tensor + 50 if "tracked" in name else tensor + 0.01 for name, tensor in before.items()}
-        return before, after
-
-    def test_clipping_is_not_ruled_by_the_batch_counter(self, site: str, task: FLContext) -> None:
-        before, after = self.normed()
+    def test_clipping_is_not_ruled_by_the_batch_counter(self, normed: Any, site: str, task: FLContext) -> None:
+        before, after = normed
         ReceivedFilter(site).process(message(before), task)
         clip = {"name": "clip", "bound": 0.01}
         found = arrays(DefenseFilter(site, clip).process(message(after), task))
@@ -315,8 +308,8 @@ class TestDefense:
         assert int(found["1.num_batches_tracked"]) == 50
         assert np.array_equal(found["1.running_mean"], after["1.running_mean"].numpy())
 
-    def test_changes_of_weights_are_clipped_alike(self, site: str, task: FLContext) -> None:
-        before, after = self.normed()
+    def test_changes_of_weights_are_clipped_alike(self, normed: Any, site: str, task: FLContext) -> None:
+        before, after = normed
         ReceivedFilter(site).process(message(before), task)
         changes = {name: after[name] - before[name] for name in before}
         clip = {"name": "clip", "bound": 0.01}
@@ -326,8 +319,10 @@ class TestDefense:
         names = [name for name in before if "running" not in name and "tracked" not in name]
         assert np.sqrt(sum(np.square(found[name]).sum() for name in names)) == pytest.approx(0.01, rel=1e-3)
 
-    def test_noise_is_fresh_and_the_message_itself_is_not_written_into(self, site: str, task: FLContext) -> None:
-        before, after = self.normed()
+    def test_noise_is_fresh_and_the_message_itself_is_not_written_into(
+        self, normed: Any, site: str, task: FLContext
+    ) -> None:
+        before, after = normed
         ReceivedFilter(site).process(message(before), task)
         sent = message(after, NUM_STEPS_CURRENT_ROUND=3)
         kept = copy.deepcopy(sent)
@@ -340,8 +335,8 @@ class TestDefense:
         assert from_shareable(first).get_filter_history() == ["DefenseFilter"]
 
     @pytest.mark.parametrize("kind", [np.float16, np.float64])
-    def test_types_and_names_stay_what_the_job_sends(self, site: str, task: FLContext, kind: Any) -> None:
-        before, after = self.normed()
+    def test_types_and_names_stay_what_the_job_sends(self, normed: Any, site: str, task: FLContext, kind: Any) -> None:
+        before, after = normed
         arrays_after: dict[str, Any] = {name: one.numpy() for name, one in after.items()}
         arrays_after["0.weight"] = arrays_after["0.weight"].astype(kind)
         ReceivedFilter(site).process(message(before), task)
@@ -352,8 +347,8 @@ class TestDefense:
         }
         assert np.array_equal(found["0.weight"], arrays_after["0.weight"])
 
-    def test_tensors_of_bfloat16_stay_tensors(self, site: str, task: FLContext) -> None:
-        before, after = self.normed()
+    def test_tensors_of_bfloat16_stay_tensors(self, normed: Any, site: str, task: FLContext) -> None:
+        before, after = normed
         after["0.weight"] = after["0.weight"].to(torch.bfloat16)
         ReceivedFilter(site).process(message(before), task)
         found = arrays(DefenseFilter(site, {"name": "gaussian", "std": 0.1}).process(message(after), task))
@@ -362,9 +357,9 @@ class TestDefense:
 
     @pytest.mark.parametrize("broken", ["unknown", "empty", "integers", "not received", "beside", "header", "code"])
     def test_an_update_that_cannot_be_defended_is_not_sent(
-        self, site: str, task: FLContext, lines: Any, broken: str
+        self, normed: Any, site: str, task: FLContext, lines: Any, broken: str
     ) -> None:
-        before, after = self.normed()
+        before, after = normed
         if broken != "not received":
             ReceivedFilter(site).process(message(before), task)
         sent = message(after)
@@ -383,8 +378,10 @@ class TestDefense:
         blocks(DefenseFilter(site, {"name": "clip", "bound": 1.0}), sent, task)
         assert lines()[-1]["outcome"] == "withheld"
 
-    def test_an_answer_with_an_error_code_leaves_without_its_content(self, site: str, task: FLContext) -> None:
-        _, after = self.normed()
+    def test_an_answer_with_an_error_code_leaves_without_its_content(
+        self, normed: Any, site: str, task: FLContext
+    ) -> None:
+        _, after = normed
         sent = message(after)
         sent.set_return_code(ReturnCode.EXECUTION_EXCEPTION)
         left = DefenseFilter(site, {"name": "clip"}).process(sent, task)
@@ -403,11 +400,11 @@ class TestDefense:
         [({"name": "gausian"}, "gaussian"), ({"name": "gaussian", "std": -1}, "std"), ({"name": "dp_sgd"}, "inside training"),
          ("gaussian", "mapping"), ({"compose": []}, "compose")],
     )  # fmt: skip
-    def test_wrong_parameters(self, site: str, defense: Any, said: str) -> None:
+    def test_wrong_parameters(self, normed: Any, site: str, defense: Any, said: str) -> None:
         with pytest.raises(InputError, match=said):
             DefenseFilter(site, defense)
         stock = PercentilePrivacy(percentile=200, gamma=0.01)
         stock.set_prop(FilterContextKey.CHAIN_TYPE, FilterChainType.TASK_RESULT_CHAIN)
-        _, after = self.normed()
+        _, after = normed
         passed = stock.process(message(after), FLContext())
         assert np.array_equal(arrays(passed)["0.weight"], after["0.weight"].numpy()), "FLARE's own fails open"

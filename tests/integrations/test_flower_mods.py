@@ -142,17 +142,10 @@ class TestVetting:
 class TestDefense:
     """Defenses of updates as a mod."""
 
-    @staticmethod
-    def normed() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
-        before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-        after = {name: tensor + 50 if "tracked" in name else tensor + 0.01 for name, tensor in before.items()}
-        return before, after
-
     def test_flowers_own_clipping_is_ruled_by_the_batch_counter_and_ours_is_not(
-        self, instruct: Any, context: Any, answer: Any
+        self, normed: Any, instruct: Any, context: Any, answer: Any
     ) -> None:
-        before, after = self.normed()
+        before, after = normed
 
         def change(reply: Any) -> float:
             return float((arrays(reply)["0.weight"] - before["0.weight"]).norm())
@@ -166,9 +159,9 @@ class TestDefense:
         assert int(arrays(ours)["1.num_batches_tracked"]) == 50
 
     def test_noise_falls_on_weights_only_and_is_fresh_in_every_round(
-        self, instruct: Any, context: Any, answer: Any
+        self, normed: Any, instruct: Any, context: Any, answer: Any
     ) -> None:
-        before, after = self.normed()
+        before, after = normed
         mod = DefenseMod(Gaussian(std=0.5))
         first, second = (arrays(mod(instruct(before), context, answer(after))) for _ in range(2))
         assert not torch.equal(first["0.weight"], second["0.weight"])
@@ -176,8 +169,10 @@ class TestDefense:
         noise = first["0.weight"] - after["0.weight"]
         assert 0.2 < float(noise.std()) < 0.9
 
-    def test_types_and_names_stay_what_the_app_sends(self, instruct: Any, context: Any, answer: Any) -> None:
-        before, after = self.normed()
+    def test_types_and_names_stay_what_the_app_sends(
+        self, normed: Any, instruct: Any, context: Any, answer: Any
+    ) -> None:
+        before, after = normed
         after["0.weight"] = after["0.weight"].to(torch.float16)
         reply = arrays(DefenseMod(NoDefense())(instruct(before), context, answer(after)))
         assert list(reply) == list(after)
@@ -185,8 +180,10 @@ class TestDefense:
             name: one.dtype for name, one in after.items()
         }
 
-    def test_an_update_that_cannot_be_defended_is_not_sent(self, instruct: Any, context: Any, answer: Any) -> None:
-        before, _ = self.normed()
+    def test_an_update_that_cannot_be_defended_is_not_sent(
+        self, normed: Any, instruct: Any, context: Any, answer: Any
+    ) -> None:
+        before, _ = normed
         reply = DefenseMod(Clip(bound=1.0))(instruct(before), context, answer({"unknown": torch.ones(3)}))
         assert reply.has_error()
 
@@ -194,16 +191,16 @@ class TestDefense:
         with pytest.raises(InputError, match="inside training"):
             DefenseMod(DPSGD())
 
-    def test_clipping_and_noise_go_together(self, instruct: Any, context: Any, answer: Any) -> None:
-        before, after = self.normed()
+    def test_clipping_and_noise_go_together(self, normed: Any, instruct: Any, context: Any, answer: Any) -> None:
+        before, after = normed
         mod = DefenseMod(Composition(parts=(Clip(bound=0.01), Gaussian(std=1e-6))))
         found = arrays(mod(instruct(before), context, answer(after)))
         assert float((found["0.weight"] - before["0.weight"]).norm()) <= 0.0101
         with pytest.raises(InputError, match="dp_sgd"):
             DefenseMod(Composition(parts=(DPSGD(), Clip(bound=1.0))))
 
-    def test_it_runs_in_a_client_app(self, instruct: Any, context: Any, answer: Any) -> None:
-        before, after = self.normed()
+    def test_it_runs_in_a_client_app(self, normed: Any, instruct: Any, context: Any, answer: Any) -> None:
+        before, after = normed
         app = ClientApp(mods=[DefenseMod(Clip(bound=0.001))])
         app.train()(answer(after))
         found = arrays(app(instruct(before), context))

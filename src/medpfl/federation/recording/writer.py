@@ -167,7 +167,7 @@ def record(
 
 def _serialized(tensors: Arrays) -> bytes:
     """The tensors as safetensors. Raises DataError for what it cannot hold."""
-    held = {str(name): _tensor(str(name), value) for name, value in tensors.items()}
+    held = {str(name): as_tensor(str(name), value) for name, value in tensors.items()}
     try:
         content: bytes = save(held, metadata={ORDER: json.dumps(list(held))})
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
@@ -175,7 +175,8 @@ def _serialized(tensors: Arrays) -> bytes:
     return content
 
 
-def _tensor(name: str, value: Any) -> Tensor:
+def as_tensor(name: str, value: Any) -> Tensor:
+    """A copy in memory of a tensor or array. Raises DataError for what no tensor can hold."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True).contiguous()
     try:

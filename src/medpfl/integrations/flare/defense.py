@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,16 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 
 from medpfl.audit.entry_parsing import defense_entry
-from medpfl.core.domain import ClientState, GlobalModel
+from medpfl.core.domain import ClientState
 from medpfl.core.errors import SpecError
 from medpfl.integrations.common.defending import check_outside_training, defended
+from medpfl.integrations.flare.agreed import AgreedModel
 from medpfl.integrations.flare.answers import AnswerFilter
 from medpfl.integrations.flare.exchange import CHANGES, kind_of, like, tensors_of
-from medpfl.integrations.flare.site import agreed_model
 from medpfl.integrations.flare.vetting import kept_received
 
 
-class DefenseFilter(AnswerFilter):
+class DefenseFilter(AnswerFilter, AgreedModel):
     """Applies a defense of updates (noise, clipping, compression, sharing less) to weights or changes of weights.
 
     defense: as in a spec, for instance {"name": "gaussian", "std": 0.01} or {"compose": [{"name": "clip"}, ...]}. Trainable
@@ -48,16 +47,11 @@ class DefenseFilter(AnswerFilter):
         if not isinstance(defense, Mapping):
             raise SpecError(f"defense: expected a mapping such as {{name: gaussian, std: 0.01}}, found {defense!r}")
         self.defense = dict(defense)
-        self.model, self.image_shape, self.classes, self.task = model, list(image_shape), classes, task
+        self.agree(model, image_shape, classes, task)
         self.seed = seed
         self.applied: Any = defense_entry(self.defense, "defense", Path()).defense
         self.state = ClientState()
         check_outside_training(self.applied, "a filter")
-
-    @cached_property
-    def architecture(self) -> GlobalModel | None:
-        """The model that was agreed on; None where none is named."""
-        return agreed_model(self.model, self.image_shape, self.classes, self.task) if self.model else None
 
     def process_dxo(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> DXO:
         """Another DXO with the defended update, and the meta as it was."""
@@ -70,7 +64,7 @@ class DefenseFilter(AnswerFilter):
             sent,
             found,
             self.state,
-            model=self.architecture,
+            model=self.architecture if self.model else None,
             kind="delta" if kind_of(dxo) == CHANGES else "weights",
             seed=self.seed,
         )

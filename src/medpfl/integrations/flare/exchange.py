@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.fl_constant import ReservedKey
 from nvflare.apis.fl_context import FLContext
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from medpfl.core.domain import Tensors
 from medpfl.core.errors import DataError
+from medpfl.federation.recording.writer import as_tensor
 
 WEIGHTS, CHANGES = str(DataKind.WEIGHTS.value), str(DataKind.WEIGHT_DIFF.value)
 METRICS = str(DataKind.METRICS.value)
@@ -52,7 +52,7 @@ def tensors_of(found: DXO) -> dict[str, Tensor]:
     """Copies of the arrays by name, in order and in their own types. Raises DataError for what no tensor can hold."""
     if not isinstance(found.data, Mapping) or not found.data:
         raise DataError("the DXO holds no tensor")
-    return {str(name): _tensor(str(name), value) for name, value in found.data.items()}
+    return {str(name): as_tensor(str(name), value) for name, value in found.data.items()}
 
 
 def like(tensors: Tensors, found: DXO) -> dict[str, Any]:
@@ -92,17 +92,6 @@ def peer_of(message: Shareable, context: FLContext) -> str:
     peer = context.get_peer_context()
     name = "" if peer is None else peer.get_identity_name()
     return str(name or message.get_peer_prop(ReservedKey.IDENTITY_NAME, "") or "unknown")
-
-
-def _tensor(name: str, value: Any) -> Tensor:
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    try:
-        return torch.from_numpy(np.array(value, order="C", copy=True))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(
-            f"'{name}' is {type(value).__name__} that no tensor can hold ({str(error).splitlines()[0]})"
-        ) from None
 
 
 def _count(value: Any) -> int:

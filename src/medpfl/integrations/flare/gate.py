@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 from nvflare.apis.dxo import DXO
@@ -12,23 +11,21 @@ from nvflare.apis.shareable import Shareable
 from torch import Tensor
 
 from medpfl.audit.validation import build
-from medpfl.core.domain import GlobalModel
 from medpfl.core.errors import InputError, SpecError
 from medpfl.federation.guarding import Verdict
 from medpfl.guards import LeakageGate
-from medpfl.guards.participation import WithholdLimit
 from medpfl.integrations.common.deciding import received, trained
+from medpfl.integrations.flare.agreed import AgreedModel, OwnImages, agreed_recipe
 from medpfl.integrations.flare.answers import AnswerFilter
 from medpfl.integrations.flare.exchange import CHANGES, kind_of, site_of, tensors_of
-from medpfl.integrations.flare.site import agreed_model, agreed_recipe, own_images
 from medpfl.integrations.flare.vetting import kept_received
 
 
-class GateFilter(AnswerFilter):
+class GateFilter(AnswerFilter, AgreedModel, OwnImages):
     """Reads the site's own update as an attacker would before it leaves, and blocks it if images come back.
 
     model, image_shape, classes, task: the architecture that was agreed on, as for VettingFilter. images: the images that
-    were trained on, in order, a callable by name with `images_arguments` (`own_images`): the site owns the truth, which
+    were trained on, in order, a callable by name with `images_arguments` (see `OwnImages.batch`): the site owns the truth, which
     no server has. recipe: how the site trains, for instance {"batch_size": 8, "local_steps": 4, "learning_rate": 0.01}; it
     must be what the job really does, or the gate compares with the wrong step. guard: settings of the leakage gate. Put
     it last, so that it sees what is really sent; filters of the job still come after it. Raises SpecError for
@@ -52,20 +49,14 @@ class GateFilter(AnswerFilter):
         rounds: int = 20,
     ) -> None:
         super().__init__(folder)
-        self.model, self.image_shape, self.classes, self.task = model, list(image_shape), classes, task
-        self.images, self.images_arguments = images, dict(images_arguments or {})
-        self.recipe, self.guard, self.withheld, self.rounds = dict(recipe), dict(guard or {}), withheld, rounds
+        self.agree(model, image_shape, classes, task)
+        self.own(images, images_arguments, withheld, rounds)
+        self.recipe, self.guard = dict(recipe), dict(guard or {})
         self.checking: LeakageGate = build(LeakageGate, self.guard, "guard")
-        self.limit = build(WithholdLimit, {"withheld": withheld, "rounds": rounds}, "limit")
         self.agreed = agreed_recipe(self.recipe)
         for key, value in (("model", model), ("images", images)):
             if not isinstance(value, str) or not value:
                 raise SpecError(f"{key}: expected a name, found {value!r}; the gate cannot look without it")
-
-    @cached_property
-    def architecture(self) -> GlobalModel:
-        """The model that was agreed on."""
-        return agreed_model(self.model, self.image_shape, self.classes, self.task)
 
     def process_dxo(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> DXO | None:
         """The same, if the gate lets it pass."""
@@ -77,7 +68,7 @@ class GateFilter(AnswerFilter):
         if unknown := [name for name in found if name not in sent]:
             raise InputError(f"the update holds '{unknown[0]}', which was not received")
         new = {name: sent[name] + tensor for name, tensor in found.items()} if changes else found
-        batch = own_images(self.images, self.images_arguments, site_of(context), number)
+        batch = self.batch(site_of(context), number)
         if len(batch) == 0:
             raise InputError("images: the site's callable gave none, so there is nothing to compare with")
         return self.checking.after(trained(received(self.architecture, sent, batch, self.agreed), new, None))

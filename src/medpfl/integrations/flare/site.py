@@ -5,31 +5,23 @@ from __future__ import annotations
 import contextlib
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from nvflare.apis.dxo import DXO
 from nvflare.apis.dxo_filter import DXOFilter
 from nvflare.apis.filter import ContentBlockedException
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 
-from medpfl.audit.validation import build
-from medpfl.core.domain import Batch, GlobalModel, Recipe
-from medpfl.core.errors import MedPFLError, SpecError, StoreError, suggestion
+from medpfl.core.errors import MedPFLError, SpecError, StoreError
 from medpfl.core.files import make_private_folder, unwritable, write_atomically
 from medpfl.federation.guarding import Verdict
-from medpfl.federation.recipes import check_recipe
 from medpfl.guards.participation import WithholdLimit
-from medpfl.guards.vetting import TASKS
 from medpfl.integrations.common.audit_log import AuditLog
 from medpfl.integrations.common.deciding import Decisions, closed
 from medpfl.integrations.flare.exchange import CHANGES, WEIGHTS, kind_of, site_of
-from medpfl.models import build_model
-from medpfl.models.factories import imported
 
 WITHHELD = "withheld"
 """All that FLARE's own logs say, since a job may have them streamed to the server."""
@@ -136,36 +128,6 @@ def known_kind(found: DXO, *kinds: str) -> DXO:
     if kind_of(found) not in kinds:
         raise SpecError(f"the DXO is of kind {kind_of(found)}, which is not looked at; known are {', '.join(kinds)}")
     return found
-
-
-def agreed_model(name: str, image_shape: Sequence[int], classes: int, task: str) -> GlobalModel:
-    """The architecture that was agreed on: a model of the zoo, or of a factory `package.module:callable`."""
-    if task not in TASKS:
-        raise SpecError(f"task: unknown '{task}': {suggestion(str(task), TASKS)}")
-    return build_model(
-        name,
-        image_shape=tuple(int(side) for side in image_shape),
-        task=TASKS[task](classes),
-        generator=torch.Generator().manual_seed(0),
-    )
-
-
-def agreed_recipe(recipe: Mapping[str, Any]) -> Recipe:
-    """How the site trains. Raises SpecError where nobody can train so."""
-    made = build(Recipe, {"update": "weights", **recipe}, "recipe")
-    if problems := check_recipe(made):
-        raise SpecError(f"recipe: {problems[0]}")
-    return made
-
-
-def own_images(name: str, arguments: Mapping[str, Any], site: str, number: int | None) -> Batch:
-    """The site's images of a round, in the order in which it trains on them.
-
-    name: `package.module:callable`, called with `site` and `round` and these arguments; it returns images (N, C, ...)
-    in [0, 1] and labels.
-    """
-    images, labels = imported(name, ())(site=site, round=number, **arguments)
-    return Batch(torch.as_tensor(images, dtype=torch.float32), torch.as_tensor(labels))
 
 
 def _copied(message: Shareable) -> Shareable:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 from nvflare.apis.dxo import DXO
@@ -13,14 +12,13 @@ from nvflare.apis.shareable import Shareable
 from torch import Tensor
 
 from medpfl.audit.validation import build
-from medpfl.core.domain import GlobalModel
 from medpfl.core.errors import DataError, SpecError
 from medpfl.federation.guarding import Received
 from medpfl.guards import VettingGuard
-from medpfl.guards.participation import WithholdLimit
 from medpfl.integrations.common.deciding import received
+from medpfl.integrations.flare.agreed import AgreedModel, OwnImages, agreed_recipe
 from medpfl.integrations.flare.exchange import WEIGHTS, read, round_of, site_of, tensors_of
-from medpfl.integrations.flare.site import SiteFilter, agreed_model, agreed_recipe, known_kind, own_images
+from medpfl.integrations.flare.site import SiteFilter, known_kind
 
 RECEIVED = "medpfl.received"
 """Key in the context of the task: round and tensors that came."""
@@ -48,12 +46,12 @@ class ReceivedFilter(SiteFilter):
         return None
 
 
-class VettingFilter(ReceivedFilter):
+class VettingFilter(ReceivedFilter, AgreedModel, OwnImages):
     """Looks at the model that came before anything is trained on it, as `medpfl vet` does.
 
     model: name in the zoo or factory `package.module:callable` of the architecture that was agreed on, whose tensors are
-    never used; image_shape (C, H, W), classes and task of it. images: the site's own, a callable by name
-    (`own_images`), with `images_arguments`; drawn ones are taken where it is empty. guard: settings of the vetting
+    never used; image_shape (C, H, W), classes and task of it. images: the site's own, a callable by name (see
+    `OwnImages.batch`), with `images_arguments`; drawn ones are taken where it is empty. guard: settings of the vetting
     guard. After `withheld` withheld rounds among `rounds` the site stays away until somebody has looked at the log and
     deleted the history. Raises SpecError for parameters that are wrong.
     """
@@ -74,18 +72,12 @@ class VettingFilter(ReceivedFilter):
         rounds: int = 20,
     ) -> None:
         super().__init__(folder)
-        self.model, self.image_shape, self.classes, self.task = model, list(image_shape), classes, task
-        self.images, self.images_arguments = images, dict(images_arguments or {})
-        self.guard, self.withheld, self.rounds = dict(guard or {}), withheld, rounds
+        self.agree(model, image_shape, classes, task)
+        self.own(images, images_arguments, withheld, rounds)
+        self.guard = dict(guard or {})
         self.checking: VettingGuard = build(VettingGuard, self.guard, "guard")
-        self.limit = build(WithholdLimit, {"withheld": withheld, "rounds": rounds}, "limit")
-        if not isinstance(model, str) or not self.image_shape:
-            raise SpecError("model, image_shape: name the architecture that was agreed on, and the images' shape")
-
-    @cached_property
-    def architecture(self) -> GlobalModel:
-        """The model that was agreed on."""
-        return agreed_model(self.model, self.image_shape, self.classes, self.task)
+        if not self.model:
+            raise SpecError("model: name the architecture that was agreed on; nothing can be vetted without it")
 
     def process_dxo(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> DXO | None:
         """The same, if the guard lets it pass."""
@@ -97,7 +89,7 @@ class VettingFilter(ReceivedFilter):
         return super().process_dxo(dxo, shareable, fl_ctx)
 
     def _received(self, tensors: Mapping[str, Tensor], number: int | None, context: FLContext) -> Received:
-        batch = own_images(self.images, self.images_arguments, site_of(context), number) if self.images else None
+        batch = self.batch(site_of(context), number) if self.images else None
         return received(self.architecture, tensors, batch, agreed_recipe({}))
 
 
