@@ -35,6 +35,7 @@ from medpfl.data.readers.medmnist import MedMnistReader
 from medpfl.defenses.laplace import Laplace
 from medpfl.federation import Channel, Plain, SecAggPlus, SecureSum, run_round
 from medpfl.federation.hooks import NO_HOOKS, Hooks
+from medpfl.federation.rounds import followed_recipe
 from medpfl.metrics.scoring import pairwise_mse
 from medpfl.metrics.statistics import success_rate
 from medpfl.models import build_model
@@ -54,7 +55,7 @@ class Case:
     body: str = "default"
     images: int = 64
     also: tuple[str, ...] = ()
-    noise: float = 0.0
+    defense: Hooks = NO_HOOKS
     recipe: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -147,7 +148,7 @@ def capabilities() -> Iterator[Case]:
             named = "knows the noise" if known else "does not"
             yield Case(
                 "capabilities", f"SGD 0.1, Laplace noise {noise:g} on weights", named, also=("defense",) * known,
-                noise=noise, recipe=SGD,
+                defense=Laplace(scale=noise), recipe=SGD,
             )  # fmt: skip
 
 
@@ -180,17 +181,17 @@ def played(case: Case, data: Dataset, seed: int) -> Row:
     recipe = Recipe(**{"update": "weights", "batch_size": case.images, **case.recipe})
     auxiliary = Auxiliary(data.images[owned], data.targets[owned])
     attack = MedLeak(**{"bins": BINS, "queries": 1, **case.settings})
-    defense: Hooks = Laplace(scale=case.noise) if case.noise else NO_HOOKS
-    knowledge = Knowledge(auxiliary=auxiliary, defense=defense.mechanism() if "defense" in case.also else None)
+    known = case.defense.mechanism() if "defense" in case.also else None
+    knowledge = Knowledge(auxiliary=auxiliary, defense=known)
     can = attack.needs() | (set(case.also) - {"defense"})
     view = ServerView(model, recipe, recipe.update, channel, case.images, "malicious_server", can, knowledge)
     broadcast = attack.prepare(view, generator)
     batches = [Batch(data.images[part], data.targets[part]) for part in torch.split(held, case.images)]
     clients = [(batch, generator) for batch in batches]
-    update = run_round(broadcast, clients, recipe, hooks=defense, channel=channel, generator=generator)
-    told = broadcast.recipe or recipe
+    update = run_round(broadcast, clients, recipe, hooks=case.defense, channel=channel, generator=generator)
+    followed = followed_recipe(broadcast, recipe, case.defense)
     observation = Observation(
-        broadcast.model(0), update, told, "malicious_server", clients=len(batches), broadcast=broadcast
+        broadcast.model(0), update, followed, "malicious_server", clients=len(batches), broadcast=broadcast
     )
     (result,) = attack.reconstruct([observation], [generator])
     found = result.images if isinstance(result, Reconstruction) else batches[0].images[:0]

@@ -55,6 +55,12 @@ Nothing was tuned on these clients: all settings are the attack's defaults but t
 
 Mean PSNR of the best pairing with the private images, in dB, [95 % interval, bootstrap over clients]; null: the better of
 class mean and nearest auxiliary image.
+
+What it shows: the mixing itself hides nothing for long. Given the mixtures, one round shows Mixup's images 5 to 6 dB above
+an unrelated picture, eight rounds 23 to 30 dB above. InstaHide's signs protect where neither dark nor bright is usual (chest, skin:
+up to 3 dB above), and not on brain MRI, whose background is black: 19 dB above after eight rounds. What protects so far is that
+gradients of four soft-labeled mixtures are not matched within {evaluations} evaluations: what comes of them is below an unrelated
+picture, however many rounds. That is the matching's failure, and no merit of the mixing.
 """
 
 
@@ -140,7 +146,11 @@ def _attacked(
 
 def _page(rows: Sequence[Row], options: argparse.Namespace) -> str:
     lines = [INTRODUCTION.format(victims=options.victims, evaluations=options.evaluations)]
-    lines.append("| data | null | defense | attacker sees | " + " | ".join(f"{n} rounds" for n in ROUNDS) + " |")
+    lines.append(
+        "| data | null | defense | attacker sees | "
+        + " | ".join(f"{n} round{'s' if n > 1 else ''}" for n in ROUNDS)
+        + " |"
+    )
     lines.append("|---" * (4 + len(ROUNDS)) + "|")
     for data in dict.fromkeys(row["data"] for row in rows):
         null = mean(float(row["psnr"]) for row in rows if row["data"] == data and row["defense"] == "null")

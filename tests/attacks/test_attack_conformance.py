@@ -33,6 +33,7 @@ from medpfl.federation.client import client_step
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "april": {},
+    "ats_decoding": {"iterations": 30, "tolerance": 0.0, "undoing_steps": 5},
     "cpl": {"iterations": 3, "inner_iterations": 10, "restarts": 2, "tolerance": 0.0},
     "dlg": {"iterations": 3, "inner_iterations": 10, "restarts": 2, "tolerance": 0.0},
     "fedavg_inversion": {"iterations": 25, "restarts": 2},

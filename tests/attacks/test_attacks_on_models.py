@@ -19,6 +19,7 @@ from medpfl.models import MODELS, SEGMENTATION, build_model
 MATCHING = {"iterations": 1, "inner_iterations": 1, "restarts": 1}
 SETTINGS: dict[str, dict[str, Any]] = {
     "april": {},
+    "ats_decoding": {"iterations": 2, "undoing_steps": 2},
     "cpl": MATCHING,
     "dlg": {**MATCHING, "output_error": "candidate"},
     "fedavg_inversion": {"iterations": 2},
@@ -46,6 +47,7 @@ MEANT_FOR = {"april": {"vit", "vit_b16"}}
 REFUSED_FOR_MASKS = {
     "maximum_a_posteriori": "trained with masks",
     "mixture_decoding": "mixtures of masks",
+    "ats_decoding": "trained with masks",
     **REFUSED,
     "cpl": "trained with masks",
     "fedavg_inversion": "trained with masks",

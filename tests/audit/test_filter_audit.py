@@ -13,7 +13,7 @@ from medpfl.audit.filters.noise import measure_noise
 from medpfl.audit.filters.recognition import recognize
 from medpfl.audit.filters.sensitivity import measure_sensitivity
 from medpfl.core.errors import ModelError
-from medpfl.core.mechanisms import Clipped, Composed, GaussianNoise, Mechanism, Quantized, RandomK, Signs, TopK
+from medpfl.core.mechanisms import Clipped, Composed, CutOff, GaussianNoise, Mechanism, Quantized, RandomK, Signs, TopK
 
 
 def audited(name: str, claim: Claim = Claim(), **settings: object) -> FilterAudit:
@@ -119,6 +119,11 @@ def test_what_else_goes_wrong(name: str, said: str) -> None:
         ("signs", "only signs are left", Signs(scaled=False)),
         ("largest_tenth", "90% of the entries put to zero, the smallest of all", TopK(0.1, "global")),
         ("random_fifth", "80% of the entries put to zero, drawn at random", RandomK(0.2, unbiased=True)),
+        (
+            "percentile_clipping",
+            "entries cut off at 0.01; 10% of the entries put to zero before, the smallest of all",
+            CutOff(0.01, sparse=True),
+        ),
         ("seven_levels", "values are rounded to 7 levels on either side of zero", Quantized(7)),
         ("ClipAndNoise", "normal noise of standard deviation 1", Composed((Clipped(1.0), GaussianNoise(1.0)))),
     ],

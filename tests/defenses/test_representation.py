@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch.nn import functional
 
+from medpfl.attacks.ats_decoding import ATSDecoding
 from medpfl.attacks.gradinv import GradInv
 from medpfl.attacks.mixture_decoding import MixtureDecoding
 from medpfl.attacks.mixtures import extreme, taken_apart
-from medpfl.core.domain import Batch, GlobalModel, Knowledge, Observation, Recipe, Reconstruction
+from medpfl.attacks.undoing import undone
+from medpfl.core.domain import Auxiliary, Batch, GlobalModel, Knowledge, Observation, Recipe, Reconstruction
 from medpfl.core.mechanisms import Mixtures
 from medpfl.core.tasks import SingleLabel
 from medpfl.defenses import ATS, Defense, InstaHide, Mixup, Precode, Soteria
@@ -264,3 +266,32 @@ class TestATS:
     def test_policies_that_cannot_be_read_are_refused(self, policy: str) -> None:
         with pytest.raises(ValueError, match="found"):
             ATS(policy=policy)
+
+    def test_a_negative_is_told_from_an_image_by_what_images_look_like(self) -> None:
+        dark = 0.3 * torch.rand(24, 1, 12, 12, generator=torch.Generator().manual_seed(2))
+        policy = (((("invert", 1.0),)), (("brightness", 0.2),))
+        found, places, energies = undone(1.0 - dark[:3], policy, dark[3:], 300)
+        assert places.tolist() == [0, 0, 0]
+        assert bool((energies[:, 0] < energies[:, 1]).all())
+        assert float((found - dark[:3]).abs().max()) < 0.05
+
+    def test_of_a_shift_what_is_left_in_the_picture_comes_back_in_its_place(self) -> None:
+        images = some(2).images
+        moved = OPERATIONS["translate_x"](images, 0.4)
+        found, _, _ = undone(moved, ((("translate_x", 0.4),),), None, 400)
+        torch.testing.assert_close(OPERATIONS["translate_x"](found, 0.4), moved, atol=0.03, rtol=0)
+
+    def test_who_knows_the_policy_sees_more_than_the_changed_image(self, net: GlobalModel) -> None:
+        dark = Batch(0.3 * some(1).images, torch.tensor([1]))
+        defense = ATS(policy="4")
+        update, _ = client_step(net, dark, Recipe(), hooks=defense, generator=torch.Generator().manual_seed(0))
+        auxiliary = Auxiliary(
+            0.3 * torch.rand(16, 1, 12, 12, generator=torch.Generator().manual_seed(3)), torch.zeros(16).long()
+        )
+        knowledge = Knowledge(defense=defense.mechanism(), auxiliary=auxiliary)
+        (found,) = ATSDecoding(iterations=200).reconstruct(
+            [Observation(net, update, Recipe(), "honest_server", knowledge)], [torch.Generator().manual_seed(0)]
+        )
+        assert isinstance(found, Reconstruction)
+        assert float((found.images - dark.images).square().mean()) < 1e-3
+        assert "invert" in found.notes[-1]

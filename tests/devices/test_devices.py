@@ -139,6 +139,7 @@ MATCHING: dict[str, dict[str, Any]] = {
     "gradinversion": {"iterations": 12, "restarts": 2, "noise": 0.01, "consensus_every": 5},
     "maximum_a_posteriori": {"iterations": 12, "prior": "none"},
     "mixture_decoding": {"iterations": 12, "decoding_steps": 20},
+    "ats_decoding": {"iterations": 16, "undoing_steps": 5},
     "gradinv": {"iterations": 8, "restarts": 2, "layers": "top10", "median_filter_every": 5},
     "idlg": {"iterations": 2, "inner_iterations": 8},
 }

@@ -3,6 +3,7 @@
 from medpfl.attacks import (
     april,
     ares,
+    ats_decoding,
     cpl,
     curious_abandon_honesty,
     dlg,
@@ -30,6 +31,7 @@ __all__ = [
     "Attack",
     "april",
     "ares",
+    "ats_decoding",
     "cpl",
     "curious_abandon_honesty",
     "dlg",

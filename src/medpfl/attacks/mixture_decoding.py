@@ -36,9 +36,9 @@ SPREAD = 0.02
 )
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class MixtureDecoding(Attack):
-    """1. Mixtures E of each round and their soft labels: Adam on 1 - cosine + total variation (none where signs are
-    random, whose mixtures are not smooth). 2. Images P in [0, 1] and weights W, rows of a softmax, that minimize
-    |E - W P|^2 + total variation over the mixtures of all rounds, of pixels with random signs ||2 E - 1| - |2 W P - 1||^2.
+    """1. Mixtures E of each round and their soft labels: Adam on 1 - cosine + total variation. 2. Images P in [0, 1] and
+    weights W, rows of a softmax, that minimize |E - W P|^2 + total variation over the mixtures of all rounds, of pixels
+    with random signs ||2 E - 1| - |2 W P - 1||^2.
 
     Every round that is answered with the same images shows other mixtures of them (`Observation.earlier`). The search for
     images starts from the most extreme mixtures (`mixtures.extreme`): an image may be mixed with itself only. With random
@@ -80,7 +80,6 @@ class MixtureDecoding(Attack):
     ) -> list[Reconstruction | Failure]:
         """Both steps for every observation."""
         rounds = [_rounds(one) for one in observations]
-        signs = any((known := mixing(one.knowledge.defense)) is not None and known.signs for one in observations)
         found = invert(
             [seen for several in rounds for seen in several],
             [one for stream, several in zip(generators, rounds, strict=True) for one in _streams(stream, len(several))],
@@ -100,7 +99,7 @@ class MixtureDecoding(Attack):
                 distance="cosine",
                 precision="float32",
                 restarts=1,
-                prior=smooth(0.0 if signs else self.total_variation),
+                prior=smooth(self.total_variation),
             ),
         )
         results, place = [], 0

@@ -160,6 +160,17 @@ class Quantized(Mechanism):
 
 
 @dataclass(frozen=True)
+class CutOff(Mechanism):
+    """Entries of larger magnitude are put to +-`bound`, the others are as they are.
+
+    sparse: before that, the smallest magnitudes of all tensors together were put to zero.
+    """
+
+    bound: float
+    sparse: bool = False
+
+
+@dataclass(frozen=True)
 class LowRank(Mechanism):
     """Matrices (first axis x rest) are projected onto `rank` orthonormal columns where that saves enough."""
 

@@ -26,7 +26,8 @@ POINTS = 21
     paper="Gao et al.: Privacy-preserving Collaborative Learning with Automatic Transformation Search, CVPR 2021 "
     "(arXiv 2011.12505)",
     limits="the numbering of the authors' fifty operations was not found, so policies have numbers of the table here; "
-    "what comes back is the changed image; attacks early in training break it; images with two axes only; no guarantee",
+    "who knows the policy undoes it (ats_decoding); attacks early in training break it; images with two axes only; no "
+    "guarantee",
 )
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ATS(Defense):
@@ -35,7 +36,7 @@ class ATS(Defense):
     `privacy_score` is the search's own measure, for those who search a policy for their model and data.
     """
 
-    adaptive_attack: ClassVar[Mapping[str, Any]] = {"name": "gradinv", "distance": "likelihood"}
+    adaptive_attack: ClassVar[Mapping[str, Any]] = {"name": "ats_decoding"}
 
     policy: Annotated[
         str,

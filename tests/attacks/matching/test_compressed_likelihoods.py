@@ -16,7 +16,7 @@ from medpfl.attacks.matching.likelihoods.intervals import steps
 from medpfl.core.domain import Batch, ClientState, GlobalModel, Observation, Reconstruction, Update
 from medpfl.core.functional import psnr
 from medpfl.core.knowledge import Knowledge
-from medpfl.core.mechanisms import OrthogonalDirection, Quantized
+from medpfl.core.mechanisms import CutOff, OrthogonalDirection, Quantized
 from medpfl.core.recipes import Recipe
 from medpfl.core.tasks import SingleLabel
 from medpfl.data import PhantomReader
@@ -212,3 +212,26 @@ def test_who_knows_the_compression_reconstructs_more(defense: Compression, varia
     knowing = IDLG(iterations=6, restarts=1, distance="likelihood", total_variation=variation)
     naive = IDLG(iterations=20, restarts=1)  # the 256 columns of the other's preconditioner are evaluations too
     assert decibels(knowing, Knowledge(defense=defense.mechanism())) > decibels(naive, Knowledge()) + better
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_what_was_cut_off_is_at_least_as_large_and_zeros_are_at_most_as_large_as_what_is_left(
+    sparse: bool, model: GlobalModel
+) -> None:
+    own = [one.numpy() for one in gradient()]
+    limit, least = 1.5, np.quantile(np.abs(np.concatenate([one.ravel() for one in own])), 0.3) if sparse else 0.0
+    sent = [np.where(np.abs(one) < least, 0.0, np.clip(one, -limit, limit)) for one in own]
+    smallest = min(np.abs(one[one != 0]).min() for one in sent)
+    view = View(tuple(SHAPES), tuple(torch.from_numpy(one)[None] for one in sent), model, None)
+    known = likelihood(CutOff(limit, sparse), view)
+    assert value(known, view, gradient()) == 0.0
+    other = [one.numpy() for one in gradient(1)]
+    expected = 0.0
+    for candidate, message in zip(other, sent, strict=True):
+        below, above = message.copy(), message.copy()
+        below[message <= -limit], above[message >= limit] = -np.inf, np.inf
+        if sparse:
+            below[message == 0], above[message == 0] = -smallest, smallest
+        apart = np.maximum(below - candidate, 0) ** 2 + np.maximum(candidate - above, 0) ** 2
+        expected += apart.sum()
+    assert value(known, view, gradient(1)) == pytest.approx(expected)

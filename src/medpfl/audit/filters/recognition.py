@@ -17,6 +17,7 @@ from medpfl.core.domain import Tensors
 from medpfl.core.mechanisms import (
     Clipped,
     Composed,
+    CutOff,
     GaussianNoise,
     LaplaceNoise,
     Mechanism,
@@ -26,8 +27,17 @@ from medpfl.core.mechanisms import (
     TopK,
 )
 
+ENLARGED = (1.0, 1e1, 1e2, 1e3, 1e4, 1e6)
+"""How many times larger the updates are with which a bound on single entries is looked for."""
+
+AT_BOUND = (0.01, 0.99)
+"""Share of the entries sent that must stand at such a bound, at least and at most."""
+
 MOST_LEVELS = 128
 """Levels on either side of zero up to which a tensor counts as quantized."""
+
+MOST_KEPT = 0.98
+"""Share of the entries that are sent up to which the others count as put to zero."""
 
 CLOSE = 1e-4
 """Relative difference up to which two numbers count as equal."""
@@ -42,7 +52,7 @@ class Recognized:
 
 
 def recognize(subject: Subject, found: Behavior, noise: Noise, sensitivity: Sensitivity) -> Recognized:
-    """Clipping by very large updates, noise by repeated calls, sparsity, signs and levels by what is left of entries."""
+    """Clipping and cuts by larger updates, noise by repeated calls, sparsity, signs and levels by what is left of entries."""
     sample = sample_update()
     result = call(subject.made(), sample.tensors, arrays=subject.arrays, seed=0)
     if result.error or not found.applied or any(name not in result.sent for name in sample.trainable):
@@ -58,11 +68,38 @@ def recognize(subject: Subject, found: Behavior, noise: Noise, sensitivity: Sens
     elif noise.kind == "laplace":
         scale = noise.deviation / math.sqrt(2)
         parts.append((f"Laplace noise of scale {scale:.3g}", LaplaceNoise(scale)))
+    elif not noise.present and (bound := _entry_bound(subject, sample)) is not None:
+        zeros = 1 - float((joined(sent) != 0).double().mean())
+        sparse = zeros > 1 - MOST_KEPT and _largest_survive(sample.trainable, sent) == "all"
+        words = f"; {zeros:.0%} of the entries put to zero before, the smallest of all" if sparse else ""
+        parts.append((f"entries cut off at {bound:.3g}{words}", CutOff(bound, sparse)))
     else:
         parts += _compression(sample.trainable, sent, noise)
     known = tuple(mechanism for _, mechanism in parts if mechanism is not None)
     mechanism = None if not known else known[0] if len(known) == 1 else Composed(known)
     return Recognized(tuple(words for words, _ in parts), mechanism)
+
+
+def _entry_bound(subject: Subject, sample: Sample) -> float | None:
+    """The magnitude that no entry exceeds, if larger ones are put to it and smaller ones that are sent stay as they are."""
+    for factor in ENLARGED:
+        own = sample.scaled(factor)
+        result = call(subject.made(), own.tensors, arrays=subject.arrays, seed=0)
+        if result.error or any(name not in result.sent for name in sample.trainable):
+            return None
+        before = joined(own.trainable)
+        after = joined({name: result.sent[name].double() for name in sample.trainable})
+        bound = float(after.abs().max())
+        kept, at_bound = after != 0, after.abs() > bound * (1 - CLOSE)
+        if not AT_BOUND[0] <= float(at_bound.double().sum() / kept.double().sum().clamp_min(1)) <= AT_BOUND[1]:
+            continue
+        cut = bool((before[at_bound].abs() > bound * (1 - CLOSE)).all())
+        signs = torch.equal(torch.sign(before[at_bound]), torch.sign(after[at_bound]))
+        others = kept & ~at_bound
+        same = bool(((after - before)[others].abs() <= CLOSE * before[others].abs()).all())
+        if cut and signs and same:
+            return bound
+    return None
 
 
 def _keeps_direction(subject: Subject, sample: Sample, sensitivity: Sensitivity) -> bool:
@@ -85,7 +122,7 @@ def _compression(clean: Tensors, sent: Tensors, noise: Noise) -> list[tuple[str,
     share = float(kept.double().mean())
     ratios = after[kept] / before[kept] if bool(kept.any()) else after[:0]
     same = len(ratios) > 0 and float(ratios.max() - ratios.min()) < CLOSE * float(ratios.abs().max())
-    if share < 0.98 and same:
+    if share < MOST_KEPT and same:
         words = f"{1 - share:.0%} of the entries put to zero"
         if noise.present:
             return [(f"{words}, drawn at random", RandomK(share, unbiased=float(ratios.mean()) > 1 + CLOSE))]

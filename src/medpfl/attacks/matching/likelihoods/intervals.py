@@ -16,10 +16,13 @@ from torch.nn.functional import pad
 
 from medpfl.attacks.matching.likelihoods.base import Likelihood, View, likelihood_of
 from medpfl.attacks.matching.likelihoods.rounds import compressed
-from medpfl.core.mechanisms import Pruned, Quantized, RandomK, TopK
+from medpfl.core.mechanisms import CutOff, Pruned, Quantized, RandomK, TopK
 
 Bounds = tuple[Tensor, Tensor]
 """Lowest and highest values of all entries, (V, *shape) each."""
+
+ROUNDING = 1e-5
+"""Share of a bound by which an entry at the bound may be below it."""
 
 LARGEST_DIVISOR = 8
 """Levels of which the smallest one seen may be so many times the first."""
@@ -58,6 +61,25 @@ def quantized(mechanism: Quantized, view: View) -> Likelihood:
     def bounds(messages: Sequence[Tensor]) -> list[Bounds]:
         widths = [steps(message, mechanism) * (1.0 if mechanism.stochastic else 0.5) for message in messages]
         return [(one - width, one + width) for one, width in zip(messages, widths, strict=True)]
+
+    return _within(view, bounds)
+
+
+@likelihood_of(CutOff)
+def cut_off(mechanism: CutOff, view: View) -> Likelihood:
+    """Entries at the bound are at least as large, zeros at most as large as the smallest one sent, all others known."""
+    limit = mechanism.bound / view.scale
+
+    def bounds(messages: Sequence[Tensor]) -> list[Bounds]:
+        sent = torch.cat([message.flatten(1) for message in messages], dim=1).abs()
+        least = torch.where(sent > 0, sent, torch.inf).amin(dim=1) if mechanism.sparse else sent.new_zeros(len(sent))
+        found = []
+        for message in messages:
+            at_limit, zero = message.abs() >= limit * (1 - ROUNDING), message == 0
+            below = torch.where(zero, least.reshape(-1, *(1,) * (message.ndim - 1)), 0.0)
+            lowest = torch.where(at_limit & (message < 0), -torch.inf, message - below)
+            found.append((lowest, torch.where(at_limit & (message > 0), torch.inf, message + below)))
+        return found
 
     return _within(view, bounds)
 

@@ -53,4 +53,4 @@ def mixtures(_mechanism: Mixtures, _view: View) -> Likelihood:
 @likelihood_of(Augmented)
 def augmented(_mechanism: Augmented, _view: View) -> Likelihood:
     """The gradient is that of the changed images, as it is."""
-    return Likelihood(notes=("what comes back are images after the client's operations, which were not undone",))
+    return Likelihood(notes=("what comes back are images after the client's operations; ats_decoding undoes them",))

@@ -25,4 +25,4 @@ def three_values(mechanism: ThreeValues, view: View) -> Likelihood:
             terms.append(torch.where(sent.abs() > mechanism.magnitude / 2, -torch.log(likely), 0.0).sum())
         return (torch.stack(terms) * weights).sum()
 
-    return Likelihood(distance=distance)
+    return Likelihood(distance=distance, nats=True)
