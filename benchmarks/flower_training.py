@@ -2,12 +2,13 @@
 
     python benchmarks/flower_training.py train  --data ../shared/data/brain_mri --out out/flower_training
     python benchmarks/flower_training.py replay --out out/flower_training
+    python benchmarks/flower_training.py longer --out out/flower_training
     python benchmarks/flower_training.py seeds  --data ../shared/data/brain_mri --out out/flower_training
     python benchmarks/flower_training.py page   --out out/flower_training --page docs/benchmarks/flower_training.md
 
 `train` runs the example (`flwr run`, four nodes) for every recipe: plain, behind clipping and noise as a mod, behind SecAgg+.
 `replay` attacks rounds from the first to the last and writes one report per recipe (`out/flower_training/RECIPE-replay`); it
-goes on where it was stopped. `seeds` trains plain and with noise for more seeds by the example's own functions outside of
+goes on where it was stopped. `longer` gives the attacks ten times the gradients, on plain trainings. `seeds` trains plain and with noise for more seeds by the example's own functions outside of
 Flower, for utility only. `page` writes the table, the CSV beside it and the figure.
 """
 
@@ -26,8 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "examples" / "flower"
 sys.path.insert(0, str(EXAMPLE))
 
-NOISE, BOUND = 0.01, 1.0
-DEFENSE = {"compose": [{"name": "clip", "bound": BOUND}, {"name": "gaussian", "std": NOISE}]}
+NOISE, BOUND = {"weak": 0.001, "noise": 0.01}, 1.0
+"""Standard deviations of the noise on each entry of a client's change of weights, after clipping the change's norm."""
 CLIENTS = 4
 
 
@@ -36,7 +37,7 @@ class Plan:
     """How one kind of client trains, and what is attacked of it.
 
     steps of `batch` images in each round; replayed: rounds that are attacked. together: the recipe by which the server
-    reads the mean behind SecAgg+. secure_rounds: fewer where Flower's protocol takes long, 0 for none.
+    reads the mean behind SecAgg+, whose protocol takes long, so that it has fewer rounds.
     """
 
     name: str
@@ -46,8 +47,8 @@ class Plan:
     rate: float
     rounds: int
     replayed: tuple[int, ...]
-    attacks: tuple[Mapping[str, Any], ...]
-    secure_rounds: int
+    variants: tuple[str, ...]
+    secure_rounds: int = 0
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -59,10 +60,16 @@ class Plan:
         """The mean over all clients, read as one client with larger batches: exact for one step, else an approximation."""
         return {**self.recipe, "batch_size": self.batch * CLIENTS}
 
-    @property
-    def variants(self) -> tuple[str, ...]:
-        """Which trainings there are."""
-        return ("plain", "noise", "secure") if self.secure_rounds else ("plain", "noise")
+
+def defense(variant: str) -> dict[str, Any] | None:
+    """What clients do to their updates, as in a spec."""
+    if variant not in NOISE:
+        return None
+    return {"compose": [{"name": "clip", "bound": BOUND}, {"name": "gaussian", "std": NOISE[variant]}]}
+
+
+SHORT, LONG = 240, 2400
+"""Gradients that an attack spends: in every round of every training; in the first and the last round of plain ones."""
 
 
 def searched(evaluations: int, steps: int) -> tuple[Mapping[str, Any], ...]:
@@ -78,17 +85,18 @@ def searched(evaluations: int, steps: int) -> tuple[Mapping[str, Any], ...]:
 
 
 PLANS = (
-    Plan("image", "one step on 1 image", 1, 1, 0.06, 100, (1, 10, 50, 100), searched(240, 1), 0),
-    Plan("step", "one step on 4 images", 4, 1, 0.1, 60, (1, 20, 40, 60), searched(240, 1), 50),
-    Plan("epoch", "an epoch of four steps on 4 images each", 4, 4, 0.05, 100, (1, 33, 66, 100), searched(240, 4), 40),
-)
+    Plan("image", "one step on 1 image", 1, 1, 0.06, 100, (1, 10, 50, 100), ("plain", "weak", "noise")),
+    Plan("step", "one step on 4 images", 4, 1, 0.1, 60, (1, 20, 40, 60), ("plain", "weak", "noise", "secure"), 50),
+    Plan("epoch", "an epoch of four steps on 4 images each", 4, 4, 0.05, 100, (1, 33, 66, 100),
+         ("plain", "noise", "secure"), 40),
+)  # fmt: skip
 IMAGES = 16
 """Images of each client."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train", "replay", "seeds", "page"])
+    parser.add_argument("what", choices=["train", "replay", "longer", "seeds", "page"])
     parser.add_argument("--out", type=Path, default=Path("out/flower_training"))
     parser.add_argument("--data", default="", help="folder of brain MRI")
     parser.add_argument("--recipes", nargs="*", default=[plan.name for plan in PLANS])
@@ -101,7 +109,11 @@ def main() -> int:
             trained(plan, arguments.out, arguments.data)
     elif arguments.what == "replay":
         for plan in chosen:
-            replayed(plan, arguments.out)
+            replayed(plan, arguments.out, plan.variants, plan.replayed, SHORT, f"{plan.name}-replay")
+    elif arguments.what == "longer":
+        for plan in chosen:
+            first_and_last = (plan.replayed[0], plan.replayed[-1])
+            replayed(plan, arguments.out, ("plain",), first_and_last, LONG, f"{plan.name}-longer")
     elif arguments.what == "seeds":
         seeds(chosen, arguments.out, arguments.data, arguments.seeds)
     else:
@@ -113,14 +125,14 @@ def main() -> int:
 
 def trained(plan: Plan, out: Path, data: str) -> None:
     """The trainings of one recipe; those that are there already stay."""
-    commands = {"plain": "simulate", "noise": "noise", "secure": "secure"}
+    commands = {"plain": "simulate", "weak": "noise", "noise": "noise", "secure": "secure"}
     for variant in plan.variants:
         name = f"{plan.name}-{variant}"
         if (out / f"{name}-truth").is_dir():
             continue
         rounds = min(plan.rounds, plan.secure_rounds) if variant == "secure" else plan.rounds
         told = {"images": IMAGES, "batch-size": plan.batch, "local-steps": plan.steps, "learning-rate": plan.rate}
-        told |= {"noise": NOISE, "bound": BOUND} if variant == "noise" else {}
+        told |= {"noise": NOISE[variant], "bound": BOUND} if variant in NOISE else {}
         subprocess.run(
             [sys.executable, str(EXAMPLE / "run.py"), commands[variant], "--name", name, "--rounds", str(rounds),
              "--out", str(out), "--data", data, "--set", *(f"{key}={value}" for key, value in told.items())],
@@ -128,14 +140,16 @@ def trained(plan: Plan, out: Path, data: str) -> None:
         )  # fmt: skip
 
 
-def replayed(plan: Plan, out: Path) -> None:
-    """Attacks all trainings of one recipe and writes the report."""
+def replayed(
+    plan: Plan, out: Path, variants: Sequence[str], rounds: Sequence[int], evaluations: int, folder: str
+) -> None:
+    """Attacks trainings of one recipe and writes one report."""
     from medpfl.audit.replay import prepare_replay, replay
     from medpfl.federation.recording import read_recording
     from medpfl.report import write_report
 
     parts = []
-    for variant in plan.variants:
+    for variant in variants:
         name = f"{plan.name}-{variant}"
         recording = read_recording(out / name)
         parts.append(
@@ -143,29 +157,28 @@ def replayed(plan: Plan, out: Path) -> None:
                 name,
                 recording,
                 "brain.task:Net",
-                attacks=plan.attacks,
+                attacks=searched(evaluations, plan.steps),
                 recipe=plan.together if variant == "secure" else plan.recipe,
-                defense=DEFENSE if variant == "noise" else None,
+                defense=defense(variant),
                 truth=out / f"{name}-truth",
                 pool=out / f"{plan.name}-plain-pool",
-                rounds=[number for number in plan.replayed if number in recording.rounds],
+                rounds=[number for number in rounds if number in recording.rounds],
                 size=32,
                 channels=1,
                 search_path=(EXAMPLE,),
             )
         )
-    folder = out / f"{plan.name}-replay"
-    summary = replay(parts, folder)
-    print(f"{plan.name}: {summary.computed} cases computed, {write_report(folder)}", flush=True)
+    summary = replay(parts, out / folder)
+    print(f"{plan.name}: {summary.computed} cases computed, {write_report(out / folder)}", flush=True)
 
 
 def seeds(plans: Sequence[Plan], out: Path, data: str, count: int) -> None:
     """Utility for more seeds; the first is compared with what Flower trained."""
     rows: list[dict[str, Any]] = []
     for plan in plans:
-        for variant in ("plain", "noise"):
+        for variant in (one for one in plan.variants if one != "secure"):
             for seed in range(count):
-                history, final = _outside(plan, variant == "noise", data, seed)
+                history, final = _outside(plan, NOISE.get(variant, 0.0), data, seed)
                 rows += [{"recipe": plan.name, "variant": variant, "seed": seed, **one} for one in history]
                 if variant == "plain" and seed == 0 and (out / f"{plan.name}-plain").is_dir():
                     print(
@@ -175,7 +188,7 @@ def seeds(plans: Sequence[Plan], out: Path, data: str, count: int) -> None:
     (out / "seeds.json").write_text(json.dumps(rows))
 
 
-def _outside(plan: Plan, noisy: bool, data: str, seed: int) -> tuple[list[dict[str, float]], dict[str, Any]]:
+def _outside(plan: Plan, noise: float, data: str, seed: int) -> tuple[list[dict[str, float]], dict[str, Any]]:
     """The same federated training in a loop: what the server judges after each round, and the last weights."""
     import torch
     from brain.task import client_images, held_out, initial_model, judge, round_images, train
@@ -191,10 +204,10 @@ def _outside(plan: Plan, noisy: bool, data: str, seed: int) -> tuple[list[dict[s
             own = client_images(data, client, IMAGES, seed)
             train(model, *round_images(*own, number, plan.batch * plan.steps), plan.batch, plan.rate)
             change = {name: tensor - sent[name] for name, tensor in model.state_dict().items()}
-            if noisy:
+            if noise:
                 norm = float(sum(one.square().sum() for one in change.values())) ** 0.5
                 change = {
-                    name: one * min(1.0, BOUND / norm) + NOISE * torch.randn(one.shape) for name, one in change.items()
+                    name: one * min(1.0, BOUND / norm) + noise * torch.randn(one.shape) for name, one in change.items()
                 }
             for name, one in change.items():
                 mean[name] += (sent[name] + one) / CLIENTS

@@ -13,7 +13,7 @@ from tables import markdown, put, write_texts
 
 from medpfl.metrics.statistics import bootstrap_mean, paired_difference
 
-WORDS = {"plain": "plain", "noise": "noise mod", "secure": "SecAgg+"}
+WORDS = {"plain": "plain", "weak": "noise of 0.001", "noise": "noise of 0.01", "secure": "SecAgg+"}
 STYLES = {
     "idlg": ("#0b3c8c", "o"),
     "gradinv": ("#b3420b", "s"),
@@ -49,17 +49,21 @@ class Utility(NamedTuple):
 
 def write_page(plans: Sequence[Plan], out: Path, page: Path) -> None:
     """Puts the tables into the page and writes CSV and figure beside it."""
-    leakage = [row for plan in plans for row in _leakage(plan, out)]
-    write_texts(page.with_suffix(".csv"), LEAKAGE, leakage)
+    leakage = [row for plan in plans for row in _leakage(plan, out / f"{plan.name}-replay")]
+    longer = [row for plan in plans for row in _leakage(plan, out / f"{plan.name}-longer")]
+    write_texts(page.with_suffix(".csv"), LEAKAGE, [*leakage, *longer])
+    put(page, "longer", _leakage_table(plans, longer))
     first = [_trained(plan, variant, out) for plan in plans for variant in plan.variants]
     put(page, "leakage", _leakage_table(plans, leakage))
     put(page, "utility", _utility_table(plans, first, _seeds(out)))
     _draw(plans, leakage, first, page.with_suffix(".png"))
 
 
-def _leakage(plan: Plan, out: Path) -> list[dict[str, Any]]:
-    cells = pd.read_csv(out / f"{plan.name}-replay" / "cells.csv")
-    results = pd.read_csv(out / f"{plan.name}-replay" / "results.csv").drop_duplicates("case")
+def _leakage(plan: Plan, folder: Path) -> list[dict[str, Any]]:
+    if not (folder / "cells.csv").exists():
+        return []
+    cells = pd.read_csv(folder / "cells.csv")
+    results = pd.read_csv(folder / "results.csv").drop_duplicates("case")
     spent = results.groupby("cell")["gradient_evaluations"].mean()
     return [
         {
@@ -137,14 +141,14 @@ def _utility_table(
     plans: Sequence[Plan], first: Sequence[Utility], seeds: dict[tuple[str, str], list[dict[str, Any]]]
 ) -> list[str]:
     head = ["client", "training", "rounds", "Flower, seed 0: balanced accuracy first, middle, last", "AUC", "seeds outside",
-            "balanced accuracy [95 %]", "AUC [95 %]", "noise minus plain, AUC"]  # fmt: skip
+            "balanced accuracy [95 %]", "AUC [95 %]", "minus plain, AUC"]  # fmt: skip
     lines = []
     for plan in plans:
         for one in (found for found in first if found.recipe == plan.name):
             own = seeds.get((plan.name, one.variant), [])
             places = [0, len(one.rounds) // 2, -1]
             cost: object = None
-            if own and one.variant == "noise":
+            if own and one.variant not in ("plain", "secure"):
                 before = [row["auc"] for row in seeds[plan.name, "plain"]]
                 found = paired_difference(
                     [row["auc"] for row in own], before, [str(row["seed"]) for row in own], seed=0
@@ -170,7 +174,7 @@ def _draw(plans: Sequence[Plan], rows: Sequence[dict[str, Any]], first: Sequence
     import matplotlib.pyplot as plt
 
     plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
-    columns = ("plain", "noise", "secure")
+    columns = ("plain", "weak", "noise", "secure")
     figure, grid = plt.subplots(
         len(plans), 4, figsize=(12.8, 3.1 * len(plans) + 0.8), squeeze=False, layout="constrained"
     )
@@ -184,7 +188,7 @@ def _draw(plans: Sequence[Plan], rows: Sequence[dict[str, Any]], first: Sequence
             if not own:
                 axes.axis("off")
         grid[place][0].set_ylabel("mean SSIM")
-        _worth(grid[place][3], [one for one in first if one.recipe == plan.name])
+        _worth(grid[place][4], [one for one in first if one.recipe == plan.name])
     for axes in grid[-1]:
         axes.set_xlabel("round")
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, frameon=False)
@@ -214,7 +218,7 @@ def _leak(axes: Any, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _worth(axes: Any, trained: Sequence[Utility]) -> None:
-    dashes = {"plain": "-", "noise": "--", "secure": ":"}
+    dashes = {"plain": "-", "weak": "-.", "noise": "--", "secure": ":"}
     for one in trained:
         axes.plot(one.rounds, one.auc, color="#333333", linestyle=dashes[one.variant], label=WORDS[one.variant])
     axes.set(ylim=(0.4, 1.0), title="held-out AUC")
