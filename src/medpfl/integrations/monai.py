@@ -14,7 +14,6 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from medpfl.core.domain import Batch, ClientState, GlobalModel, Recipe, Tensors
@@ -22,6 +21,7 @@ from medpfl.core.errors import DataError, InputError, MedPFLError, MissingExtra
 from medpfl.defenses import Defense
 from medpfl.federation.guarding import Guarding, Verdict
 from medpfl.federation.recipes import check_recipe
+from medpfl.federation.recording.arrays import as_tensor
 from medpfl.guards import LeakageGate, VettingGuard
 from medpfl.guards.participation import WithholdLimit
 from medpfl.integrations.common.audit_log import AuditLog
@@ -204,18 +204,7 @@ def tensors_of(data: ExchangeObject) -> dict[str, Tensor]:
     weights = getattr(data, "weights", None)
     if not isinstance(weights, Mapping) or not weights:
         raise DataError("the exchange object holds no weights")
-    return {str(name): _tensor(str(name), value) for name, value in weights.items()}
-
-
-def _tensor(name: str, value: Any) -> Tensor:
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    try:
-        return torch.from_numpy(np.array(value, order="C", copy=True))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(
-            f"'{name}' is {type(value).__name__} that no tensor can hold ({str(error).splitlines()[0]})"
-        ) from None
+    return {str(name): as_tensor(str(name), value) for name, value in weights.items()}
 
 
 def _changes(data: ExchangeObject) -> bool:

@@ -17,6 +17,9 @@ from medpfl.core.domain import UpdateKind
 FORMAT = 1
 """Version of the recording's format."""
 
+LONGEST = 200
+"""Characters that are kept of a setting that JSON does not know."""
+
 ORDER = "medpfl_order"
 """Key in a file's metadata: names of its tensors in the order of the model, which safetensors does not keep."""
 
@@ -60,7 +63,12 @@ class Event:
         """The event as one line of JSON; what is empty is left out."""
         values = dataclasses.asdict(self)
         kept = {key: value for key, value in values.items() if value not in (None, "", {}) or key == "event"}
-        return json.dumps(kept, ensure_ascii=True, sort_keys=True) + "\n"
+        return json.dumps(kept, ensure_ascii=True, sort_keys=True, default=_plain) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy or PyTorch as such, anything else that JSON does not know as some of its words."""
+    return value.item() if getattr(value, "ndim", None) == 0 else str(value)[:LONGEST]
 
 
 _EVENT = TypeAdapter(Event)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,9 @@ from medpfl.core.files import append, locked, make_private_folder, unwritable, w
 LOG = "log.jsonl"
 """Name of the log within a recording's folder."""
 
+PAUSE = 0.02
+"""Seconds between two looks at a folder in which another recorder writes."""
+
 NONCE = 12
 """Bytes of the random number in front of every encrypted file."""
 
@@ -23,8 +27,8 @@ class Storage(ABC):
     """A log that only grows, and files that are written once."""
 
     @abstractmethod
-    def lock(self) -> contextlib.AbstractContextManager[None]:
-        """Held by the one who writes. Raises StoreError where somebody else does."""
+    def lock(self, patience: float = 0.0) -> contextlib.AbstractContextManager[None]:
+        """Held by the one who writes. Raises StoreError where somebody else still does after `patience` seconds."""
 
     @abstractmethod
     def write(self, name: str, content: bytes) -> None:
@@ -58,7 +62,7 @@ class MemoryStorage(Storage):
         self._files: dict[str, bytes] = {}
         self._lines: list[str] = []
 
-    def lock(self) -> contextlib.AbstractContextManager[None]:
+    def lock(self, patience: float = 0.0) -> contextlib.AbstractContextManager[None]:
         """Always free: nobody else can reach it."""
         return contextlib.nullcontext()
 
@@ -98,9 +102,10 @@ class FolderStorage(Storage):
     def __init__(self, folder: Path, key: bytes | None = None) -> None:
         self.folder = Path(folder)
         self._cipher = None if key is None else _cipher(key)
+        self._torn = False
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, patience: float = 0.0) -> Iterator[None]:
         """A lock that ends with this process at the latest."""
         try:
             make_private_folder(self.folder)
@@ -108,16 +113,23 @@ class FolderStorage(Storage):
         except OSError as error:
             raise unwritable(self.folder, error) from None
         with contextlib.ExitStack() as held:
-            try:
-                held.enter_context(locked(self.folder / ".lock", wait=False))
-            except BlockingIOError:
-                raise StoreError(
-                    f"{self.folder}: another recorder writes there; give every recorder a folder of its own"
-                ) from None
-            except OSError as error:
-                raise unwritable(self.folder, error) from None
+            self._hold(held, time.monotonic() + patience)
             self._end_last_line()
             yield
+
+    def _hold(self, held: contextlib.ExitStack, until: float) -> None:
+        while True:
+            try:
+                held.enter_context(locked(self.folder / ".lock", wait=False))
+                return
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise StoreError(
+                        f"{self.folder}: another recorder writes there; give every recorder a folder of its own"
+                    ) from None
+                time.sleep(PAUSE)
+            except OSError as error:
+                raise unwritable(self.folder, error) from None
 
     def write(self, name: str, content: bytes) -> None:
         """A private file that appears whole and is on the disk before the log names it."""
@@ -142,7 +154,11 @@ class FolderStorage(Storage):
         """One line more, on the disk when this returns."""
         if self._cipher is not None:
             line = self._sealed(line.encode(), LOG).hex() + "\n"
+        if self._torn:
+            self._end_last_line()
+        self._torn = True  # until the whole line is there: a disk may be full in the middle of it
         append(self.folder / LOG, line)
+        self._torn = False
         with contextlib.suppress(OSError), (self.folder / LOG).open("rb") as file:
             os.fsync(file.fileno())
 
@@ -159,7 +175,7 @@ class FolderStorage(Storage):
             raise DataError(f"{self.folder}: the recording is encrypted; give its key")
         if self._cipher is None:
             return found
-        return [self._opened_line(line) if line.endswith("\n") else line for line in found]
+        return self._opened_lines(found)
 
     def size(self) -> int:
         """Bytes of all files, as they lie on the disk."""
@@ -199,12 +215,19 @@ class FolderStorage(Storage):
             ) from None
         return opened
 
-    def _opened_line(self, line: str) -> str:
-        try:
-            sealed = bytes.fromhex(line.strip())
-        except ValueError:
-            return line
-        return self._opened(sealed, LOG).decode()
+    def _opened_lines(self, lines: list[str]) -> list[str]:
+        """Decrypted as far as they can be; others stay as they are. Raises DataError where none can."""
+        opened, wrong = [], None
+        for line in lines:
+            try:
+                opened.append(self._opened(bytes.fromhex(line.strip()), LOG).decode() if line.strip() else line)
+            except DataError as error:
+                opened, wrong = [*opened, line], wrong or error
+            except ValueError:  # no hexadecimal digits any more
+                opened.append(line)
+        if wrong is not None and not any(line.startswith("{") for line in opened):
+            raise wrong
+        return opened
 
 
 def _cipher(key: bytes) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -12,14 +13,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save
-from torch import Tensor
 
 from medpfl.core.domain import UpdateKind
 from medpfl.core.errors import DataError, StoreError
+from medpfl.federation.recording.arrays import as_tensor
 from medpfl.federation.recording.events import ORDER, About, Event, Kind
 from medpfl.federation.recording.storage import FolderStorage, Storage
 
@@ -29,13 +28,19 @@ Arrays = Mapping[str, Any]
 LIMIT = 8 * 2**30
 """Bytes that a recording may take unless somebody says otherwise."""
 
+PATIENCE = 10.0
+"""Seconds for which `record` waits for other processes that record into the same folder."""
+
+LOGGER = logging.getLogger("medpfl.recording")
+
 
 class Recorder:
     """Writes one recording, as a context manager or until `close`. Goes on where an earlier recorder ended.
 
     storage: where, for instance a path. limit: bytes after which nothing more is recorded; the log says so and training
     is not disturbed (`stopped`). Tensors of any type that safetensors knows are kept as they are, integers and bfloat16
-    included. Raises StoreError if the folder cannot be used or another recorder writes there.
+    included. Raises StoreError if the folder cannot be used or another recorder still writes there after `patience`
+    seconds.
 
     >>> from medpfl.federation.recording import MemoryStorage, read_recording
     >>> with Recorder(storage := MemoryStorage()) as recorder:
@@ -45,15 +50,19 @@ class Recorder:
     tensor([1., 1.])
     """
 
-    def __init__(self, storage: Storage | Path | str, about: About | None = None, *, limit: int = LIMIT) -> None:
+    def __init__(
+        self, storage: Storage | Path | str, about: About | None = None, *, limit: int = LIMIT, patience: float = 0.0
+    ) -> None:
         self._storage = storage if isinstance(storage, Storage) else FolderStorage(Path(storage))
         self._held = contextlib.ExitStack()
-        self._held.enter_context(self._storage.lock())
+        self._held.enter_context(self._storage.lock(patience))
         self._limit = limit
         self._size = self._storage.size()
         self._written: dict[str, str] = {}
         self.stopped: str = ""
         """Why nothing more is recorded; empty while recording goes on."""
+        self.failures: list[str] = []
+        """Why answers of clients were not usable, in order."""
         self._log("begun", about=about or About())
 
     def sent(
@@ -82,10 +91,19 @@ class Recorder:
         if not tensors:
             self.failed(round, client, "the update holds no tensor")
             return
-        self._keep("received", round, (client,), tensors, examples=examples, kind=kind, config=dict(config or {}))
+        self._keep(
+            "received",
+            round,
+            (client,),
+            tensors,
+            examples=None if examples is None else int(examples),
+            kind=kind,
+            config=dict(config or {}),
+        )
 
     def failed(self, round: int, client: str, reason: str) -> None:
         """That client gave no usable answer."""
+        self.failures.append(reason)
         if not self.stopped:
             self._log("failed", round=round, client=client, reason=reason)
 
@@ -147,44 +165,38 @@ def record(
     client: str = "0",
     kind: UpdateKind = "weights",
     about: About | None = None,
-) -> None:
-    """Records one client's round in one line: what it got, and what it sends.
+) -> bool:
+    """Records one client's round in one line: what it got, and what it sends. Returns whether it was recorded.
 
     sent, received: state dicts (`model.state_dict()`) or any named tensors; with `kind: gradient` or `delta` `received`
-    holds gradients or changes. examples: number of images that it trained on. Raises StoreError if the folder cannot be
-    used, DataError if the tensors cannot be recorded.
+    holds gradients or changes. examples: number of images that it trained on. Training is never stopped: where the
+    folder cannot be used or tensors cannot be recorded, the reason is a warning of Python's logging and, where possible,
+    a line of the recording. Several processes may record into one folder; they wait for each other.
 
         medpfl.record("recording", sent=before, received=model.state_dict(), examples=len(images))
     """
-    for tensors in (sent, received):
-        _serialized(tensors)
-    with Recorder(folder, about) as recorder:
-        recorder.sent(round, sent, client=client)
-        recorder.received(round, client, received, examples=examples, kind=kind)
-        if recorder.stopped:
-            raise StoreError(f"{folder}: nothing was recorded: {recorder.stopped}")
+    try:
+        with Recorder(folder, about, patience=PATIENCE) as recorder:
+            recorder.sent(round, sent, client=client)
+            recorder.received(round, client, received, examples=examples, kind=kind)
+            reason = recorder.stopped or "; ".join(recorder.failures)
+    except (StoreError, DataError) as error:
+        reason = str(error)
+    if reason:
+        LOGGER.warning("%s: round %d of client %s is not recorded, training goes on: %s", folder, round, client, reason)
+    return not reason
 
 
 def _serialized(tensors: Arrays) -> bytes:
     """The tensors as safetensors. Raises DataError for what it cannot hold."""
+    if not isinstance(tensors, Mapping):
+        raise DataError(f"named tensors are expected (a state dict), found {type(tensors).__name__}")
     held = {str(name): as_tensor(str(name), value) for name, value in tensors.items()}
     try:
         content: bytes = save(held, metadata={ORDER: json.dumps(list(held))})
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise DataError(f"the tensors cannot be recorded ({str(error).splitlines()[0]})") from None
     return content
-
-
-def as_tensor(name: str, value: Any) -> Tensor:
-    """A copy in memory of a tensor or array. Raises DataError for what no tensor can hold."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True).contiguous()
-    try:
-        return torch.from_numpy(np.array(value, order="C", copy=True))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(
-            f"'{name}' is {type(value).__name__} that no tensor can hold ({str(error).splitlines()[0]})"
-        ) from None
 
 
 def _safe(client: str) -> str:

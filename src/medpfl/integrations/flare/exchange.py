@@ -15,7 +15,7 @@ from torch import Tensor
 
 from medpfl.core.domain import Tensors
 from medpfl.core.errors import DataError
-from medpfl.federation.recording.writer import as_tensor
+from medpfl.federation.recording.arrays import as_tensor
 
 WEIGHTS, CHANGES = str(DataKind.WEIGHTS.value), str(DataKind.WEIGHT_DIFF.value)
 METRICS = str(DataKind.METRICS.value)

@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import Strategy
 from medpfl.core.errors import DataError
 from medpfl.federation.recording import About, Behind, Recorder, Storage
 from medpfl.federation.recording.writer import LIMIT
-from medpfl.integrations.common.careful import LOGGER, carefully
+from medpfl.integrations.common.careful import LOGGER, carefully, recorder_or_none_at_all
 from medpfl.integrations.flower.records import config_of, copied_arrays, examples_of, metrics_of, tensors_of
 from medpfl.integrations.flower.wrapping import WrappingStrategy
 
@@ -28,7 +28,8 @@ class RecordingStrategy(WrappingStrategy):
 
     It must be the outermost strategy, around wrappers for differential privacy too, because Flower's accounted wrappers
     refuse strategies that change `aggregate_train`. Training goes on whatever happens to the recording: a full disk, an
-    answer that cannot be read or the size limit end or thin the recording, and the log says so. Files are written behind
+    answer that cannot be read, the size limit, or a folder in which somebody else records, end, thin or prevent the
+    recording, with a warning. Files are written behind
     the training, of one round at most: what a round brought is on the disk before the next but one starts.
 
     recorder: a folder, a storage (encrypted or in memory) or a recorder. examples_key: metric that holds the number of
@@ -48,10 +49,11 @@ class RecordingStrategy(WrappingStrategy):
         self._behind = Behind()
         self._asked: set[str] = set()
         self.examples_key = examples_key
-        if isinstance(recorder, Recorder):
-            self.recorder = recorder
-        else:
-            self.recorder = Recorder(recorder, about or About(source=f"flower {flwr.__version__}"), limit=limit)
+        self.recorder = (
+            recorder
+            if isinstance(recorder, Recorder)
+            else recorder_or_none_at_all(recorder, about or About(source=f"flower {flwr.__version__}"), limit)
+        )
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
