@@ -103,13 +103,6 @@ def test_a_full_disk_ends_the_recording_and_not_the_training(
     assert "no space left" in strategy.recorder.stopped
 
 
-def test_two_recorders_on_one_folder(tmp_path: Path) -> None:
-    first = RecordingStrategy(averaging(), tmp_path / "r")
-    with pytest.raises(StoreError, match="another recorder"):
-        RecordingStrategy(averaging(), tmp_path / "r")
-    first.recorder.close()
-
-
 def test_crafted_parameters_go_to_their_node_only(instruct: Any, answer: Any) -> None:
     def craft(number: int, node: int, tensors: Any) -> Any:
         return {**tensors, "w": torch.full((3,), 9.0)} if node == NODES[0] else None
