@@ -201,7 +201,7 @@ def test_mods_end_the_round_on_a_message_that_cannot_be_read(
     recipe = Recipe(update="weights", batch_size=16)
     for mod in (VettingMod(net), GateMod(net, lambda _: batch, recipe), DefenseMod(Clip(bound=1.0))):
         called: list[int] = []
-        reply = mod(message, context, lambda *_, called=called: called.append(1))  # type: ignore[misc]
+        reply = mod(message, context, lambda *_, called=called: called.append(1))
         assert reply.error.reason == "withheld"
         assert not called
     for mod in (GateMod(net, lambda _: batch, recipe), DefenseMod(Clip(bound=1.0))):

@@ -51,7 +51,7 @@ BEFORE = {"w": torch.zeros(4), "b": torch.zeros(2)}
 AFTER = {name: tensor + 3.0 for name, tensor in BEFORE.items()}
 
 
-class Stubborn(ClientApp):  # type: ignore[misc]
+class Stubborn(ClientApp):
     """An app that brings a call of its own, past Flower's."""
 
     def __init__(self, app: Any) -> None:
