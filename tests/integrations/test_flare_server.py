@@ -176,7 +176,7 @@ class TestRecording:
             RecordingFilter(**{"folder": "recording", **changed})
 
 
-class Spy(Filter):  # type: ignore[misc]
+class Spy(Filter):
     """A job's filter: keeps what it sees."""
 
     def __init__(self) -> None:
@@ -188,7 +188,7 @@ class Spy(Filter):  # type: ignore[misc]
         return shareable
 
 
-class Undo(Filter):  # type: ignore[misc]
+class Undo(Filter):
     """A job's filter that sends what the job chooses, whatever the site's filters made of it."""
 
     def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
