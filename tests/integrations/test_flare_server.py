@@ -130,6 +130,17 @@ class TestRecording:
             assert any(site in problem for problem in recording.problems), site
         assert not any("metrics" in problem for problem in recording.problems)
 
+    def test_a_site_that_dies_in_the_middle_of_a_round_is_told_once(self, server: Any, tmp_path: Path) -> None:
+        out, back = server
+        for number in (0, 1, 2):
+            for site in ("a", "b") if number < 2 else ("a",):
+                out.process(weights(number, number=number), context("server", site))
+                if (site, number) != ("b", 1):
+                    back.process(weights(number + 1, number=number), context("server", site))
+        recording = read_recording(tmp_path / "recording")
+        assert recording.problems == ("round 1, client b: no answer came before the next round",)
+        assert len(recording.updates) == 4
+
     def test_a_folder_in_use_stops_no_training(
         self, server: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -43,6 +43,7 @@ class Shared:
         self.lock = threading.Lock()
         self.recorders: dict[Path, Recorder | str] = {}
         self.rounds: dict[tuple[Path, str], int] = {}
+        self.waiting: set[tuple[Path, str]] = set()
 
     def recorder(self, folder: Path, about: About, limit: int) -> Recorder | None:
         """The recorder of a folder; None where it cannot be used, which is a warning once."""
@@ -63,6 +64,14 @@ class Shared:
                     recorder.close()
             self.recorders.clear()
             self.rounds.clear()
+            self.waiting.clear()
+
+    def silent(self, folder: Path, number: int) -> list[tuple[int, str]]:
+        """Round and site of those that have not answered a round before this one; they are told once."""
+        found = sorted((self.rounds[place], place[1]) for place in self.waiting if place[0] == folder)
+        gone = [(told, client) for told, client in found if told < number]
+        self.waiting -= {(folder, client) for _, client in gone}
+        return gone
 
 
 SHARED = Shared()
@@ -130,9 +139,15 @@ class RecordingFilter(Filter):
         if number is None:
             number = SHARED.rounds.get((folder, client), 0)
         if outward:
+            for told, silent in SHARED.silent(folder, number):
+                carefully(
+                    recorder, told, partial(recorder.failed, told, silent, "no answer came before the next round")
+                )
             SHARED.rounds[folder, client] = number
+            SHARED.waiting.add((folder, client))
             carefully(recorder, number, partial(_sent, recorder, number, client, message))
         else:
+            SHARED.waiting.discard((folder, client))
             carefully(recorder, number, partial(self._received, recorder, number, client, message))
 
     def _received(self, recorder: Recorder, number: int, client: str, message: Shareable) -> None:
