@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 pytest.importorskip("nvflare", reason="needs NVIDIA FLARE: pip install 'medpfl[nvflare]'")
 
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
+from nvflare.apis.event_type import EventType
 from nvflare.apis.filter import ContentBlockedException, Filter, FilterChainType, FilterContextKey
 from nvflare.apis.fl_constant import FilterKey, FLContextKey, ReservedKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
@@ -25,7 +27,7 @@ from nvflare.private.fed.utils.fed_utils import nvflare_fobs_initialize
 from nvflare.private.privacy_manager import PrivacyService, Scope
 
 from medpfl.core.errors import InputError, StoreError
-from medpfl.federation.recording import Recorder, read_recording
+from medpfl.federation.recording import Recorder, Recording, read_recording
 from medpfl.integrations.flare import (
     DefenseFilter,
     GateFilter,
@@ -71,6 +73,13 @@ def _pair(folder: Path) -> tuple[RecordingFilter, RecordingFilter]:
     return out, back
 
 
+def recorded(folder: Path) -> Recording:
+    """What the recorder wrote until the end of the run."""
+    RecordingFilter(str(folder / "recording")).handle_event(EventType.END_RUN, FLContext())
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("medpfl-recording")]
+    return read_recording(folder / "recording")
+
+
 class TestRecording:
     """The server's recorder."""
 
@@ -84,7 +93,7 @@ class TestRecording:
                 before = answer["DXO"]["data"]["w"].copy()
                 assert back.process(answer, context("server", site)) is answer
                 assert np.array_equal(answer["DXO"]["data"]["w"], before)
-        recording = read_recording(tmp_path / "recording")
+        recording = recorded(tmp_path)
         assert recording.rounds == (0, 1)
         assert recording.about.source.startswith("nvflare 2")
         found = {(one.round, one.client): one for one in recording.updates}
@@ -101,7 +110,7 @@ class TestRecording:
         out, back = server
         out.process(weights(1, number=4), context("server", "a"))
         back.process(weights(0.5, DataKind.WEIGHT_DIFF, number=None), context("server", "a"))
-        (one,) = read_recording(tmp_path / "recording").updates
+        (one,) = recorded(tmp_path).updates
         assert (one.round, one.kind, one.examples) == (4, "delta", None)
 
     def test_a_site_that_withholds_or_sends_rubbish_is_a_line_of_the_log(self, server: Any, tmp_path: Path) -> None:
@@ -119,7 +128,7 @@ class TestRecording:
         for site, answer in answers.items():
             out.process(weights(0), context("server", site))
             assert back.process(answer, context("server", site)) is answer
-        recording = read_recording(tmp_path / "recording")
+        recording = recorded(tmp_path)
         (kept,) = recording.updates
         assert (kept.client, kept.tensors["w"].dtype, kept.tensors["b"].dtype) == (
             "half",
@@ -137,7 +146,7 @@ class TestRecording:
                 out.process(weights(number, number=number), context("server", site))
                 if (site, number) != ("b", 1):
                     back.process(weights(number + 1, number=number), context("server", site))
-        recording = read_recording(tmp_path / "recording")
+        recording = recorded(tmp_path)
         assert recording.problems == ("round 1, client b: no answer came before the next round",)
         assert len(recording.updates) == 4
 
@@ -153,7 +162,7 @@ class TestRecording:
         warned = [line.getMessage() for line in caplog.records if "nothing is recorded" in line.getMessage()]
         assert len(warned) == 1
         assert "another recorder writes there" in warned[0]
-        assert not read_recording(tmp_path / "recording").updates
+        assert not recorded(tmp_path).updates
 
     def test_a_full_disk_ends_the_recording_and_not_the_training(
         self, server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -164,12 +173,15 @@ class TestRecording:
         def full(*_: Any) -> None:
             raise StoreError("no space left")
 
+        assert SHARED.behind is not None
+        SHARED.behind.wait()
         recorder = SHARED.recorders[(tmp_path / "recording").resolve()]
         assert isinstance(recorder, Recorder)
         monkeypatch.setattr(recorder._storage, "write", full)
         for _ in range(2):
             answer = weights(1)
             assert back.process(answer, context("server", "a")) is answer
+        SHARED.close()
         assert "no space left" in recorder.stopped
 
     def test_other_tasks_are_not_recorded(self, server: Any, tmp_path: Path) -> None:

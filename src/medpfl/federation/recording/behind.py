@@ -31,3 +31,10 @@ class Behind:
         """Until all is done."""
         while self._open:
             self._open.pop(0).result()
+
+    def close(self) -> None:
+        """Until all is done, and its thread has ended: nothing can be told after."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import nvflare
 from nvflare.apis.dxo import DXO
+from nvflare.apis.event_type import EventType
 from nvflare.apis.filter import Filter, FilterChainType, FilterContextKey
 from nvflare.apis.fl_constant import FLContextKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 
 from medpfl.audit.validation import build
+from medpfl.core.domain import UpdateKind
 from medpfl.core.errors import DataError, InputError, SpecError
-from medpfl.federation.recording import About, Recorder
+from medpfl.federation.recording import About, Behind, Recorder
 from medpfl.federation.recording.writer import LIMIT
 from medpfl.integrations.common.careful import LOGGER, carefully
 from medpfl.integrations.flare.exchange import (
@@ -37,13 +39,17 @@ STEPS = "NUM_STEPS_CURRENT_ROUND"
 
 
 class Shared:
-    """The recorders of this process by folder: filters of what goes out and of what comes in are objects of their own."""
+    """The recorders of this process by folder: filters of what goes out and of what comes in are objects of their own.
+
+    What is handed over is written behind the training, of one round at most, until `close`.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.recorders: dict[Path, Recorder | str] = {}
+        self.recorders: dict[Path, Recorder | None] = {}
         self.rounds: dict[tuple[Path, str], int] = {}
         self.waiting: set[tuple[Path, str]] = set()
+        self.behind: Behind | None = None
 
     def recorder(self, folder: Path, about: About, limit: int) -> Recorder | None:
         """The recorder of a folder; None where it cannot be used, which is a warning once."""
@@ -52,26 +58,40 @@ class Shared:
                 self.recorders[folder] = Recorder(folder, about, limit=limit)
             except InputError as error:
                 LOGGER.warning("nothing is recorded, training goes on: %s", error)
-                self.recorders[folder] = str(error)
-        found = self.recorders[folder]
-        return None if isinstance(found, str) else found
+                self.recorders[folder] = None
+        return self.recorders[folder]
 
-    def close(self) -> None:
-        """Lets others write to all folders."""
-        with self.lock:
-            for recorder in self.recorders.values():
-                if isinstance(recorder, Recorder):
-                    recorder.close()
-            self.recorders.clear()
-            self.rounds.clear()
-            self.waiting.clear()
+    def do(self, recorder: Recorder, number: int, act: Callable[[], None]) -> None:
+        """Hands over what is to be recorded of a round."""
+        if self.behind is None:
+            self.behind = Behind()
+        self.behind.do(partial(carefully, recorder, number, act))
 
-    def silent(self, folder: Path, number: int) -> list[tuple[int, str]]:
-        """Round and site of those that have not answered a round before this one; they are told once."""
+    def begins(self, folder: Path, number: int) -> list[tuple[int, str]]:
+        """Round and site of those that have not answered a round before this one; they are told once.
+
+        Waits where that round is new, until all of the rounds before is written.
+        """
+        latest = max((told for (place, _), told in self.rounds.items() if place == folder), default=number)
+        if latest < number and self.behind is not None:
+            self.behind.wait()
         found = sorted((self.rounds[place], place[1]) for place in self.waiting if place[0] == folder)
         gone = [(told, client) for told, client in found if told < number]
         self.waiting -= {(folder, client) for _, client in gone}
         return gone
+
+    def close(self) -> None:
+        """Until all is written; then others may write to the folders."""
+        with self.lock:
+            if self.behind is not None:
+                self.behind.close()
+                self.behind = None
+            for recorder in self.recorders.values():
+                if recorder is not None:
+                    recorder.close()
+            self.recorders.clear()
+            self.rounds.clear()
+            self.waiting.clear()
 
 
 SHARED = Shared()
@@ -82,7 +102,8 @@ class RecordingFilter(Filter):
 
     The same class goes to the server's task_data_filters and its task_result_filters, with the same folder. Training
     goes on whatever happens to the recording: a folder that another recorder uses, a full disk, an answer that cannot
-    be read or the size limit are warnings and, where possible, lines of its log.
+    be read or the size limit are warnings and, where possible, lines of its log. Files are written behind the training, of
+    one round at most; at the end of a run, which FLARE tells filters of a job, all is written before the process ends.
 
     folder: of the recording. limit: bytes that it may take. channel, defense: what replay should know of how updates
     travel. tasks: those that are recorded. examples_key: of the meta, whose number times `images_per_step` is the number of
@@ -139,53 +160,49 @@ class RecordingFilter(Filter):
         if number is None:
             number = SHARED.rounds.get((folder, client), 0)
         if outward:
-            for told, silent in SHARED.silent(folder, number):
-                carefully(
+            for told, silent in SHARED.begins(folder, number):
+                SHARED.do(
                     recorder, told, partial(recorder.failed, told, silent, "no answer came before the next round")
                 )
             SHARED.rounds[folder, client] = number
             SHARED.waiting.add((folder, client))
-            carefully(recorder, number, partial(_sent, recorder, number, client, message))
         else:
             SHARED.waiting.discard((folder, client))
-            carefully(recorder, number, partial(self._received, recorder, number, client, message))
+        self._hand_over(recorder, number, client, message, found, outward)
 
-    def _received(self, recorder: Recorder, number: int, client: str, message: Shareable) -> None:
+    def _hand_over(
+        self, recorder: Recorder, number: int, client: str, message: Shareable, found: DXO | None, outward: bool
+    ) -> None:
+        """Copies of what the message holds, or why it holds nothing that can be recorded."""
         code = message.get_return_code()
-        if code != ReturnCode.OK:
-            recorder.failed(number, client, f"return code {code}")
-            return
         try:
-            found = read(message)
-            if kind_of(found) == METRICS:
+            if code != ReturnCode.OK:
+                raise DataError(f"return code {code}")
+            read(message)
+            if found is None or kind_of(found) == METRICS:
                 return
             if kind_of(found) not in (WEIGHTS, CHANGES):
-                raise DataError(f"the answer is of kind {kind_of(found)}")
+                raise DataError(f"the message is of kind {kind_of(found)}")
             tensors = tensors_of(found)
         except DataError as error:
-            recorder.failed(number, client, str(error))
+            SHARED.do(recorder, number, partial(recorder.failed, number, client, str(error)))
             return
-        recorder.received(
-            number,
-            client,
-            tensors,
-            examples=self._examples(found),
-            kind="delta" if kind_of(found) == CHANGES else "weights",
-            config=_said(found),
-        )
+        said = {str(key): value for key, value in (found.meta or {}).items() if plain(value)}
+        if outward:
+            act = partial(recorder.sent, number, tensors, client=client, config=said)
+        else:
+            kind: UpdateKind = "delta" if kind_of(found) == CHANGES else "weights"
+            examples = self._examples(found)
+            act = partial(recorder.received, number, client, tensors, examples=examples, kind=kind, config=said)
+        SHARED.do(recorder, number, act)
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """At the end of the run all is written before FLARE ends the process."""
+        if event_type == EventType.END_RUN:
+            SHARED.close()
 
     def _examples(self, found: DXO) -> int | None:
         told: Any = found.get_meta_prop(self.examples_key)
         if isinstance(told, bool) or not isinstance(told, int | float) or told < 1:
             return None
         return int(told) * self.images_per_step
-
-
-def _sent(recorder: Recorder, number: int, client: str, message: Shareable) -> None:
-    found = read(message)
-    recorder.sent(number, tensors_of(found), client=client, config=_said(found))
-
-
-def _said(found: DXO) -> dict[str, Any]:
-    """What stands in clear beside the tensors."""
-    return {str(key): value for key, value in (found.meta or {}).items() if plain(value)}
