@@ -35,6 +35,7 @@ from medpfl.core.domain import Batch, Recipe
 from medpfl.core.tasks import SingleLabel
 from medpfl.federation.client import client_step
 from medpfl.integrations.flare import DefenseFilter, GateFilter, ReceivedFilter, RecordingFilter, VettingFilter
+from medpfl.integrations.flare.recording import SHARED
 from medpfl.models import build_model
 
 MODELS = ("lenet_dlg:1:32", "cnn_fedavg:1:28", "resnet18:3:64")
@@ -61,7 +62,7 @@ def main() -> None:
     """Measures all models and writes rows and page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", help="NAME:CHANNELS:SIZE; default: " + ", ".join(MODELS))
-    parser.add_argument("--images", type=int, default=256, help="images of the epoch (256)")
+    parser.add_argument("--images", type=int, default=512, help="images of the epoch (512)")
     parser.add_argument("--repeats", type=int, default=5, help="messages of each part (5)")
     parser.add_argument("--page", type=Path, help="Markdown page whose table is replaced; a .csv of its name beside it")
     chosen = parser.parse_args()
@@ -113,6 +114,9 @@ def measured(text: str, images: int, repeats: int) -> list[Row]:
                 act(sent, task)
                 if turn:
                     taken[part].append(time.perf_counter() - started)
+                if SHARED.behind is not None:
+                    SHARED.behind.wait()  # what is written behind belongs to no part
+        SHARED.close()
     allowed = LEAST if epoch < SHORT else SHARE * epoch
     return [
         Row(
