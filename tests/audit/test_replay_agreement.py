@@ -177,3 +177,15 @@ def test_a_truth_of_another_size_is_told(tmp_path: Path) -> None:
     facts = {fact.name: fact.text for fact in owned(subject, found.groups, found.agreement)}
     assert "holds 2 images" in facts["true_images"]
     assert "the update says 5" in facts["true_images"]
+
+
+def test_labels_that_the_model_does_not_have_are_told(tmp_path: Path) -> None:
+    net, images = model(), batch(2)
+    np.savez(tmp_path / "a.npz", images=images.images.numpy(), labels=[0, 9])
+    storage = MemoryStorage()
+    with Recorder(storage) as recorder:
+        recorder.sent(1, dict(net.parameters))
+        recorder.received(1, "a", trained(net, images, batch_size=2), kind="weights", examples=2)
+    settings = prepare_replay("made", read_recording(storage), net.name, truth=tmp_path, size=16, channels=1, classes=4)
+    found = owned_update(settings, settings.updates[0], subject_of(settings, settings.updates[0]))
+    assert found == "the truth's labels run from 0 to 9, the model has 4 classes"

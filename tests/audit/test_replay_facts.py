@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,11 @@ Sent = Mapping[str, Tensor]
 
 def model(name: str = "lenet_dlg", classes: int = 4) -> GlobalModel:
     return build_model(
-        name, image_shape=(1, 16, 16), task=SingleLabel(classes), generator=torch.Generator().manual_seed(0)
+        name,
+        image_shape=(1, 16, 16),
+        task=SingleLabel(classes),
+        generator=torch.Generator().manual_seed(0),
+        search_path=(Path.cwd(),),
     )
 
 
@@ -51,7 +56,14 @@ def facts(
         for client, tensors in {"a": sent, **(others or {})}.items():
             recorder.received(1, client, tensors, kind=kind, examples=examples, config=dict(config or {}))  # type: ignore[arg-type]
     settings = prepare_replay(
-        "made", read_recording(storage), net.name, recipe=recipe, size=16, channels=1, classes=net.task.classes
+        "made",
+        read_recording(storage),
+        net.name,
+        recipe=recipe,
+        size=16,
+        channels=1,
+        classes=net.task.classes,
+        search_path=(Path.cwd(),),
     )
     return {fact.name: fact for fact in measured(subject_of(settings, settings.updates[0]))}
 
@@ -178,8 +190,18 @@ def test_the_first_step_of_adam_is_seen() -> None:
     assert "by the same 0.1" in found["equal_steps"].text
 
 
-def test_batch_norm_in_train_mode_is_seen_against_the_recipe() -> None:
-    net = model("resnet18_cifar")
+NORMED = """
+from torch import nn
+
+def make():
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Sigmoid(), nn.Flatten(), nn.Linear(1024, 4))
+"""
+
+
+def test_batch_norm_in_train_mode_is_seen_against_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "normed.py").write_text(NORMED)
+    monkeypatch.chdir(tmp_path)
+    net = model("normed:make")
     sent = trained(net, 4, batch_size=2, local_steps=2, batch_norm="train")
     wrong = facts(net, sent, examples=4, recipe={**RECIPE, "batch_size": 2, "local_steps": 2})
     assert "ran in train mode" in wrong["batch_norm"].text

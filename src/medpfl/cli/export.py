@@ -21,10 +21,10 @@ from medpfl.core.errors import StoreError
 from medpfl.core.files import write_atomically
 from medpfl.report import write_report
 from medpfl.report.loading import Row, load_audit, read_table
-from medpfl.report.redaction import Clean, cleaner, data_entries, redacted, spec_values
+from medpfl.report.redaction import Clean, cleaner, data_entries, numbered_clients, redacted, spec_values
 from medpfl.report.views import AXES
 
-COPIED = ("results.csv", "cells.csv", "summary.json", "spec.yaml")
+COPIED = ("results.csv", "cells.csv", "diagnosis.csv", "summary.json", "spec.yaml")
 IMAGE_SUFFIXES = (".png", ".npz")
 EMPTIED_COLUMNS = ("item", "truth_image", "reconstruction_image", "truth_mask", "reconstruction_mask", "notes")
 KEPT_COLUMNS = frozenset({"case", "cell", "status", "oracle", "diagnosis_of", "change", *AXES})
@@ -111,10 +111,14 @@ def _copy_without_images(source: Path, destination: Path) -> None:
         text = yaml.safe_dump(redacted(spec, clean), sort_keys=False, allow_unicode=True)
         write_atomically(destination / "spec.yaml", text.encode("utf-8"))
     if summary:
+        if summary.get("updates"):
+            summary = {**summary, "updates": list(numbered_clients(summary["updates"]))}
         text = json.dumps(redacted(summary, clean), indent=2, ensure_ascii=False) + "\n"
         write_atomically(destination / "summary.json", text.encode("utf-8"))
     _write_table(destination / "results.csv", [_row(row, clean) for row in results])
     _write_table(destination / "cells.csv", [_row(row, clean) for row in cells])
+    told = numbered_clients(read_table(source / "diagnosis.csv"))
+    _write_table(destination / "diagnosis.csv", [_row(row, clean) for row in told])
 
 
 def _row(row: Row, clean: Clean) -> Row:

@@ -43,7 +43,7 @@ def without_items(audit: Audit) -> Audit:
         cells=tuple(_cell(cell, clean) for cell in audit.cells),
         sweep=tuple(_cell(cell, clean) for cell in audit.sweep),
         diagnosis=tuple(redacted(entry, clean) for entry in audit.diagnosis),
-        updates=tuple(redacted(entry, clean) for entry in audit.updates),
+        updates=tuple(redacted(entry, clean) for entry in numbered_clients(audit.updates)),
         warnings=tuple(clean(text) for text in audit.warnings),
         data=tuple(redacted(entry, clean) for entry in audit.data),
         assumptions=tuple(redacted(entry, clean) for entry in audit.assumptions),
@@ -108,6 +108,23 @@ def redacted(value: Any, clean: Clean) -> Any:
     if isinstance(value, Mapping):
         return {key: _redacted_setting(key, part, clean) for key, part in value.items()}
     return [redacted(part, clean) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def numbered_clients(entries: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    """The same entries about recorded updates with a number in place of each client's name, also where a text has it.
+
+    >>> numbered_clients([{"client": "ward", "text": "client ward sent nothing"}])
+    ({'client': '1', 'text': 'client 1 sent nothing'},)
+    """
+    names = dict.fromkeys(str(entry.get("client", "")) for entry in entries)
+    numbers = {name: str(number) for number, name in enumerate(names, start=1)}
+    longest_first = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+    pattern = re.compile(rf"client ({longest_first})(?!\w)")
+
+    def clean(text: str) -> str:
+        return pattern.sub(lambda found: f"client {numbers[found[1]]}", text)
+
+    return tuple({**redacted(entry, clean), "client": numbers[str(entry.get("client", ""))]} for entry in entries)
 
 
 def _redacted_setting(key: str, value: Any, clean: Clean) -> Any:

@@ -69,7 +69,7 @@ def render(audit: Audit, folder: Path, *, images: bool) -> str:
     """The report as HTML. `folder` is where the paths of images start."""
     found = outcomes(audit)
     diagnosed = diagnoses(audit)
-    told = recorded_updates(audit.updates, names=images)
+    told = recorded_updates(audit.updates)
     script = _source("report.js")
     warnings = tuple(dict.fromkeys([*audit.warnings, *(text for cell in audit.cells for text in cell.warnings)]))
     return (

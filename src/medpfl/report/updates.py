@@ -110,22 +110,17 @@ class Group:
         return f"{self.updates} of {count(self.of, 'update')}"
 
 
-def recorded_updates(entries: Iterable[Mapping[str, Any]], *, names: bool = True) -> tuple[RecordedUpdate, ...]:
-    """The entries `updates` of `summary.json`. Without `names` clients are numbered in the order of their appearance."""
-    found, numbers = [], dict[str, str]()
-    for entry in entries:
-        client = str(entry.get("client", ""))
-        shown = client if names else numbers.setdefault(client, str(len(numbers) + 1))
-        facts = tuple(
-            _fact({**part, "text": str(part.get("text", "")) if names else _unnamed(str(part.get("text", "")), client)})
-            for part in entry.get("facts") or ()
+def recorded_updates(entries: Iterable[Mapping[str, Any]]) -> tuple[RecordedUpdate, ...]:
+    """The entries `updates` of `summary.json`."""
+    return tuple(
+        RecordedUpdate(
+            recording=str(entry.get("recording", "")),
+            round=int(number(entry.get("round")) or 0),
+            client=str(entry.get("client", "")),
+            facts=tuple(_fact(part) for part in entry.get("facts") or ()),
         )
-        found.append(RecordedUpdate(str(entry.get("recording", "")), int(entry.get("round") or 0), shown, facts))
-    return tuple(found)
-
-
-def _unnamed(text: str, client: str) -> str:
-    return text.replace(f"client {client}", "this client") if client else text
+        for entry in entries
+    )
 
 
 def _fact(part: Mapping[str, Any]) -> Fact:
@@ -152,11 +147,12 @@ def groups(updates: Sequence[RecordedUpdate]) -> tuple[Group, ...]:
 
     def place(key: tuple[str, str, str, str]) -> tuple[int, int, str, int]:
         recording, attack, name, _ = key
+        kind = name.partition(":")[0]
         return (
             list(totals).index(recording),
             int(not attack),
             attack,
-            order.index(name) if name in order else len(order),
+            order.index(kind) if kind in order else len(order),
         )
 
     found = []

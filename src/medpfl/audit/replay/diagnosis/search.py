@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +61,12 @@ def case_facts(subject: Subject, rows: Sequence[Mapping[str, Any]], folder: Path
         f"cosine {found.pictures:.4f} between what its pictures would have sent and what was recorded; of {DRAWN} draws of "
         f"random images at most {found.random:.4f}"
     )
-    limit = (
-        "" if found.allowed == 1.0 else f", and noise lets even the true images reach about {found.allowed:.2f} only"
-    )
+    limit = f", and noise lets even the true images reach about {found.allowed:.2f} only" if found.allowed < 1 else ""
+    if owned is not None and not isinstance(owned.agreement, str) and not owned.agreement.found:
+        limit = f", the true images reach {owned.agreement.cosine:.4f}"
+        found = replace(found, allowed=1.0 if owned.agreement.agrees else max(0.0, owned.agreement.cosine))
     if found.matched and found.allowed < MATCHED:
-        text = f"The search went as far as the true images would: {against}{limit}. Pictures that fit better fit noise, or "
+        text = f"The search went as far as the true images would, or further: {against}{limit}. What fits better fits noise, or "
         text += "what else was done to the update."
         return [Fact("search", text, found.pictures, "hinders", attack)]
     if found.matched:

@@ -18,22 +18,25 @@ from medpfl.metrics.truth import GroundTruth
 from medpfl.models.state import matched_state
 
 
-def subject_of(settings: Replay, update: Recorded) -> Subject:
-    """An update with all that the server knows of it. Raises DataError or ModelError where it cannot be read."""
+def subject_of(settings: Replay, update: Recorded, norms: Mapping[str, float] | None = None) -> Subject:
+    """An update with all that the server knows of it. norms: `round_norms`, where they are known.
+
+    Raises DataError or ModelError where it cannot be read.
+    """
     observation = observe(settings.recording, update, settings.model, settings.known_recipe, examples=settings.examples)
     answered = matched_state(settings.model, update.tensors, f"the update of round {update.round}")
     raw = {name: answered[name] for name in observation.update.trainable}
     return Subject(
         observation=observation,
         raw=raw,
-        norms=_norms(settings, update),
+        norms=round_norms(settings, update) if norms is None else norms,
         fresh=settings.model,
         said=update.config,
         stated=update.examples is not None,
     )
 
 
-def _norms(settings: Replay, update: Recorded) -> Mapping[str, float]:
+def round_norms(settings: Replay, update: Recorded) -> Mapping[str, float]:
     """How much each client of the round changed the model, as far as their updates can be read."""
     found = {}
     for other in settings.recording.updates:
@@ -54,12 +57,27 @@ def owned_update(settings: Replay, update: Recorded, subject: Subject) -> Owned 
         return "the truth of this client was not given"
     if not all(is_finite(tensor) for tensor in subject.change.values()):
         return "the update is not finite"
+    if (reason := _why_no_step(truth, subject)) is not None:
+        return reason
     groups = _groups(truth, update, subject)
     if isinstance(groups, str):
         return groups
     observation = subject.observation
     found = best_agreement(subject.model, subject.change, groups, observation.recipe, observation.update.kind)
     return Owned(subject, groups, found)
+
+
+def _why_no_step(truth: GroundTruth, subject: Subject) -> str | None:
+    """Why a client cannot train on this truth; None if it can."""
+    task, labels = subject.model.task, truth.labels
+    if task.name == "segmentation":
+        return "the model is trained with masks, which a folder of truth does not hold"
+    shapes = [(task.classes,)] if task.name == "multi_label" else [(), (task.classes,)]
+    if tuple(labels.shape[1:]) not in shapes:
+        return f"the truth's labels have shape {tuple(labels.shape)}, which a {task.name} model does not take"
+    if labels.ndim == 1 and not 0 <= int(labels.min()) <= int(labels.max()) < task.classes:
+        return f"the truth's labels run from {int(labels.min())} to {int(labels.max())}, the model has {task.classes} classes"
+    return None
 
 
 def _groups(truth: GroundTruth, update: Recorded, subject: Subject) -> tuple[GroundTruth, ...] | str:
@@ -86,13 +104,15 @@ class Known:
     def __init__(self) -> None:
         self._subjects: dict[Key, Subject | str] = {}
         self._owned: dict[Key, Owned | str] = {}
+        self._norms: dict[Key, Mapping[str, float]] = {}
 
     def subject(self, settings: Replay, update: Recorded) -> Subject | str:
         """What is known of an update, or why it cannot be read."""
 
         def read() -> Subject | str:
             try:
-                return subject_of(settings, update)
+                key = (settings.name, update.round, update.kind or "")
+                return subject_of(settings, update, _kept(self._norms, key, lambda: round_norms(settings, update)))
             except (DataError, ModelError) as error:
                 return str(error)
 

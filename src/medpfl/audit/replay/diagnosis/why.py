@@ -54,7 +54,7 @@ def why(attack: str, rows: Sequence[Row], changes: Mapping[str, Sequence[Row]]) 
         best = max(done, key=lambda name: _mean(done[name]))
         text = (
             f"As recorded {before}. None of the changes brings an image back ({tried}); the closest is {WORDS[best]}: "
-            f"{_told(done[best])}. What limits it is the attack's method or budget, and no protection."
+            f"{_told(done[best])}. What still limits it there is the attack's method or budget."
         )
     return Fact(f"why:{cause}", text, float(sum(bool(row["success"]) for row in rows)) / len(rows), "hinders", attack)
 
