@@ -19,7 +19,7 @@ from medpfl.attacks.maximum_a_posteriori import MaximumAPosteriori
 from medpfl.attacks.rehearsal import rehearsed_errors
 from medpfl.core.domain import Auxiliary, Batch, Failure, GlobalModel, Knowledge, Observation, Recipe, Reconstruction
 from medpfl.core.functional import psnr
-from medpfl.core.mechanisms import LaplaceNoise
+from medpfl.defenses import Defense, LocalDP, Sign
 from medpfl.defenses.laplace import Laplace
 from medpfl.federation.client import client_step
 
@@ -39,18 +39,18 @@ def model(make_model: Any, sigmoid_lenet: Any) -> GlobalModel:
     return result
 
 
-def observed(model: GlobalModel, image: Tensor, auxiliary: Tensor, seed: int = 0) -> Observation:
+def observed(
+    model: GlobalModel, image: Tensor, auxiliary: Tensor, seed: int = 0, defense: Defense = Laplace(scale=STRENGTH)
+) -> Observation:
     update, _ = client_step(
         model,
         Batch(image, torch.tensor([1])),
         Recipe(),
-        hooks=Laplace(scale=STRENGTH),
+        hooks=defense,
         generator=torch.Generator().manual_seed(seed),
     )
     owned = Auxiliary(auxiliary, torch.arange(len(auxiliary)) % 3)
-    return Observation(
-        model, update, Recipe(), "eavesdropper", Knowledge(defense=LaplaceNoise(STRENGTH), auxiliary=owned)
-    )
+    return Observation(model, update, Recipe(), "eavesdropper", Knowledge(defense=defense.mechanism(), auxiliary=owned))
 
 
 def covariance(prior: GaussianPrior) -> np.ndarray[Any, Any]:
@@ -178,3 +178,21 @@ def test_segmentation_models_are_refused(model: GlobalModel) -> None:
     reason = MaximumAPosteriori().why_not(replace(model, task=task), Recipe(), "gradient", 1)
     assert reason is not None
     assert "masks" in reason
+
+
+@pytest.mark.parametrize(
+    ("defense", "least"), [(LocalDP(epsilon=1e-3), 35.0), (Sign(), 0.0)], ids=["local_dp that tells nothing", "sign"]
+)
+def test_an_update_that_tells_little_does_not_outvote_the_prior(
+    defense: Defense, least: float, model: GlobalModel, images: Tensor
+) -> None:
+    """Of noise alone the mean image comes back; of signs nothing that is much worse than it."""
+    auxiliary, image = images[8:], images[:1]
+    attack = MaximumAPosteriori(iterations=60)
+    (found,) = attack.reconstruct(
+        [observed(model, image, auxiliary, defense=defense)], [torch.Generator().manual_seed(0)]
+    )
+    assert isinstance(found, Reconstruction)
+    mean = localized(auxiliary).mean.reshape(1, *SHAPE).float()
+    assert float(psnr(found.images, mean)) >= least
+    assert float(psnr(found.images, image)) > float(psnr(mean, image)) - 1.5

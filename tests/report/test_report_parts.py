@@ -243,6 +243,17 @@ def test_utility_has_columns_where_it_was_measured() -> None:
     assert measured.rows[0][-1].text == "0.91"
 
 
+def test_what_a_client_sends_stands_beside_each_defense_where_defenses_differ_in_it() -> None:
+    alike = cell_table([Cell(name, axes(defense=name), bytes_sent=56896.0) for name in ("none", "laplace")], 0.9)
+    (column,) = [one for one in alike.columns if one.title == "Bytes sent"]
+    assert not column.essential
+    sent = {"none": 56896.0, "sign": 1821.0}
+    apart = cell_table([Cell(name, axes(defense=name), bytes_sent=count) for name, count in sent.items()], 0.9)
+    place = next(place for place, one in enumerate(apart.columns) if one.title == "Bytes sent")
+    assert apart.columns[place].essential
+    assert {row[place].text for row in apart.rows} == {"56,896", "1,821"}
+
+
 def test_failures_are_grouped_by_reason_and_counted_as_cases() -> None:
     broken = [row(0, None, status="failed", reason="diverged"), row(1, None, status="failed", reason="no memory")]
     broken += [

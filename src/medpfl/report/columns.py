@@ -138,6 +138,13 @@ def _number_columns(cells: Sequence[Cell], threshold: float) -> list[Column]:
         ),
         Column("SSIM", "mean, with its 95% interval", True, True, lambda cell: _mean(cell.ssim, 2)),
         _null_column("nearest", "Other image SSIM", "ssim", True),
+        Column(
+            "Bytes sent",
+            "what one client sends in a round, compressed as the defense has it",
+            True,
+            len({cell.bytes_sent for cell in cells if cell.bytes_sent is not None}) > 1,
+            lambda cell: _number(cell.bytes_sent, 0, grouped=True),
+        ),
         Column("Victims", "clients that were attacked", True, True, lambda cell: _whole(cell, cell.victims)),
         Column("Done", "private images of finished cases", True, some_failed, lambda cell: _whole(cell, cell.done)),
         Column(

@@ -183,6 +183,7 @@ def _cell(row: Row, results: tuple[ImageResult, ...]) -> Cell:
         warnings=tuple(part.strip() for part in row.get("warnings", "").split(";") if part.strip()),
         results=results,
         guaranteed=_guaranteed(row),
+        bytes_sent=number(row.get("bytes_sent")),
     )
 
 

@@ -102,7 +102,8 @@ class ImageResult:
 class Cell:
     """One combination of the grid: a row of `cells.csv` with the rows of `results.csv` that belong to it.
 
-    `victims` counts clients; `images`, `done`, `failed` and `blocked` count private images.
+    `victims` counts clients; `images`, `done`, `failed` and `blocked` count private images. `bytes_sent` is of one client
+    in one round.
     """
 
     id: str
@@ -130,6 +131,7 @@ class Cell:
     warnings: tuple[str, ...] = ()
     results: tuple[ImageResult, ...] = ()
     guaranteed: Guaranteed | None = None
+    bytes_sent: float | None = None
 
     @property
     def told(self) -> tuple[str, ...]:

@@ -151,7 +151,7 @@ def _invert(cases: Sequence[_Case], parts: Parts, settings: Inversion) -> list[R
         weights = (
             0.5
             * entries
-            / settings.assumed_noise**2
+            / (likely.deviation or settings.assumed_noise) ** 2
             * weights
             / norms[:, None].clamp_min(torch.finfo(norms.dtype).tiny)
         )

@@ -62,7 +62,8 @@ class Likelihood:
     survivors: the mechanism set some entries to zero after all noise, so an earlier part's distance counts the others.
     evidence: what the distance gets in place of the targets, (V, ...) for each tensor, where it needs more than these.
     nats: whether weights times distance is a negative log likelihood to scale, so that a prior's can be added.
-    notes: what the attacker supposed, for the report.
+    deviation: where it is not, by how much the gradients may be off, as a share of the update's root mean square; None for
+    whatever the attack assumes. notes: what the attacker supposed, for the report.
     """
 
     distance: Distance | None = None
@@ -71,6 +72,7 @@ class Likelihood:
     survivors: bool = False
     evidence: tuple[Tensor, ...] | None = None
     nats: bool = False
+    deviation: float | None = None
     notes: tuple[str, ...] = ()
 
     def matching(self) -> Distance:
