@@ -129,6 +129,9 @@ def test_sparsification_is_told_by_what_is_missing(tmp_path: Path) -> None:
         ({"batch_size": 2, "local_steps": 2}, {"batch_size": 4}, "batch_size: 2, local_steps: 2"),
         ({"batch_size": 4, "epochs": 3}, {"batch_size": 4}, "epochs: 3"),
         ({"batch_size": 4, "optimizer": "adam"}, {"batch_size": 4}, "optimizer: adam"),
+        ({"batch_size": 4, "optimizer": "adam", "learning_rate": 0.001}, {"batch_size": 4}, "optimizer: adam"),
+        ({"batch_size": 4, "epochs": 3, "momentum": 0.9}, {"batch_size": 4, "epochs": 3}, "momentum: 0.9"),
+        ({"batch_size": 2, "local_steps": 2, "epochs": 3}, {"batch_size": 4}, "local_steps: 2, epochs: 3"),
         ({"batch_size": 2, "local_steps": 2}, None, "batch_size: 2, local_steps: 2"),
     ],
 )

@@ -199,9 +199,9 @@ def make():
 
 
 def test_batch_norm_in_train_mode_is_seen_against_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "normed.py").write_text(NORMED)
+    (tmp_path / "normed_sixteen.py").write_text(NORMED)
     monkeypatch.chdir(tmp_path)
-    net = model("normed:make")
+    net = model("normed_sixteen:make")
     sent = trained(net, 4, batch_size=2, local_steps=2, batch_norm="train")
     wrong = facts(net, sent, examples=4, recipe={**RECIPE, "batch_size": 2, "local_steps": 2})
     assert "ran in train mode" in wrong["batch_norm"].text

@@ -184,11 +184,11 @@ def make():
 
 
 def test_batch_norm_in_train_mode_is_told_and_taken_away(tmp_path: Path) -> None:
-    (tmp_path / "normed.py").write_text(NET)
+    (tmp_path / "normed_twelve.py").write_text(NET)
     record(tmp_path, lambda _, net, batch: trained(net, batch, batch_size=3, batch_norm="train"), count=3,
-           name="normed:make")  # fmt: skip
+           name="normed_twelve:make")  # fmt: skip
     assert run(
-        "--model", "normed:make", "--classes", "2", "--attack", "{name: gradinv, iterations: 4}",
+        "--model", "normed_twelve:make", "--classes", "2", "--attack", "{name: gradinv, iterations: 4}",
         recipe="{learning_rate: 0.1, batch_size: 3, batch_norm: train}",
     ) == 0  # fmt: skip
     facts = told()

@@ -142,17 +142,31 @@ def best_agreement(
         fitted = _fitted(model, recorded, groups, other, ROUGH)
         if isinstance(fitted, Agreement):
             tried.append(fitted)
-        if tried and tried[-1].agrees:
-            return tried[-1]
-    for one in sorted(tried, key=lambda agreed: agreed.left)[:POLISHED]:
+            if fitted.agrees:
+                return fitted
+    for one in _closest(tried) if base.update != "gradient" else ():
+        for epochs in EPOCHS:
+            more = replace(one.recipe, epochs=epochs)
+            fitted = _fitted(model, recorded, groups, more, ROUGH) if epochs != one.recipe.epochs else one
+            if isinstance(fitted, Agreement):
+                tried.append(fitted)
+    for one in _closest(tried):
         fitted = _fitted(model, recorded, groups, one.recipe, FINE)
         if isinstance(fitted, Agreement) and fitted.left <= EXPLAINED:
             return fitted
     return stated
 
 
+def _closest(tried: Sequence[Agreement]) -> list[Agreement]:
+    """The ones that leave least, each recipe once whatever its learning rate."""
+    by_recipe: dict[str, Agreement] = {}
+    for one in sorted(tried, key=lambda agreed: agreed.left):
+        by_recipe.setdefault(str(replace(one.recipe, learning_rate=1.0)), one)
+    return list(by_recipe.values())[:POLISHED]
+
+
 def _others(base: Recipe, images: int, normalized: bool) -> Iterator[Recipe]:
-    """Recipes that differ in one respect, or in batch size and batch norm's mode together."""
+    """Recipes that differ in one respect, each with batch norm in both modes where there is any."""
     both: tuple[Literal["train", "eval"], ...] = ("eval", "train")
     modes = both if normalized else (base.batch_norm,)
     yield from (replace(base, batch_norm=mode, images=None) for mode in modes)
@@ -166,6 +180,8 @@ def _others(base: Recipe, images: int, normalized: bool) -> Iterator[Recipe]:
         for optimizer in OPTIMIZERS:
             if optimizer != base.optimizer:
                 yield replace(moded, optimizer=optimizer, momentum=0.0)
+        if base.optimizer == "sgd" and base.momentum == 0 and base.local_steps * base.epochs > 1:
+            yield replace(moded, momentum=0.9)
         for size in sorted({*BATCH_SIZES, base.batch_size, images}, reverse=True):
             if size <= images:
                 yield replace(moded, batch_size=size, local_steps=math.ceil(images / size), accumulation=1)
@@ -174,15 +190,16 @@ def _others(base: Recipe, images: int, normalized: bool) -> Iterator[Recipe]:
 def _fitted(
     model: GlobalModel, recorded: Tensors, groups: Sequence[GroundTruth], recipe: Recipe, trials: int
 ) -> Agreement | str:
-    """With the learning rate at which nothing is left to scale: secant steps in its logarithm, the closest is kept."""
+    """With the learning rate at which both changes are equally long: secant steps in its logarithm, the closest is kept."""
     best = found = agreement(model, recorded, groups, recipe, found=True)
     points: list[tuple[float, float]] = []
     for _ in range(trials):
         if isinstance(found, str) or isinstance(best, str) or recipe.update == "gradient":
             break
-        if not found.factor > 0 or best.agrees:
+        lengths = norm(found.recorded), norm(found.replayed)
+        if not min(lengths) > 0 or not math.isfinite(lengths[1]) or best.agrees:
             break
-        points.append((math.log(recipe.learning_rate), math.log(found.factor)))
+        points.append((math.log(recipe.learning_rate), math.log(lengths[0] / lengths[1])))
         recipe = replace(recipe, learning_rate=math.exp(_next(points)))
         found = agreement(model, recorded, groups, recipe, found=True)
         if isinstance(found, Agreement) and found.left < best.left:
@@ -191,13 +208,14 @@ def _fitted(
 
 
 def _next(points: Sequence[tuple[float, float]]) -> float:
-    """Where the second coordinate would be zero, by the last two points, at most a factor of four away."""
+    """Where the second coordinate would be zero, by the last two points, no further away than they can tell."""
     place, value = points[-1]
     slope = -1.0
     if len(points) > 1 and abs(place - points[-2][0]) > 1e-12:
         slope = (value - points[-2][1]) / (place - points[-2][0])
     step = -value / slope if slope < -0.05 else value
-    return place + max(-math.log(4), min(math.log(4), step))
+    largest = math.log(4) if len(points) > 1 else math.log(1000)  # the first guess may be far off, and one step scales
+    return place + max(-largest, min(largest, step))
 
 
 def differences(found: Recipe, stated: Recipe | None) -> str:
@@ -206,7 +224,7 @@ def differences(found: Recipe, stated: Recipe | None) -> str:
     >>> differences(Recipe(learning_rate=0.1), Recipe(learning_rate=0.2))
     'learning_rate: 0.1'
     """
-    names = ("batch_size", "local_steps", "epochs", "optimizer", "learning_rate", "batch_norm")
+    names = ("batch_size", "local_steps", "epochs", "optimizer", "learning_rate", "momentum", "batch_norm")
     parts = []
     for name in names:
         value = getattr(found, name)

@@ -120,11 +120,14 @@ def noise(subject: Subject) -> Iterator[Fact]:
             "helps",
         )
         return
+    added = "noise, or the error of a compression or of 16-bit training"
+    if subject.recipe is None:
+        added += ", or another optimizer trained"
     part, error = found.part(subject), 2 * math.sqrt(2 / len(found.sums))  # twice the standard error of a variance
     yield Fact(
         "noise",
         f"{relation}; they miss it by a standard deviation of {found.deviation:.3g} an entry over "
-        f"{plural(len(found.sums), 'column')}{_kind(found)}: something was added (noise, or the error of a compression). "
+        f"{plural(len(found.sums), 'column')}{_kind(found)}: something was added ({added}). "
         f"On all {plural(subject.entries, 'entry')} alike it would be {share(part)} (± {share(part * error)}) of the update's "
         "squared norm.",
         found.deviation,

@@ -19,6 +19,9 @@ from medpfl.federation.changes import norm
 from medpfl.federation.client import client_step
 from medpfl.federation.recipes import has_batch_norm
 
+MOST_DECOMPOSED = 4_000_000
+"""Entries of a dense layer whose directions are counted."""
+
 DRAWN = 8
 """Random images that an update is compared with."""
 
@@ -157,7 +160,7 @@ def rank(subject: Subject) -> Iterator[Fact]:
     found = class_sums(subject)
     added = found.deviation if not isinstance(found, str) and found.noised else 0.0
     for name, tensor in subject.change.items():
-        if tensor.ndim != 2 or min(tensor.shape) <= most:
+        if tensor.ndim != 2 or min(tensor.shape) <= most or tensor.numel() > MOST_DECOMPOSED:
             continue
         if why_no_single_input(subject.model, dense_layer(subject.model, name)) is not None:
             continue
