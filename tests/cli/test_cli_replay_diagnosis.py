@@ -150,6 +150,16 @@ def test_changed_cells_stand_apart_and_change_no_number(tmp_path: Path) -> None:
     assert (Path("out/results.csv").read_bytes(), Path("out/diagnosis.csv").read_bytes()) == first
 
 
+def test_an_attack_that_works_is_not_run_again(tmp_path: Path) -> None:
+    record(tmp_path, lambda _, net, batch: trained(net, batch))
+    assert run(*QUICK) == 0
+    assert "works on the update as it is: 1 of 1 image comes back" in told()["why"]
+    assert not any(row["change"] for row in table("results.csv"))
+    (entry,) = json.loads(Path("out/summary.json").read_text())["diagnosis"]
+    assert entry["verdict"] == "open"
+    assert "Nothing: the attack succeeds as it is" in Path("out/report.html").read_text()
+
+
 def test_many_images_are_named_as_what_protects(tmp_path: Path) -> None:
     record(tmp_path, lambda _, net, batch: trained(net, batch, batch_size=8), count=8)
     assert run("--attack", "{name: gradinv, iterations: 8}", recipe="{learning_rate: 0.1, batch_size: 8}") == 0

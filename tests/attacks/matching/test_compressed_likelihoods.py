@@ -162,7 +162,9 @@ def test_orthogonal_directions_show_norms_and_one_equation_per_tensor(model: Glo
     known = likelihood(OrthogonalDirection(), view)
     assert value(known, view, truth) < 1e-20
     assert value(known, view, [2.0 * one for one in truth]) == pytest.approx(0.5 * 3.0)
-    assert value(known, view, [one[0] for one in sent[0]]) > 0.5 * 2.9  # the cosine with the first round's direction is 1
+    assert (
+        value(known, view, [one[0] for one in sent[0]]) > 0.5 * 2.9
+    )  # the cosine with the first round's direction is 1
 
 
 @pytest.mark.parametrize("classes", [2, 4])

@@ -94,8 +94,8 @@ def _diagnose(store: Store, cells: Mapping[str, ReplayCell], known: Known, liste
     """Computes the changed cells, and what they and the updates tell; returns the number of cases."""
     if store.get("updates") is not None:
         return 0
-    runnable = {cell.cell for cell in store.cells() if cell.refusal is None}
-    changed = list(sweep({name: cell for name, cell in cells.items() if name in runnable}, known))
+    left = {cell.cell for cell in store.cells() if cell.refusal is None} - _open(store.results())
+    changed = list(sweep({name: cell for name, cell in cells.items() if name in left}, known))
     stored = {cell.cell for cell in store.cells()}
     new = [one for one in changed if one.id not in stored]
     store.add_cells(
@@ -113,6 +113,12 @@ def _diagnose(store: Store, cells: Mapping[str, ReplayCell], known: Known, liste
     refusals = {cell.cell: cell.refusal for cell in store.cells() if cell.refusal is not None}
     store.set("updates", told(cells, store.get("changes"), refusals, store.results(), store.folder, known))
     return computed
+
+
+def _open(rows: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Cells in which every image came back, so that no condition is left to take away."""
+    short = {str(row["cell"]) for row in rows if not row.get("success")}
+    return {str(row["cell"]) for row in rows} - short
 
 
 def _tell(store: Store, listener: Listener) -> None:

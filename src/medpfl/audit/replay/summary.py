@@ -50,11 +50,18 @@ def write_tables(store: Store, parts: Sequence[Replay]) -> list[dict[str, Any]]:
     own = [cell for cell in cells if not is_extra(cell["cell"])]
     summary = {
         **_summary(store, parts, own),
-        "diagnosis": diagnosis(changes, {cell["cell"]: cell for cell in cells}, frame) if changes else [],
+        "diagnosis": diagnosis(changes, {cell["cell"]: cell for cell in cells if _told(cell)}, frame)
+        if updates
+        else [],
         "updates": updates,
     }
     write_atomically(store.folder / "summary.json", json.dumps(summary, indent=2).encode())
     return own
+
+
+def _told(cell: Mapping[str, Any]) -> bool:
+    """Whether a diagnosis says something of the cell: whoever has no truth has nothing to compare."""
+    return cell.get("asr") is not None or is_extra(str(cell["cell"]))
 
 
 def _cell_row(cell: StoredCell, rows: pd.DataFrame, threshold: float) -> dict[str, Any]:

@@ -224,10 +224,11 @@ def differences(found: Recipe, stated: Recipe | None) -> str:
     >>> differences(Recipe(learning_rate=0.1), Recipe(learning_rate=0.2))
     'learning_rate: 0.1'
     """
-    names = ("batch_size", "local_steps", "epochs", "optimizer", "learning_rate", "momentum", "batch_norm")
+    always = ("batch_size", "local_steps", "epochs", "optimizer", "learning_rate")
     parts = []
-    for name in names:
+    for name in (*always, "momentum", "batch_norm"):
         value = getattr(found, name)
-        if stated is None or value != getattr(stated, name):
+        before = getattr(Recipe() if stated is None else stated, name)
+        if value != before or (stated is None and name in always):
             parts.append(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
     return ", ".join(parts)
