@@ -126,7 +126,7 @@ class _Answers:
         answers = (inputs @ rows.T).double()
         lengths = answers.norm(dim=0)
         unit = answers / lengths.clamp_min(1e-300)
-        rest = inputs.double().square().sum() - (unit.T.float() @ inputs).double().square().sum(dim=1)
+        rest = inputs.double().square().sum() - (unit.T.float() @ inputs).square().sum(dim=1, dtype=torch.float64)
         norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
         expected = norms * (rest.clamp_min(0.0) / inputs.shape[1]).sqrt()
         return _Answers(unit, lengths, expected, lengths > FLAT * received.double().norm() * norms)

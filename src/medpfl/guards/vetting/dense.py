@@ -43,7 +43,8 @@ def proportional_rows(evidence: Evidence) -> Measured | None:
 def _proportional(layer: Weighted) -> Measured:
     assert layer.bias is not None  # the caller chooses such layers
     matrix = layer.weight.flatten(1)
-    matrix = torch.where(((matrix != 0).sum(dim=1) >= FEWEST_ENTRIES)[:, None], matrix, 0.0)
+    enough = _count(matrix != 0) >= FEWEST_ENTRIES
+    matrix = matrix if bool(enough.all()) else torch.where(enough[:, None], matrix, 0.0)
     rows, places = sampled_rows(matrix, SAMPLED)
     thresholds = layer.bias[places].double() / torch.linalg.vector_norm(matrix[places].double(), dim=1)
     cosines = rows @ rows.T
