@@ -229,3 +229,31 @@ def test_settings_that_differ_between_clients_stay_with_their_client(instruct: A
     found = read_recording(storage)
     told = {update.client: found.sent_to(update) for update in found.updates}
     assert {client: one.config["steps"] for client, one in told.items() if one is not None} == {"1": 1, "2": 2}
+
+
+def test_behind_secure_aggregation_a_full_disk_stops_no_training_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from flwr.common import Code, FitRes, Status, ndarrays_to_parameters
+
+    from medpfl.core.errors import StoreError
+    from medpfl.integrations.flower.secagg import AGGREGATE, RecordingFedAvg
+
+    recorder = Recorder(tmp_path / "r")
+    strategy = RecordingFedAvg(recorder, ["w"])
+    mean = ndarrays_to_parameters([np.ones(3, dtype=np.float32)])
+    results = [(None, FitRes(Status(Code.OK, ""), mean, examples, {})) for examples in (4, 6)]
+    first, _ = strategy.aggregate_fit(1, results, [ConnectionError("one client is gone")])
+
+    def full(*_: Any) -> None:
+        raise StoreError("no space left")
+
+    monkeypatch.setattr(recorder._storage, "write", full)
+    second, _ = strategy.aggregate_fit(2, results, [])
+    assert first is not None
+    assert second is not None
+    assert "no space left" in caplog.text
+    recorder.close()
+    found = read_recording(tmp_path / "r")
+    assert [(update.round, update.client, update.examples) for update in found.updates] == [(1, AGGREGATE, 10)]
+    assert any("one client is gone" in problem for problem in found.problems)

@@ -13,7 +13,6 @@ import numpy as np
 from flwr.app import Context, Message
 from flwr.client.mod import secaggplus_mod
 from flwr.common import Code, FitRes, Parameters, Status, ndarrays_to_parameters, parameters_to_ndarrays
-from flwr.compat.common.recorddict_compat import fitres_to_recorddict, recorddict_to_fitins
 from flwr.server import LegacyContext, ServerConfig
 from flwr.server.strategy import FedAvg
 from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow
@@ -21,7 +20,13 @@ from flwr.serverapp import Grid
 
 from medpfl.core.domain import Tensors
 from medpfl.federation.recording import Recorder
+from medpfl.integrations.common.careful import carefully
 from medpfl.integrations.flower.pins import SECURE_AGGREGATION
+
+try:
+    from flwr.compat.common.recorddict_compat import fitres_to_recorddict, recorddict_to_fitins
+except ImportError:  # where the oldest Flower has them
+    from flwr.common.recorddict_compat import fitres_to_recorddict, recorddict_to_fitins
 
 Train = Callable[[list[Any], Mapping[str, Any], Context], tuple[list[Any], int, Mapping[str, Any]]]
 """Arrays, settings and the client's context -> new arrays, number of images, metrics."""
@@ -66,23 +71,26 @@ class RecordingFedAvg(FedAvg):
 
     def configure_fit(self, server_round: int, parameters: Parameters, client_manager: Any) -> Any:
         """Records the model of the round."""
-        self.recorder.sent(server_round, self._named(parameters))
+        carefully(self.recorder, server_round, lambda: self.recorder.sent(server_round, self._named(parameters)))
         return super().configure_fit(server_round, parameters, client_manager)
 
     def aggregate_fit(self, server_round: int, results: Any, failures: Any) -> Any:
         """Records the aggregate and hands it on."""
+        carefully(self.recorder, server_round, lambda: self._record(server_round, results, failures))
+        return super().aggregate_fit(server_round, results, failures)
+
+    def _record(self, number: int, results: Any, failures: Any) -> None:
         for failure in failures:
-            self.recorder.failed(server_round, "unknown", str(failure))
+            self.recorder.failed(number, "unknown", str(failure))
         if results:
             counts = [int(result.num_examples) for _, result in results]
             self.recorder.received(
-                server_round,
+                number,
                 AGGREGATE,
                 self._named(results[0][1].parameters),
                 examples=sum(counts),
                 config={"clients": len(counts), "examples_by_client": counts},
             )
-        return super().aggregate_fit(server_round, results, failures)
 
     def _named(self, parameters: Parameters) -> dict[str, Any]:
         return dict(zip(self.names, parameters_to_ndarrays(parameters), strict=True))
