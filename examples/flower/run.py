@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,7 +20,8 @@ from pathlib import Path
 
 APP = Path(__file__).resolve().parent
 sys.path.insert(0, str(APP))
-from sites import bare_app, site_environments, tell  # noqa: E402  the example's own folder comes first
+from servers import free_port, server_commands  # noqa: E402  the example's own folder comes first
+from sites import bare_app, site_environments, tell  # noqa: E402
 from truth import write_pool, write_truth  # noqa: E402
 
 SETTINGS = {
@@ -105,12 +105,6 @@ def flower_environment(home: Path, port: int) -> dict[str, str]:
     }
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def config_text(settings: dict[str, object]) -> str:
     return " ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
 
@@ -147,14 +141,7 @@ def deployed(
         f'address = "127.0.0.1:{port}"' if line.startswith('address = "127.0.0.1') else line for line in
         text.replace("127.0.0.1:PORT", f"127.0.0.1:{port}").splitlines()) + "\n")  # fmt: skip
     log = (Path(environment["FLWR_HOME"]) / "deploy.log").open("w")
-    commands = [
-        ["flower-superlink", "--insecure", "--disable-runtime-dependency-installation", "--host", "127.0.0.1", "--port", str(port)],
-        *(
-            ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}", "--host", "127.0.0.1", "--port", str(free_port()),
-             "--node-config", f"partition-id={node} num-partitions={len(sites)}"]
-            for node in range(len(sites))
-        ),
-    ]  # fmt: skip
+    commands = server_commands(f"127.0.0.1:{port}", len(sites), environment)
     try:
         for command, own in zip(commands, [environment, *sites], strict=True):
             nodes.append(
