@@ -20,7 +20,7 @@ from pathlib import Path
 
 APP = Path(__file__).resolve().parent
 sys.path.insert(0, str(APP))
-from servers import free_port, server_commands  # noqa: E402  the example's own folder comes first
+from servers import free_port, server_commands, wait_for  # noqa: E402  the example's own folder comes first
 from sites import bare_app, site_environments, tell  # noqa: E402
 from truth import write_pool, write_truth  # noqa: E402
 
@@ -147,7 +147,7 @@ def deployed(
             nodes.append(
                 subprocess.Popen(command, env=own, cwd=APP / "policies", stdout=log, stderr=log, start_new_session=True)
             )
-            time.sleep(4)
+            wait_for(f"127.0.0.1:{port}")
         flwr(
             ["flwr", "run", str(app), "deploy", "--stream", "--run-config", config_text(settings)], environment, timeout
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import subprocess
+import time
 
 
 def free_port() -> int:
@@ -16,12 +18,22 @@ def free_address() -> str:
     return f"127.0.0.1:{free_port()}"
 
 
+def wait_for(address: str, seconds: float = 90.0) -> None:
+    """Until somebody listens there, or for that long."""
+    host, _, port = address.partition(":")
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1.0):
+            return
+        time.sleep(0.2)
+
+
 def server_commands(control: str, sites: int, environment: dict[str, str]) -> list[list[str]]:
     """A SuperLink that `flwr run` reaches at the address `control`, and a SuperNode per site."""
     told = subprocess.run(
         ["flower-superlink", "--help"], env=environment, capture_output=True, text=True, timeout=120, check=True
     )
-    if "--fleet-api-address" in told.stdout:
+    if "--host " not in told.stdout:
         fleet = free_address()
         link = [
             "--control-api-address",
