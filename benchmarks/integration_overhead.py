@@ -41,7 +41,8 @@ MODELS = ("lenet_dlg:1:32", "cnn_fedavg:1:28", "resnet18:3:64")
 PLAIN, RECORDER, VETTING, BOTH = "nothing", "recorder", "vetting", "recorder and vetting"
 PARTS = (PLAIN, RECORDER, VETTING, BOTH, "pins", "defense", "gate")
 NODES, BATCH, RATE = 4, 32, 0.01
-CLOCK: list[Callable[[], float]] = [time.perf_counter]
+
+Clock = Callable[[], float]
 GOALS = {RECORDER, VETTING, BOTH}
 SHARE, LEAST, SHORT = 0.05, 0.1, 2.0
 """The goal: at most this share of the round, or so many seconds where the round takes less than so many."""
@@ -104,14 +105,13 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="Markdown page whose table is replaced; a .csv of its name beside it")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    if chosen.processor:
-        CLOCK[0] = time.thread_time
+    clock = time.thread_time if chosen.processor else time.perf_counter
     logging.getLogger("flwr").setLevel(logging.WARNING)
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
     rows: list[Row] = []
     parts = [part for part in PARTS if part == PLAIN or not chosen.part or part in chosen.part]
     for text in chosen.model or MODELS:
-        found = measured(text, parts, chosen.images, chosen.repeats)
+        found = measured(text, parts, chosen.images, chosen.repeats, clock)
         rows += found
         print("\n".join(markdown(HEAD, table(found))), flush=True)
     if chosen.page is not None:
@@ -151,7 +151,7 @@ def machine(chosen: argparse.Namespace) -> str:
     )
 
 
-def measured(text: str, parts: list[str], images: int, repeats: int) -> list[Row]:
+def measured(text: str, parts: list[str], images: int, repeats: int, clock: Clock) -> list[Row]:
     """All parts on one model, interleaved; the first turn warms up and is not counted."""
     name, channels, size = text.split(":")
     shape = (int(channels), int(size), int(size))
@@ -160,7 +160,7 @@ def measured(text: str, parts: list[str], images: int, repeats: int) -> list[Row
     batch = Batch(torch.rand(images, *shape, generator=draw), torch.arange(images) % 2)
     taken: dict[str, list[Round]] = {part: [] for part in parts}
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
-        bench = Bench(model, batch, Path(folder))
+        bench = Bench(model, batch, Path(folder), clock)
         for turn in range(repeats + 1):
             for part in parts:
                 one = bench.round(part)
@@ -198,8 +198,8 @@ def row(model: GlobalModel, part: str, rounds: list[Round], plain: list[Round]) 
 class Bench:
     """One model, its images, and the parts around its rounds."""
 
-    def __init__(self, model: GlobalModel, batch: Batch, folder: Path) -> None:
-        self.model, self.batch, self.folder = model, batch, folder
+    def __init__(self, model: GlobalModel, batch: Batch, folder: Path, clock: Clock) -> None:
+        self.model, self.batch, self.folder, self.clock = model, batch, folder, clock
         self.trained_for = 0.0
         self.rounds = 0
         self.state = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
@@ -221,24 +221,24 @@ class Bench:
         app = ClientApp(mods=self.mods(part))
         app.train()(self.train)
         context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
-        start = CLOCK[0]()
+        start = self.clock()
         messages = list(strategy.configure_train(1, ArrayRecord(self.state), ConfigRecord({"lr": RATE}), Grid()))
-        sent = CLOCK[0]()
+        sent = self.clock()
         for place, message in enumerate(messages):
             message.metadata._message_id = f"{self.rounds}-{place}"
-        before = CLOCK[0]()
+        before = self.clock()
         first = app(messages[0], context)
-        client = CLOCK[0]() - before
+        client = self.clock() - before
         if first.has_error():
             raise SystemExit(f"{part} withheld the round on {self.model.name}")
         answers = [first, *(self.answer(message, others(first, place)) for place, message in enumerate(messages[1:]))]
-        before = CLOCK[0]()
+        before = self.clock()
         strategy.aggregate_train(1, answers)
-        after = CLOCK[0]()
+        after = self.clock()
         if isinstance(strategy, RecordingStrategy):
             strategy.wait()
             strategy.recorder.close()
-        behind = CLOCK[0]() - after
+        behind = self.clock() - after
         shutil.rmtree(storage, ignore_errors=True)
         server = sent - start + after - before + max(0.0, behind - client)
         return Round(server + client, server, client - self.trained_for, behind)
@@ -256,7 +256,7 @@ class Bench:
 
     def train(self, message: Message, context: Context) -> Message:
         """One epoch of plain SGD, as an app without MedPFL has it."""
-        start = CLOCK[0]()
+        start = self.clock()
         module = self.model.module.train()
         module.load_state_dict(message.content["arrays"].to_torch_state_dict())
         optimizer = torch.optim.SGD(module.parameters(), lr=RATE)
@@ -266,7 +266,7 @@ class Bench:
             torch.nn.functional.cross_entropy(scores, self.batch.targets[place : place + BATCH]).backward()
             optimizer.step()
         answer = self.answer(message, module.state_dict())
-        self.trained_for = CLOCK[0]() - start
+        self.trained_for = self.clock() - start
         return answer
 
     def answer(self, message: Message, tensors: Mapping[str, torch.Tensor]) -> Message:
