@@ -27,7 +27,7 @@ from medpfl.report.loading import load_audit
 from medpfl.report.problems import SHOWN_CASES, defense_warnings, failure_groups, refusal_groups, silent_groups
 from medpfl.report.redaction import without_items
 from medpfl.report.table import cell_table, namer
-from medpfl.report.updates import groups, recorded_updates
+from medpfl.report.updates import groups, owned, recorded_updates
 from medpfl.report.views import Audit, Measured
 
 FILE_NAME = "report.html"
@@ -90,6 +90,7 @@ def render(audit: Audit, folder: Path, *, images: bool) -> str:
             decibels=scale(diagnosed),
             recorded_updates=told,
             update_groups=groups(told),
+            updates_owned=owned(told),
             gallery=gallery(audit.cells, folder) if images else None,
             opened={outcome.strongest.id for outcome in found if outcome.strongest is not None},
             guard_outcomes=guards.guard_outcomes(audit.cells),

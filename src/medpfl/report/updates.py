@@ -123,6 +123,11 @@ def recorded_updates(entries: Iterable[Mapping[str, Any]]) -> tuple[RecordedUpda
     )
 
 
+def owned(updates: Iterable[RecordedUpdate]) -> bool:
+    """Whether anything rests on the true images."""
+    return any(fact.title.endswith("(truth)") for update in updates for fact in update.facts)
+
+
 def _fact(part: Mapping[str, Any]) -> Fact:
     return Fact(
         name=str(part.get("name", "")),

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from medpfl.attacks.labels import infer_labels
 from medpfl.attacks.layers import dense_layer, last_dense, why_no_single_input
+from medpfl.attacks.updates import batch_norm_mode
 from medpfl.audit.replay.diagnosis.noise import class_sums
 from medpfl.audit.replay.diagnosis.subject import Fact, Subject, plural
 from medpfl.core.domain import Batch, GlobalModel, Recipe
+from medpfl.core.errors import InputError
 from medpfl.core.seeding import generator
 from medpfl.federation.changes import norm
 from medpfl.federation.client import client_step
@@ -238,7 +240,10 @@ def learnt(subject: Subject) -> Iterator[Fact]:
     if own is None:
         yield Fact("learnt", "How large the gradient is cannot be told: the recipe that scales it is not known.")
         return
-    received, fresh = (_random_gradients(model) for model in (subject.model, subject.fresh))
+    known = subject.recipe
+    count = min(subject.observation.examples, DRAWN if known is None else max(known.batch_size, 1), DRAWN)
+    mode = batch_norm_mode(known)
+    received, fresh = (_random_gradients(model, count, mode) for model in (subject.model, subject.fresh))
     if not received:
         return
     typical = sorted(received)[len(received) // 2]
@@ -246,23 +251,26 @@ def learnt(subject: Subject) -> Iterator[Fact]:
     drawn = f"; under a freshly drawn model {min(fresh):.3g} to {max(fresh):.3g}" if fresh else ""
     yield Fact(
         "learnt",
-        f"The mean gradient has norm {own:.3g}; {DRAWN} random images with random labels have {min(received):.3g} to "
-        f"{max(received):.3g} under the same model{drawn}."
+        f"The mean gradient has norm {own:.3g}; {DRAWN} draws of {plural(count, 'random image')} with random labels "
+        f"have {min(received):.3g} to {max(received):.3g} under the same model{drawn}."
         + (" The model has learnt these images, so that rounding and noise cover more of them." if small else ""),
         own / typical if typical else None,
         "hinders" if small else "neutral",
     )
 
 
-def _random_gradients(model: GlobalModel) -> list[float]:
-    """Norms of the gradients of random images; none where targets cannot be drawn."""
+def _random_gradients(model: GlobalModel, count: int, mode: Literal["train", "eval"]) -> list[float]:
+    """Norms of the mean gradients of so many random images; none where these cannot be computed."""
     if model.task.name == "segmentation":
         return []
     stream = generator("random images", model.name)
     found = []
     for _ in range(DRAWN):
-        batch = random_batch(model, 1, stream)
-        update, _ = client_step(model, batch, Recipe(update="gradient", batch_norm="eval"))
+        batch = random_batch(model, count, stream)
+        try:
+            update, _ = client_step(model, batch, Recipe(update="gradient", batch_norm=mode))
+        except InputError:  # one value per channel has no batch statistics
+            return []
         found.append(norm(update.trainable))
     return found
 
