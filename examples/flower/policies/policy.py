@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medpfl.defenses import Clip
-from medpfl.integrations.flower import AuditLog, DefenseMod, PinsMod
+from medpfl.integrations.flower import AnswersMod, AuditLog, DefenseMod, PinsMod
 
 BOUND = 0.05
 """Largest change that the first site lets out, a Euclidean norm."""
@@ -17,8 +17,8 @@ FEWEST, HELD = 16, 8
 
 
 def clipped() -> list[Any]:
-    """No setting that was not agreed, and no change above the bound."""
-    return [PinsMod(only_known=True, log=log()), DefenseMod(Clip(bound=BOUND), log=log())]
+    """Nothing but an update leaves, no setting that was not agreed counts, and no change is above the bound."""
+    return [AnswersMod(log=log()), PinsMod(only_known=True, log=log()), DefenseMod(Clip(bound=BOUND), log=log())]
 
 
 def too_few() -> list[Any]:

@@ -14,6 +14,7 @@ if find_spec("flwr") is None:
     raise MissingExtra("the Flower integration needs Flower: pip install 'medpfl[flower]'")
 
 from medpfl.integrations.common.audit_log import AuditLog
+from medpfl.integrations.flower.answers import AnswersMod
 from medpfl.integrations.flower.crafted import CraftedStrategy
 from medpfl.integrations.flower.defenses import DefenseMod
 from medpfl.integrations.flower.guards import GateMod, VettingMod
@@ -21,6 +22,7 @@ from medpfl.integrations.flower.pins import PinsMod, SecureAggregationPins
 from medpfl.integrations.flower.recorder import RecordingStrategy
 
 __all__ = [
+    "AnswersMod",
     "AuditLog",
     "CraftedStrategy",
     "DefenseMod",
