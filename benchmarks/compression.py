@@ -23,12 +23,13 @@ import torch
 from pictures import KINDS, ROOT, load_pictures
 from tables import read_texts, write_texts
 
+from medpfl.attacks.ats_decoding import ATSDecoding
 from medpfl.attacks.base import Attack
 from medpfl.attacks.dlg import DLG
 from medpfl.attacks.feature_readout import FeatureReadout
 from medpfl.attacks.gradinv import GradInv
 from medpfl.attacks.idlg import IDLG
-from medpfl.core.domain import Batch, GlobalModel, Observation
+from medpfl.core.domain import Auxiliary, Batch, GlobalModel, Observation
 from medpfl.core.functional import psnr, ssim
 from medpfl.core.knowledge import Knowledge
 from medpfl.core.mechanisms import sent_names
@@ -37,6 +38,7 @@ from medpfl.core.seeding import generator
 from medpfl.core.tasks import SingleLabel
 from medpfl.data import Dataset
 from medpfl.defenses import (
+    ATS,
     Censor,
     Defense,
     Lora,
@@ -80,6 +82,7 @@ SETTINGS: dict[str, Defense] = {
     "lora 8": Lora(rank=8),
     "lora 4": Lora(rank=4),
     "lora 1": Lora(rank=1),
+    "ats": ATS(),
 }
 TOTAL_VARIATION = {"none": 0.0, "share": 0.0, "quantize": 1e-3, "low_rank": 1e-3, "random_k": 1e-3}
 """Weights for the attacker who knows, by defense, of 1e-3, 1e-2 and 1e-1 the best on three other brain MRI (share and
@@ -104,7 +107,8 @@ The gain is that of each victim over the better of both naive attacks (chosen by
 
 A row appears once all three attacks were run; the same command measures what the CSV file beside this page lacks.
 `refused`: the attack infers the label from a last layer that is not sent (a gray picture's PSNR in brackets); who knows that
-takes DLG, which searches the label too. Of `head only` who knows reads the features out and inverts them. Where the knowing
+takes DLG, which searches the label too. Of `head only` who knows reads the features out and inverts them. `ats` changes images
+and compresses nothing: who knows its policy takes `ats_decoding`, with auxiliary images, the folder's others. Where the knowing
 attack is below the null, it failed: that is no sign of protection. Total variation, which it always uses, costs it dearly
 where little is hidden (`none`, 8 bits, the first layer frozen).
 """
@@ -146,7 +150,10 @@ def _measured(options: argparse.Namespace, data: str, name: str, attack: str, bu
         rest = [index for index in order if index not in victims]
         return [row | {"data": data, "defense": "none", "attack": "null"} for row in _null(dataset, victims, rest)]
     defense = SETTINGS[name]
-    observations, sizes = _observed(defense, dataset, batches, options.seed, attack == "knowing")
+    others = [index for index in order if index not in victims]
+    owned = Auxiliary(dataset.images[others], dataset.targets[others]) if name == "ats" else None
+    told = Knowledge(defense=defense.mechanism(), auxiliary=owned) if attack == "knowing" else Knowledge()
+    observations, sizes = _observed(defense, dataset, batches, options.seed, told)
     started = time.process_time()
     weight = options.total_variation
     if weight is None:
@@ -171,12 +178,11 @@ def _measured(options: argparse.Namespace, data: str, name: str, attack: str, bu
 
 
 def _observed(
-    defense: Defense, dataset: Dataset, batches: Sequence[Batch], seed: int, told: bool
+    defense: Defense, dataset: Dataset, batches: Sequence[Batch], seed: int, knowledge: Knowledge
 ) -> tuple[list[Observation], list[int]]:
     """What the server sees of every victim, and how many bytes each sends."""
     model = _model(defense, dataset, seed)
     seen = model.training_only(sent_names(defense.mechanism(), model.parameters))
-    knowledge = Knowledge(defense=defense.mechanism() if told else None)
     observations, sizes = [], []
     for place, batch in enumerate(batches):
         update, _ = client_step(model, batch, Recipe(), hooks=defense, generator=generator("client", seed, place))
@@ -199,6 +205,8 @@ def _attack(attack: str, name: str, evaluations: int, total_variation: float) ->
     knowing: dict[str, Any] = {"distance": "likelihood", "total_variation": total_variation}
     if attack == "knowing" and "head only" in name:
         return FeatureReadout(iterations=evaluations)
+    if attack == "knowing" and name == "ats":
+        return ATSDecoding(iterations=round(evaluations / 1.25), restarts=1)
     steps = max(1, round(evaluations / 1.25 / 20))
     kind = DLG if attack == "knowing" and name == "share, convolutions" else IDLG  # no last layer shows the label
     return kind(iterations=steps, restarts=1, patience=10_000, **(knowing if attack == "knowing" else {}))
