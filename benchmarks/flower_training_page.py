@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -83,7 +84,7 @@ def _leakage(plan: Plan, folder: Path) -> list[dict[str, Any]]:
             "gradients": _text(spent.get(cell["cell"]), 0),
         }
         for _, cell in cells.iterrows()
-        if cell["status"] == "done"
+        if cell["status"] == "done" and cell["done"] > 0
     ]  # fmt: skip
 
 
@@ -99,42 +100,51 @@ def _trained(plan: Plan, variant: str, out: Path) -> Utility:
 
 
 def _seeds(out: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """By recipe and variant, what the last round of each seed reached."""
+    """By recipe and variant, what the last round of each seed reached, where there are several seeds."""
     found: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     path = out / "seeds.json"
     for row in json.loads(path.read_text()) if path.exists() else []:
         found.setdefault((row["recipe"], row["variant"]), {})[row["seed"]] = row
-    return {key: [own[seed] for seed in sorted(own)] for key, own in found.items()}
+    return {key: [own[seed] for seed in sorted(own)] for key, own in found.items() if len(own) > 1}
 
 
 def _leakage_table(plans: Sequence[Plan], rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each attack on each training: mean SSIM with its interval and the share reconstructed, by round."""
     words = {plan.name: plan.words for plan in plans}
-    head = [
-        "client",
-        "training",
-        "attack",
-        "round",
-        "images",
-        "SSIM [95 %]",
-        "null",
-        "PSNR",
-        "null",
-        "ASR",
-        "gradients",
-    ]
-    lines = [
-        [
-            words[row["recipe"]], WORDS[row["training"]], row["attack"] + (" (told)" if row["knows_defense"] == "true" else ""),
-            row["round"], row["images"], f"{row['ssim'][:-1]} {_span(row)}", row["null_ssim"][:-1], row["psnr"],
-            row["null_psnr"], row["asr"][:-1], row["gradients"],
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        told = " (told)" if row["knows_defense"] == "true" else ""
+        groups.setdefault((row["recipe"], row["training"], row["attack"] + told), []).append(row)
+    lines: list[list[object]] = []
+    for (recipe, training, attack), own in groups.items():
+        if not lines or lines[-1][:2] != [words[recipe], WORDS[training]]:
+            nulls = [f"{row['round']}: {_two(row['null_ssim'])}, {row['null_psnr']} dB" for row in own]
+            lines.append([words[recipe], WORDS[training], "(most similar other image)", *_four(nulls), None])
+        found = [
+            f"{row['round']}: {_two(row['ssim'])}{_span(row)}, {row['psnr']} dB, **{_percent(row['asr'])}**"
+            for row in own
         ]
-        for row in rows
-    ]  # fmt: skip
+        lines.append(
+            [words[recipe], WORDS[training], attack, *_four(found), ", ".join(row["gradients"] for row in own)]
+        )
+    head = ["client", "training", "attack", "first round", "", "", "last round", "gradients for each client"]
     return markdown(head, lines)
 
 
+def _four(texts: Sequence[str]) -> list[str | None]:
+    return [*texts, *[None] * (4 - len(texts))]
+
+
+def _two(text: str) -> str:
+    return f"{float(text):.2f}" if text else ""
+
+
+def _percent(text: str) -> str:
+    return f"{float(text):.0%}"
+
+
 def _span(row: dict[str, Any]) -> str:
-    return f"[{row['ssim_low'][:-1]}, {row['ssim_high'][:-1]}]" if row["ssim_low"] else "(one victim)"
+    return f" [{_two(row['ssim_low'])}, {_two(row['ssim_high'])}]" if row["ssim_low"] else ""
 
 
 def _utility_table(
@@ -149,9 +159,13 @@ def _utility_table(
             places = [0, len(one.rounds) // 2, -1]
             cost: object = None
             if own and one.variant not in ("plain", "secure"):
-                before = [row["auc"] for row in seeds[plan.name, "plain"]]
+                before = {row["seed"]: row["auc"] for row in seeds[plan.name, "plain"]}
+                common = [row for row in own if row["seed"] in before]
                 found = paired_difference(
-                    [row["auc"] for row in own], before, [str(row["seed"]) for row in own], seed=0
+                    [row["auc"] for row in common],
+                    [before[row["seed"]] for row in common],
+                    [str(row["seed"]) for row in common],
+                    seed=0,
                 )
                 cost = f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
             lines.append([
@@ -176,18 +190,18 @@ def _draw(plans: Sequence[Plan], rows: Sequence[dict[str, Any]], first: Sequence
     plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
     columns = ("plain", "weak", "noise", "secure")
     figure, grid = plt.subplots(
-        len(plans), 4, figsize=(12.8, 3.1 * len(plans) + 0.8), squeeze=False, layout="constrained"
+        len(plans), len(columns) + 1, figsize=(15.5, 3.1 * len(plans) + 0.8), squeeze=False, layout="constrained"
     )
     handles: dict[str, Any] = {}
     for place, plan in enumerate(plans):
         for axes, variant in zip(grid[place], columns, strict=False):
             own = [row for row in rows if row["recipe"] == plan.name and row["training"] == variant]
             handles |= _leak(axes, own)
-            axes.set(ylim=(-0.02, 1.02), title=f"{plan.words}\n{WORDS[variant]}" if own else "")
+            axes.set(ylim=(-0.02, 1.02), title=WORDS[variant] if own else "")
             axes.title.set_size(10.5)
             if not own:
                 axes.axis("off")
-        grid[place][0].set_ylabel("mean SSIM")
+        grid[place][0].set_ylabel("\n".join([*wrap(plan.words, 24), "mean SSIM"]))
         _worth(grid[place][4], [one for one in first if one.recipe == plan.name])
     for axes in grid[-1]:
         axes.set_xlabel("round")
@@ -221,7 +235,7 @@ def _worth(axes: Any, trained: Sequence[Utility]) -> None:
     dashes = {"plain": "-", "weak": "-.", "noise": "--", "secure": ":"}
     for one in trained:
         axes.plot(one.rounds, one.auc, color="#333333", linestyle=dashes[one.variant], label=WORDS[one.variant])
-    axes.set(ylim=(0.4, 1.0), title="held-out AUC")
+    axes.set(ylim=(-0.02, 1.02), title="held-out AUC")
     axes.title.set_size(10.5)
     axes.legend(frameon=False, loc="lower right", fontsize=9.5)
 
