@@ -124,11 +124,19 @@ def agreement(
 
 
 def best_agreement(
-    model: GlobalModel, recorded: Tensors, groups: Sequence[GroundTruth], recipe: Recipe | None, kind: UpdateKind
+    model: GlobalModel,
+    recorded: Tensors,
+    groups: Sequence[GroundTruth],
+    recipe: Recipe | None,
+    kind: UpdateKind,
+    *,
+    noisy: bool = False,
 ) -> Agreement | str:
     """With the stated recipe, or with another one that explains the update where that one does not.
 
     Where none explains it, the stated recipe's; a reason where nothing was stated either, or it cannot be carried out.
+    noisy: the update misses what any training with SGD leaves, by more than `EXPLAINED`, so that only other optimizers
+    are tried.
     """
     largest = max(len(group.images) for group in groups)
     stated: Agreement | str = "how the client trains was not given, and no recipe that was tried explains the update"
@@ -137,31 +145,32 @@ def best_agreement(
         if isinstance(stated, Agreement) and (stated.left <= EXPLAINED or stated.left_scaled <= AGREES):
             return stated
     base = recipe or Recipe(update=kind, batch_size=largest)
-    tried: list[Agreement] = []
+    tried: list[tuple[float, Recipe]] = []
     for other in _others(base, largest, has_batch_norm(model)):
+        if noisy and other.optimizer == "sgd":
+            continue
         fitted = _fitted(model, recorded, groups, other, ROUGH)
         if isinstance(fitted, Agreement):
-            tried.append(fitted)
+            tried.append((fitted.left, fitted.recipe))
             if fitted.agrees:
                 return fitted
-    for one in _closest(tried) if base.update != "gradient" else ():
+    for one in _closest(tried) if base.update != "gradient" and not noisy else ():
         for epochs in EPOCHS:
-            more = replace(one.recipe, epochs=epochs)
-            fitted = _fitted(model, recorded, groups, more, ROUGH) if epochs != one.recipe.epochs else one
-            if isinstance(fitted, Agreement):
-                tried.append(fitted)
+            if epochs != one.epochs:
+                fitted = _fitted(model, recorded, groups, replace(one, epochs=epochs), ROUGH)
+                tried += [(fitted.left, fitted.recipe)] if isinstance(fitted, Agreement) else []
     for one in _closest(tried):
-        fitted = _fitted(model, recorded, groups, one.recipe, FINE)
+        fitted = _fitted(model, recorded, groups, one, FINE)
         if isinstance(fitted, Agreement) and fitted.left <= EXPLAINED:
             return fitted
     return stated
 
 
-def _closest(tried: Sequence[Agreement]) -> list[Agreement]:
-    """The ones that leave least, each recipe once whatever its learning rate."""
-    by_recipe: dict[str, Agreement] = {}
-    for one in sorted(tried, key=lambda agreed: agreed.left):
-        by_recipe.setdefault(str(replace(one.recipe, learning_rate=1.0)), one)
+def _closest(tried: Sequence[tuple[float, Recipe]]) -> list[Recipe]:
+    """The ones that leave least, each once whatever its learning rate."""
+    by_recipe: dict[str, Recipe] = {}
+    for _, recipe in sorted(tried, key=lambda one: one[0]):
+        by_recipe.setdefault(str(replace(recipe, learning_rate=1.0)), recipe)
     return list(by_recipe.values())[:POLISHED]
 
 

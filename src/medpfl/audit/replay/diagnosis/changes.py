@@ -106,6 +106,8 @@ def changed(
         model = replace(one.subject.fresh, task=model.task) if "untrained" in names else model
         if set(names) - {"labels_given", "recipe_known"}:
             update = _update(one.agreement, model, groups, recipe, clean="clean_update" in names)
+    if told is not None and told.update != update.kind:
+        told = replace(told, update=update.kind)
     labels = torch.cat([group.labels for group in groups]) if "labels_given" in names else None
     defense = None if "clean_update" in names else observation.knowledge.defense
     return (

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from medpfl.audit.replay.diagnosis.agreement import best_agreement
+from medpfl.audit.replay.diagnosis.agreement import EXPLAINED, Agreement, agreement, best_agreement
 from medpfl.audit.replay.diagnosis.changes import Owned
+from medpfl.audit.replay.diagnosis.noise import class_sums
 from medpfl.audit.replay.diagnosis.subject import Subject
 from medpfl.audit.replay.observing import observe
 from medpfl.audit.replay.settings import Replay
+from medpfl.core.domain import Recipe
 from medpfl.core.errors import DataError, InputError, ModelError
 from medpfl.core.functional import is_finite
 from medpfl.federation.changes import norm, sent_change
@@ -50,8 +52,13 @@ def round_norms(settings: Replay, update: Recorded) -> Mapping[str, float]:
     return found
 
 
-def owned_update(settings: Replay, update: Recorded, subject: Subject) -> Owned | str:
-    """The update with its truth and the client's step replayed, or why there is nothing to compare."""
+def owned_update(
+    settings: Replay, update: Recorded, subject: Subject, recipe: tuple[Recipe, bool] | None = None
+) -> Owned | str:
+    """The update with its truth and the client's step replayed, or why there is nothing to compare.
+
+    recipe: the client's own and whether it is another than the stated one, where that was found out before.
+    """
     truth = None if settings.truths is None else settings.truths.of(update)
     if truth is None:
         return "the truth of this client was not given"
@@ -62,8 +69,12 @@ def owned_update(settings: Replay, update: Recorded, subject: Subject) -> Owned 
     groups = _groups(truth, update, subject)
     if isinstance(groups, str):
         return groups
-    observation = subject.observation
-    found = best_agreement(subject.model, subject.change, groups, observation.recipe, observation.update.kind)
+    stated, kind = subject.observation.recipe, subject.observation.update.kind
+    if recipe is not None:
+        return Owned(subject, groups, agreement(subject.model, subject.change, groups, recipe[0], found=recipe[1]))
+    sums = class_sums(subject)
+    covered = not isinstance(sums, str) and sums.part(subject) > 2 * EXPLAINED
+    found = best_agreement(subject.model, subject.change, groups, stated, kind, noisy=covered)
     return Owned(subject, groups, found)
 
 
@@ -94,6 +105,9 @@ def _groups(truth: GroundTruth, update: Recorded, subject: Subject) -> tuple[Gro
 MOST_KEPT = 8
 """Updates whose tensors are held at the same time."""
 
+ENTRIES_KEPT = 40_000_000
+"""And so many trainable entries of them, but at least one update."""
+
 Key = tuple[str, int, str]
 T = TypeVar("T")
 
@@ -105,6 +119,7 @@ class Known:
         self._subjects: dict[Key, Subject | str] = {}
         self._owned: dict[Key, Owned | str] = {}
         self._norms: dict[Key, Mapping[str, float]] = {}
+        self._recipes: dict[Key, tuple[Recipe, bool]] = {}
 
     def subject(self, settings: Replay, update: Recorded) -> Subject | str:
         """What is known of an update, or why it cannot be read."""
@@ -116,21 +131,29 @@ class Known:
             except (DataError, ModelError) as error:
                 return str(error)
 
-        return _kept(self._subjects, (settings.name, update.round, update.client), read)
+        most = max(1, ENTRIES_KEPT // settings.model.parameter_count)
+        return _kept(self._subjects, (settings.name, update.round, update.client), read, most)
 
     def owned(self, settings: Replay, update: Recorded) -> Owned | str:
         """The update with its truth, or why there is none."""
 
+        key = (settings.name, update.round, update.client)
+
         def read() -> Owned | str:
             subject = self.subject(settings, update)
-            return subject if isinstance(subject, str) else owned_update(settings, update, subject)
+            if isinstance(subject, str):
+                return subject
+            found = owned_update(settings, update, subject, self._recipes.get(key))
+            if isinstance(found, Owned) and isinstance(found.agreement, Agreement):
+                self._recipes[key] = found.agreement.recipe, found.agreement.found
+            return found
 
-        return _kept(self._owned, (settings.name, update.round, update.client), read)
+        return _kept(self._owned, key, read, max(1, ENTRIES_KEPT // settings.model.parameter_count))
 
 
-def _kept(held: dict[Key, T], key: Key, make: Callable[[], T]) -> T:
+def _kept(held: dict[Key, T], key: Key, make: Callable[[], T], most: int = MOST_KEPT) -> T:
     if key not in held:
-        while len(held) >= MOST_KEPT:
+        while len(held) >= min(most, MOST_KEPT):
             held.pop(next(iter(held)))
         held[key] = make()
     return held[key]
