@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from medpfl.core.domain import Batch, GlobalModel
 from medpfl.core.errors import ModelError
+from medpfl.core.functional import is_finite
 from medpfl.core.tasks import Segmentation, SingleLabel
 from medpfl.guards.frozen import frozen_views
 from medpfl.guards.layer_views import LayerView, layer_views, sample_view
@@ -96,7 +97,7 @@ def watch(model: GlobalModel, images: Tensor) -> Watched:
     batch = Batch(chosen, labels_for(model, len(chosen)).to(model.device))
     single = model.to(torch.float32)
     views, not_seen = layer_views(single, batch)
-    if not all(bool(torch.isfinite(view.errors).all()) for view in views):
+    if not all(is_finite(view.errors) for view in views):
         raise ModelError(f"model '{model.name}' gives numbers that are not finite for images: do not train on it")
     head = next((view for view in reversed(views) if view.units == model.task.classes), None)
     frozen = frozen_views(single, batch)
