@@ -59,8 +59,7 @@ organs: [other_priors.md](other_priors.md).
 
 The published side is searched with Adam, and from b = 0.01 to 0.003 its median rises by little more than 1 dB on brain MRI:
 with 300 evaluations and without a prior the search, not the noise, holds it back on many nets. Part of what the covariance
-gains is that its search is preconditioned by it. What an L-BFGS search of the published distance and ten times the evaluations find, and the noise at which they see as
-much as who knows: [noise_bought.md](noise_bought.md).
+gains is that its search is preconditioned by it. What an L-BFGS search of the published distance finds, and the noise at which it sees as much as who knows: [noise_bought.md](noise_bought.md).
 
 Tried and left out: mixtures of normal distributions on 6x6 patches (expected patch log likelihood) beside the covariance:
 up to 1.3 dB better where the covariance is good already, up to 5 dB worse on nets that show little, +0.1 dB on average. A

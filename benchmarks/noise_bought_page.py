@@ -23,7 +23,8 @@ INTRODUCTION = """# Which noise does knowing it buy?
 The same victims and nets as in [known_noise](known_noise.md) (`lenet_dlg`, 32x32, one gradient of one image, Laplace noise of
 scale b on every entry). There the published distance (squared differences, no prior, noise unknown) was searched with Adam
 in 300 gradient evaluations, which left open whether the noise or the search held it back. Here it is searched at its best: by
-L-BFGS in float64 too (from a tiled patch, as CPL starts), with ten times the evaluations, and at less and less noise.
+L-BFGS in float64 too (from a tiled patch, as CPL starts), and at less and less noise. `--evaluations 3000` adds ten times the
+evaluations, which take an hour and are not measured yet.
 
     python benchmarks/noise_bought.py --csv docs/benchmarks/noise_bought.csv --table docs/benchmarks/noise_bought.md
 
