@@ -96,7 +96,7 @@ class MemoryStorage(Storage):
 class FolderStorage(Storage):
     """A folder with mode 0700; with a `key` (32 bytes) files and log lines are encrypted with AES-256-GCM.
 
-    The key is the user's to keep; without it nobody reads the recording. Needs the package `cryptography` then.
+    The key is the user's to keep; without it nobody reads the recording. Needs `medpfl[encryption]` then.
     """
 
     def __init__(self, folder: Path, key: bytes | None = None) -> None:
@@ -236,5 +236,5 @@ def _cipher(key: bytes) -> Any:
     try:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
     except ImportError:
-        raise MissingExtra("an encrypted recording needs the package cryptography: pip install cryptography") from None
+        raise MissingExtra("an encrypted recording needs the package cryptography: pip install 'medpfl[encryption]'") from None
     return AESGCM(key)
