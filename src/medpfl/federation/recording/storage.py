@@ -236,5 +236,7 @@ def _cipher(key: bytes) -> Any:
     try:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
     except ImportError:
-        raise MissingExtra("an encrypted recording needs the package cryptography: pip install 'medpfl[encryption]'") from None
+        raise MissingExtra(
+            "an encrypted recording needs the package cryptography: pip install 'medpfl[encryption]'"
+        ) from None
     return AESGCM(key)
