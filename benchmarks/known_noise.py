@@ -99,7 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.table:
         options.table.write_text(table(read_texts(options.csv)), encoding="utf-8")
     if options.figure:
-        figure(read_texts(options.csv), options.figure)
+        bought = options.csv.with_name("noise_bought.csv")
+        searched = [row for row in read_texts(bought) if row["part"] == "test"] if bought.is_file() else []
+        figure(read_texts(options.csv), options.figure, searched)
 
 
 def make_setting(root: Path, data: str, scale: float, count: int, development: bool = False) -> Setting:

@@ -220,6 +220,8 @@ COLORS = {
     "denoiser": "tab:purple",
 }
 
+SEARCHED = "published, searched by L-BFGS"
+
 TITLES = {
     "brain_mri": "Brain MRI",
     "covid_cxr": "Chest X-ray",
@@ -228,8 +230,11 @@ TITLES = {
 }
 
 
-def figure(rows: Sequence[Row], path: Path) -> None:
-    """Median PSNR over the noise, one panel per data set, with intervals of the median; grey where no null is beaten."""
+def figure(rows: Sequence[Row], path: Path, searched: Sequence[Row] = ()) -> None:
+    """Median PSNR over the noise, one panel per data set, with intervals of the median; grey where no null is beaten.
+
+    searched: rows of `noise_bought.py`, the published distance searched by L-BFGS.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -253,6 +258,11 @@ def figure(rows: Sequence[Row], path: Path) -> None:
                 continue
             ends = np.array([_median_interval(found) for found in values.values()])
             panel.fill_between(list(values), ends[:, 0], ends[:, 1], color=color, alpha=0.12, linewidth=0)
+        again = {scale: _values(searched, data, scale, "lbfgs tiled", "psnr") for scale in scales}
+        again = {scale: found for scale, found in again.items() if len(found)}
+        middle = [float(np.median(found)) for found in again.values()]
+        if again:
+            panel.plot(list(again), middle, color=COLORS["published"], marker="s", linestyle="--", label=SEARCHED)
         panel.set_xscale("log")
         panel.set_xticks(scales, [f"{scale:g}" for scale in scales])
         panel.minorticks_off()

@@ -8,6 +8,7 @@ changes what the app is told, e.g. `--set images=16 batch-size=4 local-steps=4`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -119,7 +120,7 @@ def simulated(settings: dict[str, object], environment: dict[str, str], timeout:
         flwr(command, environment, timeout)
         check_finished(environment, "local")
     finally:
-        stop(listeners(environment["FLWR_HOME"]))
+        stop(environment["FLWR_HOME"])
 
 
 def deployed(
@@ -160,6 +161,7 @@ def deployed(
                 process.wait(20)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
+        stop(environment["FLWR_HOME"])
         log.close()
 
 
@@ -188,29 +190,21 @@ def check_finished(environment: dict[str, str], connection: str) -> None:
         raise SystemExit(f"the run ended as {status}:\n{log}")
 
 
-def listeners(home: str) -> list[int]:
-    """Process ids of the background servers that Flower started for this run; those of other runs are left alone."""
+def stop(home: str, seconds: float = 20.0) -> None:
+    """Ends what Flower left running for this run, whatever it is called; that of other runs is left alone."""
     import psutil
 
-    found = []
-    for process in psutil.process_iter(["pid", "cmdline"]):
-        line = " ".join(process.info["cmdline"] or [])
-        if "flower-superlink" in line or "flower-superexec" in line:
-            try:
-                own = process.environ().get("FLWR_HOME") == home
-            except psutil.Error:
-                continue
-            if own:
-                found.append(int(process.info["pid"]))
-    return found
-
-
-def stop(processes: list[int]) -> None:
-    for process in processes:
-        try:
-            os.kill(process, signal.SIGTERM)
-        except ProcessLookupError:
-            continue
+    own = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and process.environ().get("FLWR_HOME") == home:
+                own.append(process)
+    for process in own:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    for process in psutil.wait_procs(own, timeout=seconds)[1]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 if __name__ == "__main__":
