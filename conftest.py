@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-NEEDED = {"flower": "flwr", "flare": "nvflare"}
-"""Integration -> the package that it needs."""
+NEEDED = {"flower/*": "flwr", "flare/*": "nvflare", "monai.py": "monai"}
+"""Files of integrations -> the package that they need."""
 
 collect_ignore_glob = [
-    f"src/medpfl/integrations/{name}/*" for name, package in NEEDED.items() if find_spec(package) is None
+    f"src/medpfl/integrations/{files}" for files, package in NEEDED.items() if find_spec(package) is None
 ]

@@ -102,7 +102,7 @@ def replay(
     Examples:
       medpfl replay recording --model lenet_dlg
       medpfl replay recording --model ours.models:make --attack gradinv --round 20
-      medpfl replay out/plain out/noise --model lenet_dlg --truth out --defense 'noise={name: gaussian, std: 0.01}'
+      medpfl replay plain noise --model lenet_dlg --defense 'noise={name: sign}'
     """
     from medpfl.audit.replay import by_recording, prepare_replay, recording_names, truth_folders
     from medpfl.audit.replay import replay as replayed

@@ -42,6 +42,7 @@ class Recorder:
     included. Raises StoreError if the folder cannot be used or another recorder still writes there after `patience`
     seconds.
 
+    >>> import torch
     >>> from medpfl.federation.recording import MemoryStorage, read_recording
     >>> with Recorder(storage := MemoryStorage()) as recorder:
     ...     recorder.sent(1, {"weight": torch.zeros(2)})
