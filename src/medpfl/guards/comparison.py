@@ -67,6 +67,14 @@ def space_of(view: LayerView, pixels: tuple[Tensor, Tensor] | None) -> Space:
     return Space(shift, factor, offsets, common)
 
 
+def image_space(images: Tensor) -> Space:
+    """Of whole images (N, D), pixel by pixel."""
+    ones = torch.ones_like(images[0])
+    offsets = _orthonormal([ones])
+    common = _orthonormal([ones, images.mean(dim=0)]) if len(images) >= MEAN_FROM else offsets
+    return Space(torch.zeros_like(ones), ones, offsets, common)
+
+
 def _orthonormal(vectors: Sequence[Tensor]) -> Tensor:
     """Orthonormal rows that span the vectors (D,), in their order; what the earlier ones span adds none."""
     found: list[Tensor] = []

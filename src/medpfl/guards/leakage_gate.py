@@ -19,6 +19,7 @@ from medpfl.federation.guarding import LEVELS, Level, Trained, Verdict
 from medpfl.guards.base import GUARDS, Guard
 from medpfl.guards.isolation import distinct
 from medpfl.guards.layer_views import layer_views
+from medpfl.guards.search import search, searching_attacks
 from medpfl.guards.self_test import LayerFinding, SelfTest, Thresholds, self_test
 from medpfl.guards.signs import relative_changes, share_of_dying_units, surplus_loss, thrown_alone
 
@@ -37,15 +38,16 @@ Finding = tuple[Level, str]
 @GUARDS.register(
     "leakage_gate",
     summary="a client reads its own update as an attacker would and withholds it if its own images come back",
-    limits="closed forms only: gradient matching finds images that this does not, so audit that with `medpfl audit`; one "
-    "or two images in a batch come back from every dense first layer, crafted or not; the training code must be the "
-    "client's own",
+    limits="without `attacks` closed forms only, while gradient matching finds images that these do not; with them a small "
+    "budget, so a server with a larger one may find more: audit that with `medpfl audit`; one or two images in a batch "
+    "come back from every dense first layer, crafted or not; the training code must be the client's own",
 )
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class LeakageGate(Guard):
     """The client owns the truth, so it needs no guess about the attacker.
 
-    `leaks`: more images come back than `images` allows, by the read-out self-test. `crafted`: beyond that a layer gives
+    `leaks`: more images come back than `images` allows, by the read-out self-test or by one of `attacks`, which spend a
+    budget of gradient evaluations on the update and own neither images nor labels. `crafted`: beyond that a layer gives
     back far more than a freshly drawn one would of the same inputs, or does it with units that sort images like bins;
     or one round of training changed a weight by more than `change` times its size, and most others hardly. `unusable`:
     it changed most of them so, or to numbers that are not finite; such an update is withheld as well. Units that die and
@@ -63,6 +65,13 @@ class LeakageGate(Guard):
     psnr: Annotated[
         float, Field(gt=0, description="and from this PSNR on (dB), after the best brightness and contrast")
     ] = 25.0
+    attacks: Annotated[
+        tuple[str, ...],
+        Field(description="attacks that are run on the update with their quick settings, e.g. [idlg, gradinv]"),
+    ] = ()
+    most_images: Annotated[
+        int, Field(ge=1, description="updates of more images are read in closed form only, whatever `attacks` says")
+    ] = 16
     excess: Annotated[
         float, Field(gt=0, lt=1, description="crafted: share of samples beyond what a freshly drawn layer gives back")
     ] = 0.5
@@ -74,6 +83,10 @@ class LeakageGate(Guard):
             gt=0,
         ),
     ] = 10.0
+
+    def __post_init__(self) -> None:
+        """Refuses attacks that no honest server could run."""
+        searching_attacks(self.attacks)
 
     def after(self, trained: Trained) -> Verdict:
         """What the update gives away and whether the model looks crafted, and whether that ends the round."""
@@ -95,6 +108,7 @@ class LeakageGate(Guard):
             thresholds=Thresholds(correlation=self.correlation, psnr=self.psnr),
         )
         yield from self._read(test)
+        yield from self._searched(trained)
         yield from self._shaken(trained)
 
     def _read(self, test: SelfTest) -> Iterator[Finding]:
@@ -103,6 +117,21 @@ class LeakageGate(Guard):
         for finding in test.layers:
             if (why := self._why_crafted(finding)) is not None:
                 yield "crafted", f"{finding.layer}: {why}"
+
+    def _searched(self, trained: Trained) -> Iterator[Finding]:
+        """What attacks with a budget give back."""
+        count = len(trained.received.batch)
+        if self.attacks and count > self.most_images:
+            yield "passed", f"{', '.join(self.attacks)} not run: {count} images, more than {self.most_images}"
+            return
+        for found in search(trained, self.attacks, Thresholds(correlation=self.correlation, psnr=self.psnr)):
+            if found.returned is None:
+                yield "passed", f"{found.attack} not run or failed: {found.why_not}"
+                continue
+            told = (
+                f"{found.attack} gives back {len(found.returned)} of {count} images in {found.evaluations} evaluations"
+            )
+            yield "leaks" if len(found.returned) > self.images else "passed", told
 
     def _why_crafted(self, finding: LayerFinding) -> str | None:
         """What no honest layer does with these samples; None if it could be one."""

@@ -22,10 +22,10 @@ from medpfl.defenses import Defense
 from medpfl.federation.guarding import Guarding, Verdict
 from medpfl.federation.recipes import check_recipe
 from medpfl.federation.recording.arrays import as_tensor
-from medpfl.guards import LeakageGate, VettingGuard
+from medpfl.guards import VettingGuard
 from medpfl.guards.participation import WithholdLimit
 from medpfl.integrations.common.audit_log import AuditLog
-from medpfl.integrations.common.deciding import Decisions, closed, received, trained
+from medpfl.integrations.common.deciding import Decisions, closed, received, searching_gate, trained
 from medpfl.integrations.common.defending import check_outside_training, defended
 
 if find_spec("monai") is None:
@@ -180,7 +180,7 @@ class GateFilter(Filter):
         if problems := check_recipe(recipe, model):
             raise InputError(f"recipe: {problems[0]}")
         self.model, self.images, self.recipe, self.memory = model, images, recipe, memory
-        self.guard = LeakageGate() if guard is None else guard
+        self.guard = searching_gate() if guard is None else guard
         self.decisions = Decisions(log or AuditLog(), limit or WithholdLimit(), memory)
 
     def __call__(self, data: ExchangeObject, extra: dict[str, Any] | None = None) -> ExchangeObject:

@@ -11,10 +11,14 @@ import torch
 from medpfl.core.domain import Batch, GlobalModel, Recipe, Tensors, Update
 from medpfl.core.errors import InputError, MedPFLError
 from medpfl.federation.guarding import Received, Trained, Verdict
+from medpfl.guards import LeakageGate
 from medpfl.guards.participation import WithholdLimit, may_take_part
 from medpfl.integrations.common.audit_log import AuditLog
 from medpfl.integrations.common.parting import parted
 from medpfl.models.state import apply_state, matched_state
+
+SEARCHED = ("idlg",)
+"""Attacks that a gate runs on every update of few images unless it is told otherwise."""
 
 LONGEST_HISTORY = 1000
 """Rounds that a history remembers."""
@@ -52,6 +56,11 @@ class Decisions:
         if verdict is not None:
             self.log.decided(verdict.guard, "withheld" if ends else "passed", verdict.reasons, level=verdict.level)
         return ends
+
+
+def searching_gate() -> LeakageGate:
+    """The leakage gate with closed forms and a small search."""
+    return LeakageGate(attacks=SEARCHED)
 
 
 def closed(guard: str, look: Callable[[], Verdict | None]) -> Verdict | None:

@@ -14,7 +14,7 @@ from medpfl.audit.validation import build
 from medpfl.core.errors import InputError, SpecError
 from medpfl.federation.guarding import Verdict
 from medpfl.guards import LeakageGate
-from medpfl.integrations.common.deciding import received, trained
+from medpfl.integrations.common.deciding import SEARCHED, received, trained
 from medpfl.integrations.flare.agreed import AgreedModel, OwnImages, agreed_recipe
 from medpfl.integrations.flare.answers import AnswerFilter
 from medpfl.integrations.flare.exchange import CHANGES, kind_of, site_of, tensors_of
@@ -27,9 +27,9 @@ class GateFilter(AnswerFilter, AgreedModel, OwnImages):
     model, image_shape, classes, task: the architecture that was agreed on, as for VettingFilter. images: the images that
     were trained on, in order, a callable by name with `images_arguments` (see `OwnImages.batch`): the site owns the truth, which
     no server has. recipe: how the site trains, for instance {"batch_size": 8, "local_steps": 4, "learning_rate": 0.01}; it
-    must be what the job really does, or the gate compares with the wrong step. guard: settings of the leakage gate. Put
-    it last, so that it sees what is really sent; filters of the job still come after it. Raises SpecError for
-    parameters that are wrong.
+    must be what the job really does, or the gate compares with the wrong step. guard: settings of the leakage gate,
+    whose `attacks` are idlg unless it names others. Put it last, so that it sees what is really sent; filters of the job
+    still come after it. Raises SpecError for parameters that are wrong.
     """
 
     what = "leakage_gate"
@@ -52,7 +52,7 @@ class GateFilter(AnswerFilter, AgreedModel, OwnImages):
         self.agree(model, image_shape, classes, task)
         self.own(images, images_arguments, withheld, rounds)
         self.recipe, self.guard = dict(recipe), dict(guard or {})
-        self.checking: LeakageGate = build(LeakageGate, self.guard, "guard")
+        self.checking: LeakageGate = build(LeakageGate, {"attacks": SEARCHED, **self.guard}, "guard")
         self.agreed = agreed_recipe(self.recipe)
         for key, value in (("model", model), ("images", images)):
             if not isinstance(value, str) or not value:

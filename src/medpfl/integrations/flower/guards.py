@@ -12,10 +12,10 @@ from medpfl.core.domain import Batch, GlobalModel, Recipe
 from medpfl.core.errors import InputError
 from medpfl.federation.guarding import Guarding, Received
 from medpfl.federation.recipes import check_recipe
-from medpfl.guards import LeakageGate, VettingGuard
+from medpfl.guards import VettingGuard
 from medpfl.guards.participation import WithholdLimit
 from medpfl.integrations.common.audit_log import AuditLog
-from medpfl.integrations.common.deciding import Decisions, closed, received, trained
+from medpfl.integrations.common.deciding import Decisions, closed, received, searching_gate, trained
 from medpfl.integrations.flower.records import arrays_key, examples_of, refused, tensors_of
 
 Call = Callable[[Message, Context], Message]
@@ -63,14 +63,14 @@ class GateMod:
     """Reads the client's own update as an attacker would before it leaves, and withholds it if images come back.
 
     images: the images that were trained on, in order: the client owns the truth, which no server has. recipe: how the
-    app trains; it must be what the app really does, or the gate compares with the wrong step. guard: the leakage gate,
-    or another guard with a look after training. Put it outermost among the mods, so that it sees what is really sent.
+    app trains; it must be what the app really does, or the gate compares with the wrong step. guard: the leakage gate
+    with closed forms and idlg, `LeakageGate(attacks=...)` with others, or another guard with a look after training. Put it outermost among the mods, so that it sees what is really sent.
     """
 
     model: GlobalModel
     images: Images
     recipe: Recipe
-    guard: Guarding = field(default_factory=LeakageGate)
+    guard: Guarding = field(default_factory=searching_gate)
     limit: WithholdLimit = field(default_factory=WithholdLimit)
     log: AuditLog = field(default_factory=AuditLog)
 
