@@ -133,6 +133,7 @@ def test_numbered_arrays_are_taken_in_the_order_of_the_state_dict(recorded: Path
     [
         (["nothing", "--model", "lenet_dlg"], "no recording"),
         (["recording", "--model", "lenet"], "unknown model 'lenet'"),
+        (["recording", "--model", "lenet_cpl"], "name the model that it belongs to"),
         (["recording", "--model", "lenet_dlg", "--round", "9"], "rounds 1, 2"),
         (["recording", "--model", "lenet_dlg", "--client", "9"], "there are 0, 1"),
         (["recording", "--model", "lenet_dlg", "--attack", "dgl"], "did you mean 'dlg'"),
@@ -145,3 +146,21 @@ def test_bad_input_is_one_sentence(recorded: Path, arguments: list[str], words: 
     with pytest.raises(InputError, match=words) as caught:
         run(*arguments, "--size", "12", "--out", "out")
     assert "\n" not in str(caught.value)
+
+
+def test_of_many_rounds_the_terminal_shows_the_first_and_the_last(
+    recorded: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = model()
+    with Recorder(recorded / "long") as recorder:
+        for number in range(1, 71):
+            recorder.sent(number, net.parameters)
+            recorder.received(number, "a", {name: one + 0.01 for name, one in net.parameters.items()}, examples=1)
+    assert run("long", "--model", "lenet_dlg", "--attack", "first_layer_readout", "--size", "12", "--out", "out") == 0
+    shown = capsys.readouterr().out
+    assert "round-001" in shown
+    assert "round-070" in shown
+    assert "round-035" not in shown
+    assert "... 10 more in cells.csv" in shown
+    with pytest.raises(InputError, match="there are rounds 1 to 70"):
+        run("long", "--model", "lenet_dlg", "--round", "71", "--size", "12", "--out", "other")

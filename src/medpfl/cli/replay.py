@@ -17,6 +17,9 @@ from medpfl.core.errors import DataError, SpecError, suggestion
 
 EXIT_FAILED_CASES = 3
 
+MOST_ROWS = 60
+"""Rows of the table in the terminal; of more the first and the last are shown."""
+
 
 def register(app: typer.Typer) -> None:
     """Adds `replay`."""
@@ -194,7 +197,12 @@ def _table(cells: Any, scored: bool, several: bool) -> Table:
         *(("ASR", "SSIM", "null", "PSNR dB", "null") if scored else ()),
     ):
         table.add_column(column, no_wrap=True)
-    for cell in cells:
+    half = MOST_ROWS // 2
+    chosen = list(cells) if len(cells) <= MOST_ROWS else [*cells[:half], None, *cells[-half:]]
+    for cell in chosen:
+        if cell is None:
+            table.add_row(f"... {len(cells) - 2 * half} more in cells.csv")
+            continue
         shown = (*(("dataset",) if several else ()), "model", "attack")
         fixed = [printable(str(cell[axis])) for axis in shown]
         if cell["status"] == "refused":

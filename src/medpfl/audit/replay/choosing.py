@@ -71,7 +71,7 @@ def chosen_updates(
     """The updates of these rounds and clients, all where none is named. Raises DataError where there is no such one."""
     for wanted in rounds:
         if wanted not in recording.rounds:
-            known = ", ".join(map(str, recording.rounds)) or "none"
+            known = _told(recording.rounds)
             raise DataError(
                 f"--round {wanted}: no update of that round was recorded in '{name}'; there are rounds {known}"
             )
@@ -94,3 +94,14 @@ def chosen_updates(
 
 def _letters(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name)
+
+
+def _told(rounds: Sequence[int]) -> str:
+    """At most a dozen numbers.
+
+    >>> _told([1, 2, 3]), _told(range(100))
+    ('1, 2, 3', '0 to 99')
+    """
+    if len(rounds) > 12:
+        return f"{rounds[0]} to {rounds[-1]}"
+    return ", ".join(map(str, rounds)) or "none"

@@ -13,11 +13,12 @@ from medpfl.audit.replay.choosing import chosen_updates
 from medpfl.audit.replay.observing import observed_kind
 from medpfl.audit.replay.truth import Truths
 from medpfl.core.domain import Auxiliary, GlobalModel, Recipe
-from medpfl.core.errors import DataError, SpecError
+from medpfl.core.errors import DataError, ModelError, SpecError
 from medpfl.core.seeding import content_hash
 from medpfl.data import FolderReader, load_dataset
 from medpfl.federation.recording import Recorded, Recording
 from medpfl.guards.vetting import build_agreed
+from medpfl.models.state import matched_state
 
 DEFAULT_ATTACKS: tuple[Mapping[str, Any], ...] = (
     {"name": "first_layer_readout"},
@@ -26,6 +27,9 @@ DEFAULT_ATTACKS: tuple[Mapping[str, Any], ...] = (
     {"name": "gradinv", "iterations": 300},
 )
 """What a replay runs unless the user names attacks; those that cannot run on the model are refused with the reason."""
+
+LOOKED_AT = 8
+"""Updates of which one must fit the model, or the recording is of another one."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,7 @@ def prepare_replay(
     built = build_agreed(
         model, tensors, size=size, channels=channels, classes=classes, task=task, search_path=search_path
     )
+    _check_fits(name, recording, updates, built)
     entries = tuple(
         attack_entry({"name": one} if isinstance(one, str) else one, f"--attack {number}", Path())
         for number, one in enumerate(attacks or DEFAULT_ATTACKS, start=1)
@@ -140,6 +145,22 @@ def prepare_replay(
         threshold=threshold,
         seed=seed,
     )
+
+
+def _check_fits(name: str, recording: Recording, updates: Sequence[Recorded], model: GlobalModel) -> None:
+    """Raises ModelError where nothing that was sent in the first updates fits: the recording is of another model."""
+    wrong: ModelError | None = None
+    for update in updates[:LOOKED_AT]:
+        if (sent := recording.sent_to(update)) is None:
+            continue
+        try:
+            matched_state(model, sent.tensors, f"recording '{name}': what the server sent in round {update.round}")
+        except ModelError as error:
+            wrong = wrong or error
+        else:
+            return
+    if wrong is not None:
+        raise wrong
 
 
 def _halves(path: Path, model: GlobalModel) -> tuple[Auxiliary, Auxiliary]:
