@@ -39,6 +39,8 @@ def main() -> int:
     parser.add_argument("--timeout", type=int, default=600, help="seconds after which a run is given up")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.data and not Path(arguments.data).is_dir():
+        parser.error(f"--data '{arguments.data}': no such folder; leave it out for drawn images")
     arguments.out = arguments.out.resolve()
     arguments.data = str(Path(arguments.data).resolve()) if arguments.data else ""
     sys.path[:0] = [str(HERE), str(BRAIN)]

@@ -46,6 +46,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--timeout", type=int, default=600, help="seconds after which a run is given up")
     arguments = parser.parse_args()
+    if arguments.data and not Path(arguments.data).is_dir():
+        parser.error(f"--data '{arguments.data}': no such folder; leave it out for drawn images")
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     chosen = [name for name in SETTINGS if name != "plain"] if arguments.what == "all" else [arguments.what]
